@@ -1,0 +1,89 @@
+"""Every error that a command reports in one line.
+
+    Yt8mError                    exit code
+    ├── UsageError               2    the command line asks for something that cannot be
+    ├── InputError               3    a shard is absent, unreadable or changed while it was read
+    ├── ShardError               4    bytes that are not a whole TFRecord file: framing, length or payload CRC
+    ├── RecordError              5    a whole record that is not the tf.Example asked for
+    ├── ModelError               6    a model or checkpoint that is absent, damaged or of another contract
+    ├── DeviceError              7    a provider, device or runtime package that is not there or failed
+    ├── OutputError              8    a result that cannot be written
+    ├── ResumeError              9    leftovers, a changed job, or an output that another process holds
+    ├── GateError               11    an exported model that does not match its checkpoint
+    └── TrainingError           12    training that cannot go on (NaN loss, no labels, too few videos)
+
+Codes without an exception: 0 done, 1 a bug of ours, 10 done with records set aside, 130 and 143 stopped by
+SIGINT and SIGTERM. The commands alone turn an error into one line on stderr and its exit code.
+"""
+
+from __future__ import annotations
+
+PARTIAL_SUCCESS = 10
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Yt8mError(Exception):
+    """What went wrong, where, and what to do: `str(error)` is the one line a user reads."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        line = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return " ".join(line.split())
+
+
+class UsageError(Yt8mError):
+    exit_code = 2
+
+
+class InputError(Yt8mError):
+    exit_code = 3
+
+
+class _LocatedError(Yt8mError):
+    """An error at a known place: `record` is the 0-based index in the shard, `offset` the byte it starts at."""
+
+    def __init__(self, path: str, reason: str, *, record: int, offset: int, remedy: str = "") -> None:
+        super().__init__(f"{path}: record {record} at byte {offset}: {reason}", remedy=remedy)
+        self.path = path
+        self.reason = reason
+        self.record = record
+        self.offset = offset
+
+
+class ShardError(_LocatedError):
+    exit_code = 4
+
+
+class RecordError(_LocatedError):
+    exit_code = 5
+
+
+class ModelError(Yt8mError):
+    exit_code = 6
+
+
+class DeviceError(Yt8mError):
+    exit_code = 7
+
+
+class OutputError(Yt8mError):
+    exit_code = 8
+
+
+class ResumeError(Yt8mError):
+    exit_code = 9
+
+
+class GateError(Yt8mError):
+    exit_code = 11
+
+
+class TrainingError(Yt8mError):
+    exit_code = 12
