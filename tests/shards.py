@@ -1,0 +1,133 @@
+"""Writes TFRecord shards of tf.Examples for tests, and damages them: framing and wire format by hand, no protobuf.
+
+A record is `uint64 length | uint32 masked CRC32C of the length | payload | uint32 masked CRC32C of the payload`,
+all little-endian (tensorflow/core/lib/io/record_writer.h). `field` builds any protobuf wire layout, so that tests can
+also write what no protobuf library would.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+HEADER_BYTES, FOOTER_BYTES = 12, 4
+
+
+def masked_crc(data: bytes) -> int:
+    """TFRecord's masked CRC32C of `data`."""
+    crc = crc32c.crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """One TFRecord record around `payload`."""
+    length = struct.pack("<Q", len(payload))
+    return length + struct.pack("<I", masked_crc(length)) + payload + struct.pack("<I", masked_crc(payload))
+
+
+def write_shard(path: str | Path, records: Iterable[bytes]) -> str:
+    """Write the payloads `records` as a TFRecord file; returns its path."""
+    with open(path, "wb") as file:
+        for payload in records:
+            file.write(frame(payload))
+    return os.fspath(path)
+
+
+def varint(value: int) -> bytes:
+    """Base-128 varint; negative values as 64-bit two's complement, as protobuf writes int64."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def field(number: int, content: bytes, kind: int = BYTES) -> bytes:
+    """One protobuf field: its tag, the length when `kind` is BYTES, and `content` as it is."""
+    head = varint(number << 3 | kind)
+    return head + varint(len(content)) + content if kind == BYTES else head + content
+
+
+def float_feature(values: NDArray[np.float32] | Sequence[float]) -> bytes:
+    """A Feature holding a packed FloatList."""
+    return field(2, field(1, np.asarray(values, "<f4").tobytes()))
+
+
+def int64_feature(values: Iterable[int]) -> bytes:
+    """A Feature holding a packed Int64List."""
+    return field(3, field(1, b"".join(map(varint, values))))
+
+
+def bytes_feature(*values: bytes) -> bytes:
+    """A Feature holding a BytesList."""
+    return field(1, b"".join(field(1, value) for value in values))
+
+
+def entry(key: str | bytes, feature: bytes) -> bytes:
+    """One entry of the map Features.feature, as a field of Features."""
+    name = key.encode() if isinstance(key, str) else key
+    return field(1, field(1, name) + field(2, feature))
+
+
+def example_of(entries: Iterable[bytes]) -> bytes:
+    """A tf.Example made of map entries, in the order given."""
+    return field(1, b"".join(entries))
+
+
+def example(
+    id: str | bytes | None,
+    labels: Iterable[int] | None,
+    features: Mapping[str, NDArray[np.float32] | Sequence[float]],
+    *,
+    id_key: str = "id",
+) -> bytes:
+    """A serialised tf.Example; an `id` or `labels` of None leaves that feature out."""
+    entries = [entry(name, float_feature(values)) for name, values in features.items()]
+    if labels is not None:
+        entries.append(entry("labels", int64_feature(labels)))
+    if id is not None:
+        entries.append(entry(id_key, bytes_feature(id.encode() if isinstance(id, str) else id)))
+    return example_of(entries)
+
+
+def starts(path: str | Path) -> list[int]:
+    """Byte offsets at which the records of an undamaged shard start, and the file's size as the last item."""
+    data = Path(path).read_bytes()
+    offsets = [0]
+    while offsets[-1] < len(data):
+        (length,) = struct.unpack_from("<Q", data, offsets[-1])
+        offsets.append(offsets[-1] + HEADER_BYTES + length + FOOTER_BYTES)
+    return offsets
+
+
+def flip_bit(path: str | Path, byte: int, bit: int = 0) -> None:
+    """Flip one bit of the file in place."""
+    with open(path, "r+b") as file:
+        file.seek(byte)
+        value = file.read(1)[0]
+        file.seek(byte)
+        file.write(bytes([value ^ 1 << bit]))
+
+
+def damage_payload(path: str | Path, record: int) -> None:
+    """Make record `record`'s payload fail its CRC; its neighbours stay whole."""
+    flip_bit(path, starts(path)[record] + HEADER_BYTES)
+
+
+def damage_length(path: str | Path, record: int) -> None:
+    """Make record `record`'s length fail its CRC: nothing after it can be found."""
+    flip_bit(path, starts(path)[record])
+
+
+def truncate(path: str | Path, size: int) -> None:
+    """Cut the file to `size` bytes."""
+    os.truncate(path, size)
