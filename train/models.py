@@ -195,7 +195,7 @@ class MergeAndRunBlock(nn.Module):
 
 
 class MergeAndRun(nn.Module):
-    """Merge-and-run blocks in a row; their two lines start from the same vector and end in their mean: (B, W) -> (B, W)."""
+    """Merge-and-run blocks in a row; both lines start from one vector and end in their mean: (B, W) -> (B, W)."""
 
     def __init__(self, blocks: int, width: int, config: ModelConfig) -> None:
         super().__init__()
