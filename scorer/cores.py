@@ -1,0 +1,64 @@
+"""How many CPU cores this process may use: its affinity mask, cut by its control group's CPU quota."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """Cores this process may keep busy, at least 1: min(affinity, ceil(quota)).
+
+    A quota of 1.5 cores counts as 2: the half would else lie idle, and the kernel throttles the rest.
+    """
+    quota = cpu_quota()
+    cores = affinity()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def affinity() -> int:
+    """Cores in this process's affinity mask; all the machine's cores where the system has no such mask."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota(groups: Path = _OWN_GROUPS, root: Path = _CGROUP) -> float | None:
+    """CPU seconds per second that the tightest control group above this process grants; None where nothing limits it.
+
+    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`) of every ancestor, since each of them limits.
+    """
+    limits = [limit for folder in _group_folders(groups, root) if (limit := _limit(folder)) is not None]
+    return min(limits, default=None)
+
+
+def _group_folders(groups: Path, root: Path) -> list[Path]:
+    """Every folder under `root` that may hold a limit on this process, its own group's ancestors included."""
+    folders = [root, root / "cpu", root / "cpu,cpuacct"]
+    for line in _read(groups).splitlines():
+        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "/")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        bases = [root / controllers, root / "cpu"] if controllers else [root, root / "unified"]
+        folders += [base.joinpath(*parts[:depth]) for base in bases for depth in range(1, len(parts) + 1)]
+    return folders
+
+
+def _limit(folder: Path) -> float | None:
+    """Cores that one control group grants, or None."""
+    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

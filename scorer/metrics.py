@@ -1,0 +1,190 @@
+"""MAP@10, GAP, Hit@1 and PERR of top-k predictions against sparse labels.
+
+Definitions, each over the videos that have at least one label:
+
+- MAP@10: a video's average precision is the sum of the precision at each hit among its ten best, divided by
+  min(positives, 10); MAP@10 is the mean (mean_average_precision_calculator.py of github.com/google/youtube-8m reads the
+  same per class; the paper takes it per video).
+- GAP@k: the k best predictions of all videos in one list by descending confidence; the sum of the precision at each
+  hit, divided by all positives (eval_util.py, `calculate_gap`). There the order of equal confidences is drawn at
+  random; here its expectation is taken.
+- Hit@1: how many videos have a label in first place (`calculate_hit_at_one`).
+- PERR: the mean precision among a video's n best, n being its number of positives
+  (`calculate_precision_at_equal_recall_rate`), capped at k since no more is known.
+
+Positives are a video's distinct labels. A label that the model does not know is a positive that is never found.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+_MAP_DEPTH = 10
+_BIN_SHIFT = 13  # of a float32's 23 bits of fraction the bins keep ten
+_HALF_BINS = int(np.float32(0.5).view(np.int32)) >> _BIN_SHIFT
+_EULER_GAMMA = 0.57721566490153286
+
+
+class Metrics:
+    """The metrics of a stream of batches, in memory that does not grow (4 MB).
+
+    MAP@10, Hit@1 and PERR are exact. GAP takes confidences as equal when they fall into one bin of a histogram, whose
+    bins are at most 0.1% of p or of 1 - p wide, whichever is smaller: under 1e-4 from the exact value in practice.
+    """
+
+    def __init__(self, k: int = 10) -> None:
+        """For predictions of `k` labels per video."""
+        self.k = k
+        self.videos = 0
+        self._positives = 0
+        self._sums = np.zeros(3)  # of average precision, hit at one, precision at equal recall
+        self._histogram = np.zeros((2, 2 * _HALF_BINS + 2), np.int64)  # rows: predictions, hits
+
+    def update(self, labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> None:
+        """Add n videos.
+
+        Args:
+            labels: int64 (n, k), best first.
+            scores: float32 (n, k) in [0, 1].
+            label_values, label_splits: the true labels of row i are label_values[label_splits[i]:label_splits[i + 1]].
+        """
+        hits, positives = find_hits(labels, label_values, label_splits)
+        known = positives > 0
+        hits, positives = hits[known], positives[known]
+        self.videos += len(hits)
+        self._positives += int(positives.sum())
+        self._sums += _per_video(hits, positives).sum(axis=1)
+        bins = _bins(scores[known])
+        np.add.at(self._histogram[0], bins.ravel(), 1)
+        np.add.at(self._histogram[1], bins[hits], 1)
+
+    def result(self) -> dict[str, float]:
+        """{"MAP@10", "GAP@k", "Hit@1", "PERR"}, each in [0, 1]; empty when no video had labels."""
+        if not self.videos:
+            return {}
+        gap = _expected_gap(self._histogram[0, ::-1], self._histogram[1, ::-1], self._positives)
+        return _named(self._sums / self.videos, gap, self.k)
+
+    def to_bytes(self) -> bytes:
+        """What was counted so far, for `from_bytes`: a compressed npz of a few hundred KB at most."""
+        filled = np.flatnonzero(self._histogram[0])
+        counts = np.array([self.k, self.videos, self._positives])
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, counts=counts, sums=self._sums, bins=filled, histogram=self._histogram[:, filled])
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Metrics:
+        """Go on where `to_bytes` stopped. Raises ValueError or KeyError on other bytes."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+            k, videos, positives = saved["counts"].tolist()
+            metrics = cls(k)
+            metrics.videos, metrics._positives, metrics._sums = videos, positives, saved["sums"]
+            metrics._histogram[:, saved["bins"]] = saved["histogram"]
+        return metrics
+
+
+def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
+    """The exact metrics of n videos at once; arguments as `Metrics.update`, result as `Metrics.result`."""
+    hits, positives = find_hits(labels, label_values, label_splits)
+    known = positives > 0
+    if not known.any():
+        return {}
+    means = _per_video(hits[known], positives[known]).mean(axis=1)
+    gap = global_average_precision(hits[known], scores[known], int(positives.sum()))
+    return _named(means, gap, labels.shape[1])
+
+
+def find_hits(labels: Ints, label_values: Ints, label_splits: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Which predictions (n, k) are true, and each video's number of distinct true labels (n,)."""
+    videos = len(labels)
+    rows = np.repeat(np.arange(videos), np.diff(label_splits))
+    values = label_values[label_splits[0] : label_splits[-1]]
+    order = np.lexsort((values, rows))
+    rows, values = rows[order], values[order]
+    first = np.ones(len(rows), bool)
+    first[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
+    positives = np.bincount(rows[first], minlength=videos)
+    span = int(labels.max(initial=0)) + 1
+    findable = (values >= 0) & (values < span)
+    keys = rows[findable] * span + values[findable]
+    return _contains(keys, labels + span * np.arange(videos)[:, None]), positives
+
+
+def average_precision(hits: NDArray[np.bool_], positives: Ints, depth: int = _MAP_DEPTH) -> Floats:
+    """Average precision at `depth` of each video (n,), from its hits (n, k), best first."""
+    hits = hits[:, :depth]
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    total: Floats = (precision * hits).sum(axis=1)
+    return total / np.clip(positives, 1, depth)
+
+
+def precision_at_equal_recall(hits: NDArray[np.bool_], positives: Ints) -> Floats:
+    """The share of hits among the first min(positives, k) of each video (n,)."""
+    considered = np.minimum(positives, hits.shape[1])
+    found: Floats = (hits & (np.arange(hits.shape[1]) < considered[:, None])).sum(axis=1)
+    return found / np.maximum(considered, 1)
+
+
+def global_average_precision(hits: NDArray[np.bool_], scores: NDArray[np.float32], positives: int) -> float:
+    """GAP of predictions (n, k) with their `scores`; `positives` counts the true labels of all videos."""
+    _, groups = np.unique(scores, return_inverse=True)
+    totals = np.bincount(groups.ravel())
+    found = np.bincount(groups.ravel()[hits.ravel()], minlength=len(totals))
+    return _expected_gap(totals[::-1], found[::-1], positives)
+
+
+def _per_video(hits: NDArray[np.bool_], positives: Ints) -> Floats:
+    """Average precision, hit at one and precision at equal recall of each video: (3, n)."""
+    return np.stack([average_precision(hits, positives), hits[:, 0], precision_at_equal_recall(hits, positives)])
+
+
+def _named(means: Floats, gap: float, k: int) -> dict[str, float]:
+    precision, hit, perr = means.tolist()
+    return {f"MAP@{min(k, _MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
+
+
+def _contains(sorted_keys: Ints, wanted: Ints) -> NDArray[np.bool_]:
+    if not len(sorted_keys):
+        return np.zeros(wanted.shape, bool)
+    places = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
+    found: NDArray[np.bool_] = sorted_keys[places] == wanted
+    return found
+
+
+def _bins(scores: NDArray[np.float32]) -> Ints:
+    """The bin of each score in [0, 1], ascending: the leading bits of p below 1/2, above it those of 1 - p (exact)."""
+    upper = scores >= 0.5
+    small = np.where(upper, 1 - scores, scores).astype(np.float32)
+    bins = (small.view(np.int32) >> _BIN_SHIFT).astype(np.int64)
+    return np.where(upper, 2 * _HALF_BINS + 1 - bins, bins)
+
+
+def _expected_gap(totals: Ints, found: Ints, positives: int) -> float:
+    """GAP of groups of equal confidence in descending order, each in random order within.
+
+    Of a group's t predictions h hit; before it stand N predictions with H hits. The j-th of the group hits with
+    probability h/t, and then H + 1 + (j - 1)(h - 1)/(t - 1) are expected to have hit so far. With
+    S = 1/(N+1) + ... + 1/(N+t) the expected sum of precisions is  h/t ((H + 1) S + (h - 1)/(t - 1) (t - (N + 1) S)).
+    """
+    filled = totals > 0
+    t, h = totals[filled].astype(np.float64), found[filled].astype(np.float64)
+    n, hits = np.cumsum(t) - t, np.cumsum(h) - h
+    s = _harmonic(n + t) - _harmonic(n)
+    slope = (h - 1) / np.maximum(t - 1, 1)
+    return float((h / t * ((hits + 1) * s + slope * (t - (n + 1) * s))).sum() / positives)
+
+
+def _harmonic(n: Floats) -> Floats:
+    """1 + 1/2 + ... + 1/n: by table up to 32, from there by its asymptotic series, true to 1e-15."""
+    table = np.concatenate([[0], np.cumsum(1 / np.arange(1, 33))])
+    x = np.maximum(n, 1)
+    series = np.log(x) + _EULER_GAMMA + 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - 1 / (252 * x**6)
+    return np.where(n <= 32, table[np.minimum(n, 32).astype(np.int64)], series)
