@@ -35,8 +35,7 @@ def frame(payload: bytes) -> bytes:
 def write_shard(path: str | Path, records: Iterable[bytes]) -> str:
     """Write the payloads `records` as a TFRecord file; returns its path."""
     with open(path, "wb") as file:
-        for payload in records:
-            file.write(frame(payload))
+        file.writelines(frame(payload) for payload in records)
     return os.fspath(path)
 
 

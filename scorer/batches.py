@@ -1,0 +1,221 @@
+"""Shards to batches: rows in input order, across shard borders, in reused buffers, so that memory stays flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import RecordError, ShardError
+from scorer.examples import Decoder, Records, Schema
+from scorer.framing import Frames, Shard
+
+MAX_QUARANTINED = 1000
+"""A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
+MAX_LABEL_VALUES = 1 << 20
+"""A batch ends when it holds so many label values, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next unread record: index of its shard, its index there, and the byte at which it starts."""
+
+    shard: int
+    record: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A bad record that was set aside.
+
+    bytes_lost: 0, or how many bytes of the shard went with it because nothing after it can be found. However many
+    records those bytes held, they count as this one.
+    """
+
+    path: str
+    record: int
+    offset: int
+    reason: str
+    bytes_lost: int
+
+
+class Batch:
+    """Up to `size` videos.
+
+    features: float32 (n, width) by name, valid until release().
+    ids: n ids, UTF-8 bytes.
+    label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
+    labelled: whether any record of the batch had a `labels` feature.
+    end: where a resumed run goes on after this batch.
+    quarantined: bad records met while this batch was filled (on_error="skip").
+    finished: (shard index, bytes, records read there in all: good ones and quarantined ones) of shards that ended here.
+
+    A batch has fewer than `size` videos, perhaps none, at the end of the input and after MAX_QUARANTINED bad records.
+    """
+
+    def __init__(self, ring: _Ring, start: Position) -> None:
+        self._ring = ring
+        self._buffers = ring.take()
+        self._labels: list[NDArray[np.int64]] = []
+        self._counts: list[NDArray[np.int64]] = []
+        self._label_values = 0
+        self.ids: list[bytes] = []
+        self.labelled = False
+        self.end = start
+        self.quarantined: list[Quarantined] = []
+        self.finished: list[tuple[int, int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def features(self) -> dict[str, NDArray[np.float32]]:
+        return {name: buffer[: len(self)] for name, buffer in self._buffers.items()}
+
+    @property
+    def label_values(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *self._labels])
+
+    @property
+    def label_splits(self) -> NDArray[np.int64]:
+        return np.cumsum(np.concatenate([np.zeros(1, np.int64), *self._counts]), dtype=np.int64)
+
+    def release(self) -> None:
+        """Give the buffers back; `features` must not be used any more."""
+        self._ring.give(self._buffers)
+
+    @property
+    def full(self) -> bool:
+        return (
+            len(self) == self._ring.size
+            or len(self.quarantined) >= MAX_QUARANTINED
+            or self._label_values >= MAX_LABEL_VALUES
+        )
+
+    def take(self, records: Records, first: int, last: int) -> None:
+        """Append the good rows first..last-1 of `records`; the caller sees to it that they fit."""
+        here = len(self)
+        for name, values in records.features.items():
+            self._buffers[name][here : here + last - first] = values[first:last]
+        splits = records.label_splits[first : last + 1]
+        self.ids += records.ids[first:last]
+        self._labels.append(records.label_values[splits[0] : splits[-1]])
+        self._counts.append(np.diff(splits))
+        self._label_values += int(splits[-1] - splits[0])
+        self.labelled = self.labelled or bool(records.labelled[first:last].any())
+
+
+class _Ring:
+    """Buffers for batches, reused because touching fresh memory costs more than decoding into it."""
+
+    def __init__(self, schema: Schema, size: int, depth: int) -> None:
+        self.size = size
+        self._inputs, self._depth = dict(schema.inputs), depth
+        self._free: list[dict[str, NDArray[np.float32]]] = []
+
+    def take(self) -> dict[str, NDArray[np.float32]]:
+        if self._free:
+            return self._free.pop()
+        return {name: np.empty((self.size, width), np.float32) for name, width in self._inputs.items()}
+
+    def give(self, buffers: dict[str, NDArray[np.float32]]) -> None:
+        if len(self._free) < self._depth and not any(buffers is free for free in self._free):
+            self._free.append(buffers)
+
+
+class _Filler:
+    """Puts blocks of decoded records into batches, in order."""
+
+    def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
+        self._ring, self._skip = _Ring(schema, size, depth), skip
+        self._batch = Batch(self._ring, start)
+        self._ready: list[Batch] = []
+        self.error: ShardError | RecordError | None = None
+
+    def ready(self) -> list[Batch]:
+        """The batches that became full since the last call."""
+        ready, self._ready = self._ready, []
+        return ready
+
+    def rest(self) -> list[Batch]:
+        """The last batch, unless nothing is in it."""
+        batch = self._batch
+        return [batch] if len(batch) or batch.quarantined or batch.finished else []
+
+    def add(self, index: int, shard: Shard, frames: Frames, records: Records) -> None:
+        """One block of shard `index`. Sets `error` at the first fault unless faults are skipped."""
+        first = 0
+        for row, error in sorted(records.bad.items()):
+            self._rows(index, frames, records, first, row)
+            self._fault(error, Position(index, *frames.place(row + 1)), bytes_lost=0)
+            first = row + 1
+            if self.error:
+                return
+        self._rows(index, frames, records, first, len(frames))
+        if frames.lost:
+            self._fault(frames.lost, Position(index, *frames.place(len(frames))), bytes_lost=shard.size - frames.end)
+
+    def finish(self, index: int, size: int, read: int) -> None:
+        """Shard `index` of `size` bytes is done, after `read` records: its last batch says so."""
+        batch = self._ready[-1] if self._ready and not len(self._batch) else self._batch
+        batch.finished.append((index, size, read))
+        batch.end = self._batch.end = Position(index + 1, 0, 0)
+
+    def _rows(self, index: int, frames: Frames, records: Records, first: int, last: int) -> None:
+        while first < last:
+            count = min(last - first, self._ring.size - len(self._batch))
+            self._batch.take(records, first, first + count)
+            first += count
+            self._advance(Position(index, *frames.place(first)))
+
+    def _fault(self, error: ShardError | RecordError, end: Position, bytes_lost: int) -> None:
+        if not self._skip:
+            self.error = error
+            return
+        aside = Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost)
+        self._batch.quarantined.append(aside)
+        self._advance(end)
+
+    def _advance(self, end: Position) -> None:
+        self._batch.end = end
+        if self._batch.full:
+            self._ready.append(self._batch)
+            self._batch = Batch(self._ring, end)
+
+
+def batches(
+    paths: Sequence[str],
+    schema: Schema,
+    size: int,
+    *,
+    start: Position = Position(0, 0, 0),
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int = 0,
+    depth: int = 3,
+) -> Iterator[Batch]:
+    """The videos of the shards `paths` in order, `size` at a time, from `start` on.
+
+    depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
+    workers: decoding processes; 0 decodes in the calling thread.
+
+    Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
+    records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
+    """
+    filler = _Filler(schema, size, depth, start, on_error == "skip")
+    decoder = Decoder(schema)
+    for index in range(start.shard, len(paths)):
+        position = start if index == start.shard else Position(index, 0, 0)
+        with Shard(paths[index]) as shard:
+            for frames in shard.blocks(position.offset, position.record):
+                filler.add(index, shard, frames, decoder.decode(shard.path, frames))
+                if frames.last and not filler.error:
+                    shard.check_unchanged()
+                    filler.finish(index, shard.size, frames.record + len(frames) + (frames.lost is not None))
+                yield from filler.ready()
+                if filler.error:
+                    raise filler.error
+    yield from filler.rest()
