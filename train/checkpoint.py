@@ -1,0 +1,125 @@
+"""Weights and training state as safetensors files, written atomically; nothing here can run code when it is read.
+
+A run's folder holds two of them:
+
+    best.safetensors   the weights (averaged ones where the run averages) of the epoch with the best MAP@10. Metadata:
+                       format "1", config (ModelConfig as JSON), train (TrainConfig as JSON), metrics (JSON).
+    last.safetensors   everything that --resume needs (train/loop.py says what).
+
+A file is written beside its place, flushed to the disk and renamed, so that a full disk, a kill or a power cut leaves
+the previous one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scorer.errors import ModelError, OutputError
+from train.config import ModelConfig, TrainConfig
+from train.models import build
+
+FORMAT = "1"
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+
+@dataclass
+class Checkpoint:
+    """What best.safetensors holds: the model's configuration, its weights by name, and its validation metrics."""
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    metrics: dict[str, float]
+
+    def model(self) -> nn.Module:
+        """The model with these weights, in evaluation mode, on the CPU."""
+        model = build(self.config)
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def load(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a best.safetensors. Raises ModelError when it is absent, damaged, or of another format or model."""
+    tensors, metadata = read(Path(path))
+    config = ModelConfig.from_json(metadata.get("config", ""))
+    check_fits(Path(path), config, tensors)
+    return Checkpoint(config, tensors, _metrics(Path(path), metadata))
+
+
+def save(
+    path: Path, config: ModelConfig, train: TrainConfig, state: Mapping[str, Tensor], metrics: Mapping[str, float]
+) -> None:
+    """Write a best.safetensors. Raises OutputError; what stood at `path` then stands there still."""
+    write(path, state, {"config": config.to_json(), "train": train.to_json(), "metrics": json.dumps(metrics)})
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata as `path`, atomically. Raises OutputError."""
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    replace_file(path, lambda part: save_file(arrays, part, {"format": FORMAT, **metadata}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a file that `write` made. Raises ModelError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such checkpoint", remedy="train first") from None
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again or copy it again") from None
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format", "none")
+        raise ModelError(f"{path}: checkpoint of format {found}, this version reads {FORMAT}", remedy="train again")
+    return tensors, metadata
+
+
+def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError unless `tensors` are the weights of the model that `config` describes: names and shapes."""
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
+
+
+def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Have `fill` write a file beside `path` and rename it there once it is on the disk. Raises OutputError."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        fill(part)
+        _flush(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        remedy = "make room or choose another folder with --runs"
+        raise OutputError(f"{path}: cannot be written: {reason}", remedy=remedy) from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _metrics(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
+    try:
+        return {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
+    except (KeyError, ValueError, AttributeError, TypeError):
+        raise ModelError(f"{path}: the metadata holds no metrics", remedy="train again") from None
