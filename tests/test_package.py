@@ -1,0 +1,97 @@
+"""The wheel holds what users need and nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("scorer", "train", "export")
+LARGEST = 14_000_000
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    """The tree without what git ignores, so that no stale build/ can slip into the wheel."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *ROOMS]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    top = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "yt8m.py"]
+    for name in [*filter(None, names), *top]:
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("the tree is no git checkout, so what belongs to it is not known")
+    tree, built = copy_of_the_tree(tmp_path_factory.mktemp("tree")), tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(built)]
+    done = subprocess.run([*command, str(tree)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as file:
+        yield file
+
+
+def text_of(wheel: zipfile.ZipFile, ending: str) -> str:
+    (name,) = (name for name in wheel.namelist() if name.endswith(ending))
+    return wheel.read(name).decode()
+
+
+@pytest.fixture
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    return email.message_from_string(text_of(wheel, ".dist-info/METADATA"))
+
+
+def test_wheel_is_small(wheel: zipfile.ZipFile) -> None:
+    assert wheel.filename is not None
+    assert Path(wheel.filename).stat().st_size <= LARGEST
+
+
+def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    expected = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    expected |= {"yt8m.py", "scorer/bundled/default.onnx", *(f"{room}/py.typed" for room in ROOMS)}
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert found == expected
+
+
+def test_wheel_carries_its_licence_and_attributions(wheel: zipfile.ZipFile) -> None:
+    assert "Apache License" in text_of(wheel, "/LICENSE")
+    assert "CC BY 4.0" in text_of(wheel, "/NOTICE")
+
+
+def test_commands(wheel: zipfile.ZipFile) -> None:
+    points = configparser.ConfigParser()
+    points.read_string(text_of(wheel, "entry_points.txt"))
+    assert dict(points["console_scripts"]) == {
+        "yt8m": "yt8m:main",
+        "train": "train.cli:main",
+        "export": "export.cli:main",
+        "score": "scorer.cli:main",
+    }
+
+
+def test_the_base_needs_no_runtime_and_no_torch(metadata: Message) -> None:
+    needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
+    names = {need.split(">")[0].split("[")[0].strip() for need in needs}
+    assert names == {"numpy", "crc32c", "tfrecord", "protobuf", "rich"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "gpu", "train", "test"}
+
+
+def test_constraints_pin_every_dependency(metadata: Message) -> None:
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    needed = {need.split(">")[0].split("[")[0].strip().lower() for need in metadata.get_all("Requires-Dist", [])}
+    assert needed - {"setuptools"} <= pinned
