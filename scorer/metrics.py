@@ -57,11 +57,14 @@ class Metrics:
         """
         hits, positives = find_hits(labels, label_values, label_splits)
         known = positives > 0
-        hits, positives = hits[known], positives[known]
+        self.add(hits[known], positives[known], scores[known])
+
+    def add(self, hits: NDArray[np.bool_], positives: Ints, scores: NDArray[np.float32]) -> None:
+        """Add n videos of which `find_hits` is known: hits and scores (n, k), positives (n,), each at least 1."""
         self.videos += len(hits)
         self._positives += int(positives.sum())
         self._sums += _per_video(hits, positives).sum(axis=1)
-        bins = _bins(scores[known])
+        bins = _bins(scores)
         np.add.at(self._histogram[0], bins.ravel(), 1)
         np.add.at(self._histogram[1], bins[hits], 1)
 

@@ -1,0 +1,349 @@
+"""Absent or complete: what a job writes stands beside its output until all of it is there and safe.
+
+For an output `preds.csv` its folder holds, while a job runs or waits to be resumed:
+
+    .preds.csv.partial              the rows so far
+    .preds.csv.quarantine           records set aside so far, one JSON object a line
+    .preds.csv.ids                  one 64-bit key per row, to count duplicate ids
+    .preds.csv.hits                 where labels are known, what the metrics need of each row
+    .preds.csv.journal              the job, then every commit, then the completion record (scorer/journal.py)
+    .preds.csv.lock                 who is at it (scorer/lock.py); gone when nobody is
+
+and once it is done `preds.csv`, `preds.csv.done.json` and, where records were set aside, `preds.csv.quarantine.jsonl`.
+
+A commit flushes the growing files to the disk and only then appends a line with their lengths and CRC32Cs to the
+journal, so the last whole line always describes bytes that are there; what stands behind them is cut off on resume.
+Completion writes its record to the journal first. Each step after that may be repeated, so that `--resume` finishes a
+job that was killed between any two of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from scorer.errors import OutputError, ResumeError
+from scorer.journal import Commit, Growing, Mark, Stamp, entries, line
+from scorer.lock import owned
+
+_GROWING = ("rows", "quarantine", "ids", "hits")
+
+Leftovers = Literal["refuse", "resume", "restart"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """The files of one output, all in one folder; `final` is the path given, with symbolic links followed."""
+
+    final: Path
+
+    @property
+    def rows(self) -> Path:
+        return self._hidden("partial")
+
+    @property
+    def quarantine(self) -> Path:
+        return self._hidden("quarantine")
+
+    @property
+    def ids(self) -> Path:
+        return self._hidden("ids")
+
+    @property
+    def hits(self) -> Path:
+        return self._hidden("hits")
+
+    @property
+    def journal(self) -> Path:
+        return self._hidden("journal")
+
+    @property
+    def lock(self) -> Path:
+        return self._hidden("lock")
+
+    @property
+    def final_quarantine(self) -> Path:
+        return self.final.with_name(self.final.name + ".quarantine.jsonl")
+
+    @property
+    def done(self) -> Path:
+        return self.final.with_name(self.final.name + ".done.json")
+
+    def _hidden(self, kind: str) -> Path:
+        return self.final.with_name(f".{self.final.name}.{kind}")
+
+
+def places(output: str) -> Places | None:
+    """Where the work on `output` goes; None for a device, pipe or socket, which can only be written straight through.
+
+    Raises:
+        OutputError: a folder, a path in no folder, or a loop of symbolic links.
+    """
+    try:
+        mode = os.stat(output).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{output}: {error}", remedy="choose another output") from error
+    if stat.S_ISDIR(mode) or output.endswith(os.sep):
+        raise OutputError(f"{output} is a folder", remedy="name a file in it, such as preds.csv")
+    if not stat.S_ISREG(mode):
+        return None
+    final = Path(os.path.realpath(output))
+    if not final.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {final.parent}", remedy="make it or choose another output")
+    return Places(final)
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn the system's errors about writing `path` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot write: {error.strerror or error}",
+            remedy="mend that; a file that was begun goes on with --resume",
+        ) from error
+
+
+class Output:
+    """One job's hold on its output, from `opened`: append and commit, then complete.
+
+    Attributes:
+        last: the newest commit, which a resumed job goes on from; None before the first.
+        finished: stamp and count of records of every finished shard, in input order.
+        completed: the completion record once there is one; a resumed job may find it there.
+    """
+
+    def __init__(self, where: Places, options: Mapping[str, Any], shards: Sequence[str]) -> None:
+        self.where = where
+        self.last: Commit | None = None
+        self.finished: list[tuple[Stamp, int]] = []
+        self.completed: Mapping[str, Any] | None = None
+        self._options = dict(options)
+        self._shards = list(shards)
+        self._files: dict[str, Growing] = {}
+        self._keep = True
+
+    @property
+    def rows(self) -> Mark:
+        """Length and CRC32C of the rows so far."""
+        return self._files["rows"].mark
+
+    def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
+        """Add to the growing files; nothing of it counts before the next commit."""
+        with writing(self.where.final):
+            for name, data in zip(_GROWING, (rows, quarantine, ids, hits), strict=True):
+                self._files[name].append(data)
+
+    def notes(self, name: str) -> BinaryIO:
+        """The growing file `name`, to read."""
+        path: Path = getattr(self.where, name)
+        return path.open("rb")
+
+    def commit(self, commit: Commit) -> None:
+        """Make everything appended so far survive a power loss; `commit.marks` are filled in here."""
+        with writing(self.where.final):
+            for name in _GROWING:
+                self._files[name].sync()
+            commit = replace(commit, marks={name: self._files[name].mark for name in _GROWING})
+            self._note("commit", commit.to_json())
+        self.finished += commit.finished
+        self.last, self._keep = commit, True
+
+    def complete(self, record: Mapping[str, Any]) -> None:
+        """Put the rows, all of them committed, under their final name, and `record` beside them."""
+        with writing(self.where.final):
+            self._note("complete", record)
+        self.completed = record
+        self.finish()
+
+    def finish(self) -> None:
+        """What completion does once its record is in the journal; may be repeated from the start after a crash."""
+        assert self.completed is not None
+        with writing(self.where.final):
+            _remove(self.where.done)  # it describes an older file
+            if self.completed["quarantined"]:
+                _move(self.where.quarantine, self.where.final_quarantine)
+            else:
+                _remove(self.where.final_quarantine)
+            _move(self.where.rows, self.where.final)
+            _sync_folder(self.where.final.parent)
+            _replace_with(self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
+            self._remove_work()
+
+    def start(self) -> None:
+        """Begin from nothing: what an earlier run left is removed."""
+        self._keep = False
+        with writing(self.where.final):
+            self._remove_work()
+            self._open({}, Mark())
+            self._note("job", {"options": self._options, "shards": self._shards})
+            _sync_folder(self.where.final.parent)
+
+    def resume(self) -> None:
+        """Go on from the last commit that a run over the shards of today would have reached too.
+
+        A finished shard that changed is refused. One that was only begun may have been mended or replaced: its records
+        are scored again.
+
+        Raises:
+            ResumeError: another job, a changed shard or damaged leftovers; the message names the difference.
+        """
+        with writing(self.where.final):
+            self.last, end = self._last_valid()
+            if self.completed is None:
+                self._open(self.last.marks if self.last else {}, end)
+
+    def close(self) -> None:
+        """Let go of the files, and leave none behind that hold nothing."""
+        for file in self._files.values():
+            file.close()
+        if not self._keep:
+            with suppress(OSError):
+                self._remove_work()
+
+    def _last_valid(self) -> tuple[Commit | None, Mark]:
+        """The commit to go on from, and the journal up to it."""
+        last: Commit | None = None
+        earlier: Commit | None = None  # the newest commit that lies before the shard which `last` lies within
+        end = earlier_end = Mark()
+        for entry in entries(self.where.journal):
+            if entry.key == "job":
+                self._check_job(entry.value)
+                earlier_end = entry.end
+            elif entry.key == "complete":
+                self.completed = entry.value
+            else:
+                commit = Commit.from_json(entry.value)
+                self.finished += commit.finished
+                if last and (last.begun is None or last.end.shard < commit.end.shard):
+                    earlier, earlier_end = last, end
+                last = commit
+            end = entry.end
+        if self.completed is not None:
+            return last, end
+        self._check_finished()
+        if last is None or last.begun in (None, Stamp.of(self._shards[last.end.shard])):
+            return last, end
+        del self.finished[earlier.end.shard if earlier else 0 :]
+        return earlier, earlier_end
+
+    def _check_job(self, job: Mapping[str, Any]) -> None:
+        for key, old in job["options"].items():
+            if old != self._options.get(key):
+                raise self._refused(f"{key} was {old} and is now {self._options.get(key)}")
+        for index, (old, new) in enumerate(zip_longest(job["shards"], self._shards)):
+            if old != new:
+                raise self._refused(f"shard {index} was {old or 'not there'} and is now {new or 'not there'}")
+
+    def _check_finished(self) -> None:
+        for path, (old, _) in zip(self._shards, self.finished, strict=False):
+            new = Stamp.of(path)
+            if new != old:
+                raise self._refused(f"{path} changed since it was scored, from {old} to {new or 'no file'}")
+
+    def _refused(self, difference: str) -> ResumeError:
+        return ResumeError(
+            f"{self.where.final} cannot be resumed: {difference}",
+            remedy="restore that, or begin again with --restart",
+        )
+
+    def _open(self, marks: Mapping[str, Mark], journal: Mark) -> None:
+        for name in _GROWING:
+            self._files[name] = Growing(getattr(self.where, name), marks.get(name, Mark()))
+        self._files["journal"] = Growing(self.where.journal, journal)
+
+    def _note(self, key: str, value: Any) -> None:
+        self._files["journal"].append(line(key, value))
+        self._files["journal"].sync()
+
+    def _remove_work(self) -> None:
+        _remove(self.where.journal)  # first: without it the others mean nothing
+        for name in _GROWING:
+            _remove(getattr(self.where, name))
+        _sync_folder(self.where.final.parent)
+
+
+@contextmanager
+def opened(where: Places, options: Mapping[str, Any], shards: Sequence[str], leftovers: Leftovers) -> Iterator[Output]:
+    """Lock the output, then begin or go on.
+
+    Args:
+        where: the output's files.
+        options: what decides the bytes of the rows, key by key; a resumed job must match it.
+        shards: absolute paths, in input order.
+        leftovers: what to do about an unfinished earlier run. One that committed nothing is no obstacle.
+
+    Raises:
+        ResumeError: leftovers under "refuse", leftovers of another job under "resume", or another process at work.
+        OutputError: a file that cannot be made, written, flushed or renamed.
+    """
+    with owned(where.lock, str(where.final)):
+        output = Output(where, options, shards)
+        with closing(output):
+            left = None if leftovers == "restart" else unfinished(where)
+            if left is None:
+                output.start()
+            elif leftovers == "resume":
+                output.resume()
+            else:
+                raise ResumeError(
+                    f"{where.final}: an earlier run stopped after {left}",
+                    remedy="go on with --resume or begin again with --restart",
+                )
+            yield output
+
+
+def unfinished(where: Places) -> str | None:
+    """What an earlier run committed before it stopped, in words; None where that is nothing.
+
+    Raises:
+        ResumeError: a damaged journal.
+    """
+    if not where.journal.exists():
+        return None
+    scored = None
+    for entry in entries(where.journal):
+        if entry.key == "commit":
+            scored = f"{entry.value['scored']:,} videos"
+    return scored
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _move(source: Path, target: Path) -> None:
+    with suppress(FileNotFoundError):  # moved already, before a crash
+        os.replace(source, target)
+
+
+def _replace_with(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_name(f".{path.name}.partial")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(part, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

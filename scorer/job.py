@@ -1,0 +1,334 @@
+"""One job: shards in, a committed predictions file out. cli -> here -> batches, then model, rows, commit.
+
+    reading and decoding | inference, in the model's lanes | formatting, writing and committing
+    a thread             | a thread per lane               | the caller's thread
+
+Rows come in input order, and a video's row depends neither on its batch nor on restarts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.batches import Batch, Position, batches
+from scorer.commit import Leftovers, Output, opened, places
+from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
+from scorer.journal import Commit, Stamp
+from scorer.model import Model
+from scorer.pipeline import ahead, in_lanes
+from scorer.rows import HEADER, format_rows
+from scorer.stream import STANDARD_OUTPUT, Stream, streamed
+from scorer.tally import count_duplicates, id_keys, measure, observe
+
+_BEGINNING = Position(0, 0, 0)
+_DECODED_AHEAD = 2  # batches that wait for a lane
+_PREDICTED_AHEAD = 8  # answers, small, that wait to be written, so that a slow disk does not stop the model
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to score and where to.
+
+    shards: paths, in the order of the rows.
+    output: a file, a pipe or a device; "-" is standard output.
+    top_k: labels per video.
+    batch_size: videos per run of the model; None for the model's own choice.
+    workers: decoding processes; None to start them only when the model outruns the decoder.
+    on_error: what a bad record does: end the job, or be set aside.
+    max_errors: more records set aside than this end the job; None for no limit.
+    leftovers: what to do about an earlier run that did not finish.
+    commit_seconds: work that a crash may lose.
+    """
+
+    shards: Sequence[str]
+    output: str
+    top_k: int = 10
+    batch_size: int | None = None
+    workers: int | None = None
+    on_error: Literal["fail", "skip"] = "fail"
+    max_errors: int | None = None
+    leftovers: Leftovers = "refuse"
+    commit_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: videos scored, shards done, bytes of shards done."""
+
+    scored: int
+    shards: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a completed job did.
+
+    record: what stands in the completion record beside the output.
+    seconds: of this run, from the first byte read to the last rename.
+    resumed: videos that an earlier run had scored.
+    workers: decoding processes at the end.
+    """
+
+    record: dict[str, Any]
+    seconds: float
+    resumed: int
+    workers: int
+    batch_size: int
+
+
+class Stopped(Exception):
+    """The job was told to stop; `scored` videos are committed (0 where the output cannot be resumed)."""
+
+    def __init__(self, scored: int) -> None:
+        super().__init__(scored)
+        self.scored = scored
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
+
+    batch: Batch
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def answers(
+    model: Model,
+    shards: Sequence[str],
+    k: int,
+    *,
+    batch_size: int | None = None,
+    workers: int = 0,
+    start: Position = _BEGINNING,
+    on_error: Literal["fail", "skip"] = "fail",
+    stop: threading.Event | None = None,
+) -> Generator[Answer]:
+    """The predictions of `shards` from `start` on, in order; decoding and inference run ahead in their own threads."""
+    size = batch_size or model.batch_size
+    depth = model.lanes + _DECODED_AHEAD + 1
+    decoded = _generator(
+        batches(shards, model.schema, size, start=start, on_error=on_error, workers=workers, depth=depth)
+    )
+    answered = in_lanes(lambda batch: _answer(model, batch, k), ahead(decoded, _DECODED_AHEAD, stop), model.lanes)
+    return ahead(answered, _PREDICTED_AHEAD, stop)
+
+
+def score(job: Job, model: Model, stop: threading.Event, watch: Callable[[Progress], None]) -> Report:
+    """Do the job, or go on with it.
+
+    Args:
+        stop: set it to end the job after the batch in hand.
+        watch: called after every batch.
+
+    Raises:
+        Yt8mError: whatever is wrong with the shards, the output or the leftovers; what was done is committed.
+        BrokenPipeError: the reader of a pipe has gone away.
+        Stopped: `stop` was set; what was done is committed.
+    """
+    if not 1 <= job.top_k <= model.labels:
+        raise UsageError(f"--top-k {job.top_k} is outside 1..{model.labels}, the labels of {model.path}")
+    began = time.monotonic()
+    stamps = [_stamp(path) for path in job.shards]
+    with _sink(job, model) as sink:
+        resumed = sink.last.scored if sink.last else 0
+        if sink.completed is not None:
+            assert isinstance(sink, Output)
+            sink.finish()
+        else:
+            _Run(job, model, sink, stamps, stop, watch).complete()
+        assert sink.completed is not None
+        return Report(
+            record=dict(sink.completed),
+            seconds=time.monotonic() - began,
+            resumed=resumed,
+            workers=job.workers or 0,
+            batch_size=job.batch_size or model.batch_size,
+        )
+
+
+class _Run:
+    """The writing end of a job, and its counts."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: Model,
+        sink: Output | Stream,
+        stamps: Sequence[Stamp],
+        stop: threading.Event,
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self._job, self._model, self._sink, self._stamps, self._stop, self._watch = (
+            job,
+            model,
+            sink,
+            stamps,
+            stop,
+            watch,
+        )
+        last = sink.last or Commit(_BEGINNING)
+        self._end, self._scored, self._set_aside, self._lost = last.end, last.scored, last.set_aside, last.bytes_lost
+        self._finished: list[tuple[Stamp, int]] = []  # since the last commit
+        self._bytes_before = [0, *itertools.accumulate(stamp.size for stamp in stamps)]
+
+    def complete(self) -> None:
+        if self._sink.last is None:
+            self._sink.append(rows=HEADER)
+        try:
+            self._score()
+        except OutputError:
+            raise  # what could not be written cannot be committed either
+        except Yt8mError as error:
+            self._keep(error)
+            raise
+        self._commit()
+        if self._end.shard < len(self._stamps):  # only a stop ends the answers early without an error
+            raise Stopped(self._scored if isinstance(self._sink, Output) else 0)
+        self._sink.complete(self._record())
+
+    def _score(self) -> None:
+        due = time.monotonic() + self._job.commit_seconds
+        source = answers(
+            self._model,
+            self._job.shards,
+            self._job.top_k,
+            batch_size=self._job.batch_size,
+            workers=self._job.workers or 0,
+            start=self._end,
+            on_error=self._job.on_error,
+            stop=self._stop,
+        )
+        with closing(source):
+            for answer in source:
+                self._write(answer)
+                if time.monotonic() >= due:
+                    self._commit()
+                    due = time.monotonic() + self._job.commit_seconds
+                if self._stop.is_set():
+                    break
+
+    def _write(self, answer: Answer) -> None:
+        batch = answer.batch
+        hits = b""
+        if batch.labelled:
+            hits = observe(answer.labels, answer.scores, batch.label_values, batch.label_splits)
+        self._sink.append(
+            rows=format_rows(batch.ids, answer.labels, answer.scores),
+            quarantine=b"".join(json.dumps(asdict(aside)).encode() + b"\n" for aside in batch.quarantined),
+            ids=id_keys(batch.ids),
+            hits=hits,
+        )
+        self._finished += [(self._checked(*finished), finished[2]) for finished in batch.finished]
+        self._scored += len(batch.ids)
+        self._set_aside += len(batch.quarantined)
+        self._lost += sum(aside.bytes_lost for aside in batch.quarantined)
+        self._end = batch.end
+        self._watch(Progress(self._scored, self._end.shard, self._bytes_before[self._end.shard] + self._end.offset))
+        self._check_limit(batch)
+
+    def _checked(self, index: int, size: int, records: int) -> Stamp:
+        stamp = self._stamps[index]
+        path = self._job.shards[index]
+        if stamp != Stamp.of(path) or stamp.size != size:
+            raise InputError(f"{path} changed while the job ran", remedy="begin again with --restart")
+        return stamp
+
+    def _check_limit(self, batch: Batch) -> None:
+        limit = self._job.max_errors
+        if limit is not None and self._set_aside > limit and batch.quarantined:
+            bad = batch.quarantined[-1]
+            reason = f"{bad.reason}; {self._set_aside:,} records are set aside by now and --max-errors is {limit}"
+            raise RecordError(bad.path, reason, record=bad.record, offset=bad.offset)
+
+    def _commit(self) -> None:
+        if self._sink.last is None or self._sink.last.end != self._end:
+            within = self._end.offset > 0 and self._end.shard < len(self._stamps)
+            begun = self._stamps[self._end.shard] if within else None
+            self._sink.commit(
+                Commit(self._end, self._scored, self._set_aside, self._lost, tuple(self._finished), begun)
+            )
+            self._finished = []
+
+    def _keep(self, error: Yt8mError) -> None:
+        """Commit what was done before `error`, and let its remedy say so."""
+        if self._scored + self._set_aside and isinstance(self._sink, Output):
+            self._commit()
+            kept = f"{self._scored:,} videos are kept, go on with --resume"
+            error.remedy = f"{error.remedy}; {kept}" if error.remedy else kept
+
+    def _record(self) -> dict[str, Any]:
+        """The completion record. Neither times nor anything else that a restart would change."""
+        finished = self._sink.finished
+        read = sum(records for _, records in finished)
+        if read != self._scored + self._set_aside:
+            raise AssertionError(f"read {read} records, scored {self._scored} and set {self._set_aside} aside")
+        job, model, rows = self._job, self._model, self._sink.rows
+        return {
+            "format": 1,
+            "output": {"name": os.path.basename(job.output), "bytes": rows.length, "crc32c": f"{rows.crc:08x}"},
+            "options": {**_options(job, model), "on_error": job.on_error},
+            "read": read,
+            "scored": self._scored,
+            "quarantined": self._set_aside,
+            "bytes_lost": self._lost,
+            "duplicates": count_duplicates(self._sink.notes("ids"), self._scored),
+            "metrics": measure(self._sink.notes("hits"), job.top_k),
+            "shards": [
+                {"path": os.path.abspath(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
+                for path, (stamp, records) in zip(job.shards, finished, strict=True)
+            ],
+        }
+
+
+def _sink(job: Job, model: Model) -> AbstractContextManager[Output | Stream]:
+    where = None if job.output == STANDARD_OUTPUT else places(job.output)
+    if where is not None:
+        shards = [os.path.abspath(path) for path in job.shards]
+        return opened(where, _options(job, model), shards, job.leftovers)
+    if job.leftovers == "resume":
+        raise UsageError(f"--resume needs a file, and {job.output} is none", remedy="leave --resume out")
+    return streamed(job.output)
+
+
+def _options(job: Job, model: Model) -> dict[str, Any]:
+    """What decides the bytes of the rows. Batch size, workers, threads and --on-error do not."""
+    return {
+        "model_sha256": model.sha256,
+        "provider": model.provider,
+        "runtime": _runtime(),
+        "top_k": job.top_k,
+    }
+
+
+def _answer(model: Model, batch: Batch, k: int) -> Answer:
+    scores, labels = model.run(batch.features, k)
+    batch.release()
+    return Answer(batch, scores, labels)
+
+
+def _runtime() -> str:
+    return f"onnxruntime {sys.modules['onnxruntime'].__version__}"
+
+
+def _stamp(path: str) -> Stamp:
+    if (stamp := Stamp.of(path)) is None:
+        raise InputError(f"{path}: no such file", remedy="check the path")
+    return stamp
+
+
+def _generator(items: Any) -> Generator[Batch]:
+    yield from items

@@ -1,0 +1,96 @@
+"""Which files a command means: shards from names, patterns and folders, and the model from a path or name."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from scorer.errors import InputError, ModelError, UsageError
+
+BUNDLED = Path(__file__).with_name("bundled") / "default.onnx"
+MODELS = Path("models")
+_SHARD_SUFFIX = "*.tfrecord"
+
+
+def find_shards(names: Sequence[str], output: str) -> list[str]:
+    """The shards that `names` stand for, in the order given; a pattern's or folder's files in the order of their names.
+
+    A name is a file, a folder (its *.tfrecord files), or a pattern that the shell left to us, `**` included.
+
+    Raises:
+        InputError: no such file, nothing that matches, no regular file, or one that may not be read.
+        UsageError: a shard given twice, under whatever name, or one that is also the output.
+    """
+    shards = [path for name in names for path in _expand(name)]
+    _check_distinct(shards, output)
+    return shards
+
+
+def find_model(name: str | None) -> tuple[str, str]:
+    """The model file for --model `name`, and in words where it came from.
+
+    Raises:
+        ModelError: neither a file nor a name in models/, or no model at all.
+    """
+    if name is None:
+        for path, origin in ((MODELS / "default.onnx", "the last export"), (BUNDLED, "bundled")):
+            if path.is_file():
+                return str(path), origin
+        raise ModelError("there is no models/default.onnx and no bundled model", remedy="choose one with --model")
+    for path in (Path(name), MODELS / f"{name}.onnx"):
+        if path.is_file():
+            return str(path), "--model"
+    known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
+    raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
+
+
+def _expand(name: str) -> Iterable[str]:
+    if os.path.isdir(name):
+        return _found(
+            name, sorted(glob.glob(os.path.join(glob.escape(name), _SHARD_SUFFIX))), f"no {_SHARD_SUFFIX} in it"
+        )
+    if glob.has_magic(name) and not os.path.lexists(name):
+        return _found(name, sorted(glob.glob(name, recursive=True)), "no file matches")
+    return [name]
+
+
+def _found(name: str, paths: list[str], otherwise: str) -> list[str]:
+    if not paths:
+        raise InputError(f"{name}: {otherwise}", remedy="check the path")
+    return paths
+
+
+def _check_distinct(shards: Iterable[str], output: str) -> None:
+    seen: dict[tuple[int, int], str] = {}
+    target = _identity(output)
+    for path in shards:
+        identity = _checked_identity(path)
+        if identity == target:
+            raise UsageError(f"{path} is a shard and the output {output} too", remedy="choose another output")
+        if identity in seen:
+            raise UsageError(f"{path} and {seen[identity]} are the same shard", remedy="give it once")
+        seen[identity] = path
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _checked_identity(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {reason}", remedy="check the path") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file", remedy="copy what it gives into a file")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: permission denied", remedy="make it readable")
+    return status.st_dev, status.st_ino

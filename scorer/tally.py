@@ -1,0 +1,90 @@
+"""What is known only at the end, from notes of a fixed width per row kept on disk: duplicate ids and the metrics.
+
+Both are counted once all rows are there, in blocks of a fixed size, so that memory stays flat, and a job that was
+resumed gives the same figures to the last bit as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.metrics import Metrics, find_hits
+
+_BLOCK_ROWS = 1 << 16
+_PASS_ROWS = 1 << 21  # keys sorted at once: 16 MB
+_LONG_ID = 64  # bytes; longer ids are hashed one by one
+_WORDS = np.random.default_rng(8).integers(0, 1 << 64, _LONG_ID // 8, np.uint64)
+
+
+def id_keys(ids: Sequence[bytes]) -> bytes:
+    """A 64-bit key per id: distinct for distinct ids of up to 8 bytes, and with a chance of 2^-64 a pair beyond."""
+    fields = np.array([name[:_LONG_ID] for name in ids], dtype=f"S{_LONG_ID}")
+    words = fields.view("<u8").reshape(len(ids), -1)
+    keys = np.zeros(len(ids), np.uint64)
+    for column in range(words.shape[1]):
+        if not (filled := words[:, column] != 0).any():
+            break  # ids hold no NUL, so nothing follows
+        keys += np.where(filled, _mixed(words[:, column] ^ _WORDS[column]), np.uint64(0))
+    for row, name in enumerate(ids):
+        if len(name) > _LONG_ID:
+            keys[row] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+    return keys.tobytes()
+
+
+def count_duplicates(keys: BinaryIO, rows: int) -> int:
+    """How many of the first `rows` keys in the file stand there already: rows less distinct keys.
+
+    One pass over the file per 2,097,152 rows, each sorting the keys of one remainder class.
+    """
+    passes = -(-rows // _PASS_ROWS)
+    return sum(_duplicates_among(keys, rows, passes, remainder) for remainder in range(passes))
+
+
+def observe(
+    labels: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    label_values: NDArray[np.int64],
+    label_splits: NDArray[np.int64],
+) -> bytes:
+    """What the metrics need of n videos; those without labels are left out. Arguments as `Metrics.update`."""
+    hits, positives = find_hits(labels, label_values, label_splits)
+    known = positives > 0
+    notes = np.empty(int(known.sum()), _note(labels.shape[1]))
+    notes["hits"], notes["positives"], notes["scores"] = hits[known], positives[known], scores[known]
+    return notes.tobytes()
+
+
+def measure(notes: BinaryIO, k: int) -> dict[str, float]:
+    """The metrics of everything that `observe` gave, read from the file; {} where nothing had labels."""
+    metrics = Metrics(k)
+    notes.seek(0)
+    while len(block := np.fromfile(notes, _note(k), _BLOCK_ROWS)):
+        metrics.add(block["hits"], block["positives"].astype(np.int64), block["scores"])
+    return metrics.result()
+
+
+def _duplicates_among(keys: BinaryIO, rows: int, passes: int, remainder: int) -> int:
+    keys.seek(0)
+    picked = []
+    for start in range(0, rows, _BLOCK_ROWS):
+        block = np.fromfile(keys, "<u8", min(_BLOCK_ROWS, rows - start))
+        picked.append(block[block % np.uint64(passes) == remainder] if passes > 1 else block)
+    among = np.concatenate(picked)
+    among.sort()
+    return int(np.count_nonzero(among[1:] == among[:-1]))
+
+
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose every bit depends on every bit."""
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return words ^ words >> np.uint64(31)
+
+
+def _note(k: int) -> np.dtype[Any]:
+    return np.dtype([("positives", "<i4"), ("scores", "<f4", (k,)), ("hits", "?", (k,))])
