@@ -15,7 +15,7 @@ MODELS = Path("models")
 _SHARD_SUFFIX = "*.tfrecord"
 
 
-def find_shards(names: Sequence[str], output: str) -> list[str]:
+def find_shards(names: Sequence[str], output: str | None = None) -> list[str]:
     """The shards that `names` stand for, in the order given; a pattern's or folder's files in the order of their names.
 
     A name is a file, a folder (its *.tfrecord files), or a pattern that the shell left to us, `**` included.
@@ -63,9 +63,9 @@ def _found(name: str, paths: list[str], otherwise: str) -> list[str]:
     return paths
 
 
-def _check_distinct(shards: Iterable[str], output: str) -> None:
+def _check_distinct(shards: Iterable[str], output: str | None) -> None:
     seen: dict[tuple[int, int], str] = {}
-    target = _identity(output)
+    target = output and _identity(output)
     for path in shards:
         identity = _checked_identity(path)
         if identity == target:

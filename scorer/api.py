@@ -1,0 +1,108 @@
+"""The scorer for Python programs: `from scorer import Scorer`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scorer.errors import UsageError
+from scorer.job import Answer, answers
+from scorer.model import Model
+from scorer.paths import find_model, find_shards
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One video's best labels.
+
+    id: as the record has it.
+    labels: k label indices, best first; equal scores by ascending label.
+    scores: k confidences in [0, 1], descending.
+    names: the k labels' names where the model carries names, else None.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    scores: tuple[float, ...]
+    names: tuple[str, ...] | None
+
+
+class Scorer:
+    """An open model. Its methods may be called from several threads.
+
+        scorer = Scorer()                                            # models/default.onnx, else the bundled model
+        for video in scorer.predict(["samples/a.tfrecord"]): ...
+        scores, labels = scorer.score(mean_rgb=rgb, mean_audio=audio, k=5)
+
+    model: the `scorer.model.Model` behind it: its inputs, labels, names, device and metadata.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None
+    ) -> None:
+        """Open `model`, a file or a name in models/, on "auto", "cpu", "cuda" or "cuda:N".
+
+        Raises:
+            ModelError: no such model, or a file that is damaged or not of this scorer.
+            DeviceError: the device or ONNX Runtime is not there.
+        """
+        path, _ = find_model(None if model is None else os.fspath(model))
+        self.model = Model.open(path, device=device, threads=threads)
+
+    def predict(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        k: int = 10,
+        batch_size: int | None = None,
+        workers: int = 0,
+    ) -> Generator[Prediction]:
+        """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
+
+        Shards are read while the model works; memory does not grow with them. Closing the generator ends that.
+
+        Raises:
+            InputError: no such shard, or one that cannot be read.
+            ShardError, RecordError: the first damaged shard or bad record; what comes before its batch is given first.
+            UsageError: a shard given twice, or `k` outside 1 to the model's labels.
+        """
+        given = [paths] if isinstance(paths, str | os.PathLike) else paths
+        shards = find_shards([os.fspath(path) for path in given])
+        self._check_k(k)
+        with closing(answers(self.model, shards, k, batch_size=batch_size, workers=workers)) as batches:
+            for answer in batches:
+                yield from self._predictions(answer)
+
+    def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
+
+        Args:
+            features: by the name of each of the model's inputs, numbers (n, width).
+
+        Raises:
+            UsageError: missing or unknown features, other shapes, NaN or infinity, or `k` outside 1 to the labels.
+        """
+        self._check_k(k)
+        if unknown := features.keys() - self.model.inputs.keys():
+            raise UsageError(f"the model reads {list(self.model.inputs)}, not {sorted(unknown)[0]}")
+        arrays = {name: np.asarray(values, np.float32) for name, values in features.items()}
+        for name, values in arrays.items():
+            if not np.isfinite(values).all():
+                raise UsageError(f"{name} has NaN or infinity in it")
+        return self.model.run(arrays, k)
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= self.model.labels:
+            raise UsageError(f"k is {k}", remedy=f"choose 1 to {self.model.labels}, the labels of {self.model.path}")
+
+    def _predictions(self, answer: Answer) -> Generator[Prediction]:
+        names = self.model.names
+        rows = zip(answer.batch.ids, answer.labels.tolist(), answer.scores.tolist(), strict=True)
+        for name, labels, scores in rows:
+            known = None if names is None else tuple(names[label] for label in labels)
+            yield Prediction(name.decode(), tuple(labels), tuple(scores), known)
