@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -309,7 +308,7 @@ def _options(job: Job, model: Model) -> dict[str, Any]:
     return {
         "model_sha256": model.sha256,
         "provider": model.provider,
-        "runtime": _runtime(),
+        "runtime": model.runtime,
         "top_k": job.top_k,
     }
 
@@ -318,10 +317,6 @@ def _answer(model: Model, batch: Batch, k: int) -> Answer:
     scores, labels = model.run(batch.features, k)
     batch.release()
     return Answer(batch, scores, labels)
-
-
-def _runtime() -> str:
-    return f"onnxruntime {sys.modules['onnxruntime'].__version__}"
 
 
 def _stamp(path: str) -> Stamp:

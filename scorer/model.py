@@ -55,6 +55,7 @@ class Model:
         self.names = contract.names
         self.metadata = contract.metadata
         self.provider: str = session.get_providers()[0]
+        self.runtime = f"onnxruntime {_runtime().__version__}"
         self.device = "cpu"
         self.reason = reason
         self.threads = threads
