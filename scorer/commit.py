@@ -144,10 +144,11 @@ class Output:
             for name, data in zip(_GROWING, (rows, quarantine, ids, hits), strict=True):
                 self._files[name].append(data)
 
-    def notes(self, name: str) -> BinaryIO:
+    @contextmanager
+    def notes(self, name: str) -> Iterator[BinaryIO]:
         """The growing file `name`, to read."""
-        path: Path = getattr(self.where, name)
-        return path.open("rb")
+        with writing(self.where.final), open(getattr(self.where, name), "rb") as file:
+            yield file
 
     def commit(self, commit: Commit) -> None:
         """Make everything appended so far survive a power loss; `commit.marks` are filled in here."""
@@ -206,7 +207,8 @@ class Output:
     def close(self) -> None:
         """Let go of the files, and leave none behind that hold nothing."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what counts was flushed before
+                file.close()
         if not self._keep:
             with suppress(OSError):
                 self._remove_work()
@@ -232,7 +234,7 @@ class Output:
         if self.completed is not None:
             return last, end
         self._check_finished()
-        if last is None or last.begun in (None, Stamp.of(self._shards[last.end.shard])):
+        if last is None or last.begun is None or last.begun == Stamp.of(self._shards[last.end.shard]):
             return last, end
         del self.finished[earlier.end.shard if earlier else 0 :]
         return earlier, earlier_end
@@ -309,12 +311,11 @@ def unfinished(where: Places) -> str | None:
     Raises:
         ResumeError: a damaged journal.
     """
-    if not where.journal.exists():
-        return None
     scored = None
-    for entry in entries(where.journal):
-        if entry.key == "commit":
-            scored = f"{entry.value['scored']:,} videos"
+    with writing(where.final), suppress(FileNotFoundError):
+        for entry in entries(where.journal):
+            if entry.key == "commit":
+                scored = f"{entry.value['scored']:,} videos"
     return scored
 
 

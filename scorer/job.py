@@ -276,6 +276,10 @@ class _Run:
         if read != self._scored + self._set_aside:
             raise AssertionError(f"read {read} records, scored {self._scored} and set {self._set_aside} aside")
         job, model, rows = self._job, self._model, self._sink.rows
+        with self._sink.notes("ids") as ids:
+            duplicates = count_duplicates(ids, self._scored)
+        with self._sink.notes("hits") as hits:
+            metrics = measure(hits, job.top_k)
         return {
             "format": 1,
             "output": {"name": os.path.basename(job.output), "bytes": rows.length, "crc32c": f"{rows.crc:08x}"},
@@ -284,8 +288,8 @@ class _Run:
             "scored": self._scored,
             "quarantined": self._set_aside,
             "bytes_lost": self._lost,
-            "duplicates": count_duplicates(self._sink.notes("ids"), self._scored),
-            "metrics": measure(self._sink.notes("hits"), job.top_k),
+            "duplicates": duplicates,
+            "metrics": metrics,
             "shards": [
                 {"path": os.path.abspath(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
                 for path, (stamp, records) in zip(job.shards, finished, strict=True)

@@ -48,9 +48,10 @@ class Stream:
         self.rows = Mark(self.rows.length + len(rows), crc32c(rows, self.rows.crc))
         sys.stderr.write(quarantine.decode())
 
-    def notes(self, name: str) -> BinaryIO:
+    @contextmanager
+    def notes(self, name: str) -> Iterator[BinaryIO]:
         self._notes[name].flush()
-        return self._notes[name]
+        yield self._notes[name]
 
     def commit(self, commit: Commit) -> None:
         self.finished += commit.finished
