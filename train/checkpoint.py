@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,18 +71,37 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and metadata of a file that `write` made. Raises ModelError."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, without reading the tensors. Raises ModelError."""
+    with _opened(path) as file:
+        return dict(file.metadata())
+
+
+def finished(metadata: Mapping[str, str]) -> bool:
+    """Whether the run that a last.safetensors belongs to reached its last epoch."""
+    try:
+        return bool(json.loads(metadata["progress"])["epoch"] == json.loads(metadata["train"])["epochs"])
+    except (KeyError, TypeError, ValueError):
+        raise ModelError("damaged training state", remedy="start anew with --restart") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = (file.metadata() or {}).get("format", "none")
+            if found != FORMAT:
+                reason = f"checkpoint of format {found}, this version reads {FORMAT}"
+                raise ModelError(f"{path}: {reason}", remedy="train again")
+            yield file
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint", remedy="train first") from None
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again or copy it again") from None
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "none")
-        raise ModelError(f"{path}: checkpoint of format {found}, this version reads {FORMAT}", remedy="train again")
-    return tensors, metadata
+        raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again, with --restart") from None
 
 
 def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -94,7 +114,7 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
 
 
-def replace_file(path: Path, fill: Callable[[Path], None]) -> None:
+def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
     """Have `fill` write a file beside `path` and rename it there once it is on the disk. Raises OutputError."""
     part = path.with_name(f".{path.name}.part")
     try:

@@ -63,8 +63,8 @@ def targets_of(labels_BP: Tensor, loss: str) -> Targets:
     return Targets(labels_BP.long().clamp(min=0), weight_BP)
 
 
-def mixed(targets: Targets, partner: Tensor, share: Tensor) -> Targets:
-    """Mixup's targets: `share` (a scalar) of each video's own, the rest its partner's (`partner`: indices (B,))."""
+def mixed(targets: Targets, partner: Tensor, share: float) -> Targets:
+    """Mixup's targets: `share` of each video's own, the rest its partner's (`partner`: indices (B,))."""
     return Targets(
         torch.cat([targets.index_BP, targets.index_BP[partner]], dim=1),
         torch.cat([targets.weight_BP * share, targets.weight_BP[partner] * (1 - share)], dim=1),

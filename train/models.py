@@ -28,12 +28,20 @@ class Scaling(nn.Module):
     mean per feature and divides by their deviation; both are buffers that the training sets (`set_statistics`).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, scaling: str, width: int) -> None:
         super().__init__()
         self.scaling = scaling
         if scaling == "standard":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("std", torch.ones(width))
+
+    def set_statistics(self, mean_F: Tensor, std_F: Tensor) -> None:
+        """What "standard" subtracts and divides by."""
+        self.mean.copy_(mean_F)
+        self.std.copy_(std_F)
 
     def forward(self, x_BF: Tensor) -> Tensor:
         if self.scaling == "l2":
@@ -61,7 +69,7 @@ class Recurrent(nn.LSTM):
             for direction in self.directions:
                 self.get_parameter(f"weight_hh_l0{direction}").requires_grad_(False)
 
-    def forward(self, x_BSE: Tensor) -> Tensor:
+    def forward(self, x_BSE: Tensor) -> Tensor:  # type: ignore[override]
         if self.steps == 1:
             return self._one_step(x_BSE.squeeze(1))
         if self.activation is torch.tanh:

@@ -147,8 +147,7 @@ def test_scalings() -> None:
     torch.testing.assert_close(l2(x), nn.functional.normalize(x) * 6**0.5)
     assert not l2(torch.zeros(1, 6)).any()
     (standard,) = scalings(build(replace(PAPER["lstm"], **SMALL, inputs=(("x", 6),), scaling="standard")))
-    standard.mean.copy_(x.mean(0))
-    standard.std.copy_(x.std(0))
+    standard.set_statistics(x.mean(0), x.std(0))
     torch.testing.assert_close(standard(x).mean(0), torch.zeros(6), atol=1e-6, rtol=0)
     assert {"mean", "std"} <= set(standard.state_dict())
 

@@ -1,0 +1,36 @@
+"""Where the training runs, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from scorer.cores import usable_cores
+from scorer.errors import DeviceError
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones: tensor cores, AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def choose_device(name: str, local: int) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:N"; `local` picks the GPU of a process. Raises DeviceError."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", local) if name in ("auto", "cuda") else torch.device(name)
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
+        raise DeviceError(f"--device {name}: this PyTorch finds {found}", remedy="use --device auto")
+    return device
+
+
+def use_all_cores() -> None:
+    """Compute with as many threads as this process may use cores, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())

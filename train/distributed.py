@@ -1,0 +1,96 @@
+"""Several processes under torchrun: each takes its share of every batch, and the result is that of one process.
+
+The batch is cut by rank, gradients are averaged by DistributedDataParallel, and BatchNorm takes its statistics over
+all ranks. What is left of a difference is rounding, and which units dropout and which videos mixup draw.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; `local` is its number on this machine, which picks its GPU."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=device)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """`value` averaged over the processes, in place."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+            value /= self.size
+        return value
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def joined(cuda: bool) -> Iterator[World]:
+    """The processes that torchrun started (it sets WORLD_SIZE), or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if cuda:
+        torch.cuda.set_device(world.local)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield world
+    finally:
+        distributed.destroy_process_group()
+
+
+class SyncedBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the videos of all processes: (B, W) -> (B, W). torch's own SyncBatchNorm runs on CUDA alone."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, x_BW: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x_BW)
+        count = x_BW.shape[0] * distributed.get_world_size()
+        x_BW = x_BW.float()
+        mean_W = all_reduce(x_BW.sum(0)) / count
+        centred_BW = x_BW - mean_W
+        var_W = all_reduce(centred_BW.square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_W, self.momentum)
+            self.running_var.lerp_(var_W * (count / (count - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        return centred_BW * torch.rsqrt(var_W + self.eps) * self.weight + self.bias
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """The model, its BatchNorms synchronised in place, wrapped so that its gradients are those of all processes."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SyncedBatchNorm
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -1,0 +1,127 @@
+"""What a person sees of a run: a live table where standard error is a terminal, plain lines where it is not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from train.loop import Record, View
+
+_SHOWN = 12
+_COLUMNS = ("loss", "MAP@10", "GAP@20", "Hit@1", "PERR")
+
+
+@contextmanager
+def view(name: str, epochs: int, *, quiet: bool) -> Iterator[View]:
+    """The view of a run of the model `name`; it says nothing at all if `quiet`."""
+    if quiet:
+        yield _Nothing()
+    elif sys.stderr.isatty():
+        table = _LiveTable(name, epochs)
+        with table.live:
+            yield table
+    else:
+        yield _Lines(name, epochs)
+
+
+class _Nothing:
+    def step(self, done: int, steps: int) -> None:
+        pass
+
+    def epoch(self, record: Record) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+
+class _Lines:
+    """One line an epoch."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name, self.epochs = name, epochs
+        self._start = time.monotonic()
+        self._first = 0
+        self._done = self._steps = 0
+
+    def step(self, done: int, steps: int) -> None:
+        self._first = self._first or done - 1 or done
+        self._done, self._steps = done, steps
+
+    def epoch(self, record: Record) -> None:
+        measures = "  ".join(f"{name} {record[name]:.4f}" for name in _COLUMNS)
+        self.say(
+            f"epoch {record['epoch']:.0f}/{self.epochs}  {measures}  "
+            f"{record['videos_per_second']:,.0f} videos/s  {self._left()} left"
+        )
+
+    def say(self, line: str) -> None:
+        print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        here = max(1, self._done - self._first)
+        seconds = (time.monotonic() - self._start) / here * (self._steps - self._done)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+class _LiveTable:
+    """The latest epochs in a table, and a bar of all steps with videos/s and the time left."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name, self.epochs = name, epochs
+        self._records: list[Record] = []
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("[cyan]{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task(name, total=1, rate="", start=False)
+        self.live = Live(self._render(), console=Console(stderr=True), refresh_per_second=4)
+
+    def step(self, done: int, steps: int) -> None:
+        if not self._bar.tasks[0].started:
+            self._bar.update(self._task, completed=done)
+            self._bar.start_task(self._task)
+        self._bar.update(self._task, completed=done, total=steps)
+
+    def epoch(self, record: Record) -> None:
+        self._records = [*self._records, record][-_SHOWN:]
+        self._bar.update(self._task, rate=f"{record['videos_per_second']:,.0f} videos/s")
+        self.live.update(self._render())
+
+    def say(self, line: str) -> None:
+        self.live.console.print(f"{self.name}: {line}", highlight=False, markup=False)
+
+    def _render(self) -> Group:
+        table = Table(title=self.name, title_justify="left")
+        for column in ("epoch", *_COLUMNS, "videos/s"):
+            table.add_column(column, justify="right")
+        best = max((record["MAP@10"] for record in self._records), default=0)
+        for record in self._records:
+            cells = [f"{record[name]:.4f}" for name in _COLUMNS]
+            style = "bold" if record["MAP@10"] == best else ""
+            epoch = f"{record['epoch']:.0f}/{self.epochs}"
+            table.add_row(epoch, *cells, f"{record['videos_per_second']:,.0f}", style=style)
+        return Group(table, self._bar)
+
+
+def print_table(rows: Sequence[tuple[str, Record]]) -> None:
+    """The models side by side on standard output, as the paper's Table 1: (name, measures) each."""
+    table = Table(title="held-out videos", title_justify="left")
+    table.add_column("model")
+    for column in (*_COLUMNS[1:], "parameters", "epoch", "seconds"):
+        table.add_column(column, justify="right")
+    for name, record in rows:
+        measures = [f"{record[column]:.4f}" for column in _COLUMNS[1:]]
+        counts = (f"{record[column]:,.0f}" for column in ("parameters", "epoch", "seconds"))
+        table.add_row(name, *measures, *counts)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
