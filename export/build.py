@@ -1,0 +1,178 @@
+"""From a checkpoint to a checked file: trace, reduce, convert, gate, write. Nothing is left where a step fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from export.graph import contrib_operators, json_text, set_metadata, to_onnx
+from export.ops import Graph
+from export.parity import Reference, Report, check_independence, check_parity, check_quality, torch_reference
+from export.plain import plain_export
+from export.precision import quantise, to_half
+from export.reduce import reduce
+from export.trace import Untranslatable, trace
+from export.videos import Videos
+from scorer.errors import OutputError
+from scorer.model import Model
+from train.checkpoint import Checkpoint
+
+FORMAT = "1"
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint opened for export.
+
+    model: in evaluation mode. reference: its probabilities. before, after: its graph as traced and as reduced, both
+    None for a model that export/trace.py cannot read. metadata: all that does not depend on the precision.
+    """
+
+    checkpoint: Checkpoint
+    model: nn.Module
+    reference: Reference
+    before: Graph | None
+    after: Graph | None
+    metadata: Mapping[str, str]
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        return dict(self.checkpoint.config.inputs)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that passed its gates. nodes: ONNX operators in it. parameters: numbers in its initialisers."""
+
+    path: Path
+    precision: str
+    report: Report
+    nodes: int
+    parameters: int
+    bytes: int
+
+
+def open_source(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> Source:
+    """Trace and reduce a checkpoint's model. names: its labels' names, for the metadata."""
+    model = checkpoint.model()
+    inputs = checkpoint.config.inputs
+    before, after = _graphs(model, inputs)
+    metadata = {
+        "yt8m.format": FORMAT,
+        "yt8m.model": checkpoint.config.name,
+        "yt8m.config": checkpoint.config.to_json(),
+        "yt8m.labels": str(checkpoint.config.labels),
+        "yt8m.metrics": json_text(checkpoint.metrics),
+        "yt8m.weights_sha256": weights_sha256(checkpoint.state),
+    }
+    if names is not None:
+        metadata["yt8m.names"] = json_text(list(names))
+    return Source(checkpoint, model, torch_reference(model, dict(inputs)), before, after, metadata)
+
+
+def _graphs(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> tuple[Graph, Graph] | tuple[None, None]:
+    try:
+        before = trace(model, inputs)
+    except Untranslatable:
+        return None, None
+    return before, reduce(before)
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """Hex digest over all weights: name, type, shape and bytes of each, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export_to(path: Path, source: Source, precision: str, check: Videos, calibration: Videos) -> Exported:
+    """Write the model in `precision` to `path`, which is replaced only by a file that passes its gates.
+
+    Raises:
+        GateError: it does not answer as the checkpoint does, or a video's answer depends on its neighbours.
+        ModelError: it cannot be converted.
+        OutputError: the folder cannot be written.
+    """
+    proto = convert(source, precision, calibration)
+    onnx.checker.check_model(proto, full_check=True)
+    with replacing(path) as part:
+        write(part, proto)
+        report = _gate(Model.open(str(part), device="cpu"), source, precision, check)
+        entries = {entry.key: entry.value for entry in proto.metadata_props}
+        set_metadata(proto, {**entries, "yt8m.parity": json_text(report)})
+        size = write(part, proto)
+    parameters = sum(int(np.prod(tensor.dims)) for tensor in proto.graph.initializer)
+    return Exported(path, precision, report, len(proto.graph.node), parameters, size)
+
+
+def convert(source: Source, precision: str, calibration: Videos) -> ModelProto:
+    """The ONNX model of `source` in `precision`. Raises ModelError where that cannot be."""
+    metadata = {**source.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
+    if source.after is None:
+        proto = plain_export(source.model, source.checkpoint.config.inputs, metadata)
+    elif precision == "int8":
+        proto = to_onnx(quantise(source.after, calibration.features), precision, metadata)
+    else:
+        proto = to_onnx(source.after, precision, metadata)
+    if precision == "fp16":
+        proto = to_half(proto)
+    set_metadata(proto, {**metadata, "yt8m.operators": json_text(contrib_operators(proto))})
+    return proto
+
+
+def _gate(model: Model, source: Source, precision: str, check: Videos) -> Report:
+    report: Report = {}
+    if precision == "fp32":
+        report["parity"] = check_parity(model, source.reference, source.inputs, check)
+    else:
+        report["quality"] = check_quality(model, source.reference, check)
+    report["independence"] = check_independence(model, check)
+    return report
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place at the end, flushed; on any error it is removed.
+
+    Raises OutputError for what the system says about writing.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _flush(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{path}: cannot be written: {reason}", remedy="make room or choose another --out") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write(path: Path, proto: ModelProto) -> int:
+    """Serialise, fields and maps in a fixed order; gives the number of bytes."""
+    data = proto.SerializeToString(deterministic=True)
+    path.write_bytes(data)
+    return len(data)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""Gates: an exported file answers as its checkpoint does, through the session that will serve it, or it is not kept.
+
+    check_parity        fp32: the same probabilities, to 1e-5, in batches of several sizes
+    check_quality       int8, fp16: nearly the same top labels and metrics, on labelled videos
+    check_independence  any: a video's answer does not depend on its neighbours in a batch
+
+Each collects every failure before it raises GateError, and otherwise returns a report for the file's metadata.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.videos import Features, Videos
+from scorer.errors import GateError
+from scorer.metrics import evaluate
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Report = dict[str, Any]
+Reference = Callable[[Features], Floats]
+
+BATCHES = (1, 2, 3, 17, 256)
+BOUND = 1e-5
+"""Largest difference of a probability from PyTorch's in fp32, and of a video's score from batch to batch."""
+TOP = 10
+MAP_DROP, GAP_DROP, OVERLAP = 0.002, 0.003, 0.97
+LABELLED = 2000
+"""Videos with labels that the quality gate needs."""
+ALONE, SHUFFLED, LARGE = 64, 17, 1024
+
+
+class Runner(Protocol):
+    """What is asked of scorer.model.Model."""
+
+    inputs: dict[str, int]
+    labels: int
+
+    def run(self, features: Mapping[str, Floats], k: int = TOP) -> tuple[Floats, Ints]: ...
+
+
+def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
+    """PyTorch's probabilities (n, labels) for features (n, width) each, 1,024 videos at a time."""
+
+    def probabilities(features: Features) -> Floats:
+        count = len(next(iter(features.values())))
+        with torch.inference_mode():
+            parts = [
+                torch.sigmoid(model(*(torch.from_numpy(features[name][i : i + LARGE]) for name in inputs))).numpy()
+                for i in range(0, count, LARGE)
+            ]
+        return np.concatenate(parts)
+
+    return probabilities
+
+
+def check_parity(model: Runner, reference: Reference, inputs: Mapping[str, int], videos: Videos) -> Report:
+    """Compare signature and all probabilities with PyTorch's, in batches of 1, 2, 3, 17 and 256 videos.
+
+    Raises GateError naming every way in which they differ: a probability by more than 1e-5, or a top-10 that is not
+    PyTorch's but for labels within that bound of its tenth.
+    """
+    failures = _signature(model, inputs)
+    worst = 0.0
+    for rows in _slices(len(videos)) if not failures else ():
+        features = videos.rows(rows)
+        expected = reference(features)
+        found, labels = _full(model, features)
+        difference = float(np.abs(found - expected).max())
+        worst = max(worst, difference) if difference == difference else math.inf
+        failures += _differences(len(rows), expected, found, labels[:, :TOP])
+    if failures:
+        raise GateError(f"not the checkpoint's answers: {'; '.join(failures)}", remedy="no model was written")
+    return {"batches": list(BATCHES), "videos": videos.source, "max_difference": _rounded(worst), "bound": BOUND}
+
+
+def _signature(model: Runner, inputs: Mapping[str, int]) -> list[str]:
+    if model.inputs != dict(inputs):
+        return [f"inputs {model.inputs}, not {dict(inputs)}"]
+    return []
+
+
+def _slices(count: int) -> Iterator[Ints]:
+    """The rows of each batch: one after the other, starting again where the videos run out."""
+    start = 0
+    for size in BATCHES:
+        yield np.arange(start, start + size) % count
+        start += size
+
+
+def _full(model: Runner, features: Features) -> tuple[Floats, Ints]:
+    """Probabilities (n, labels) in the order of the labels, and all labels, best first."""
+    scores, labels = model.run(features, k=model.labels)
+    probabilities = np.full_like(scores, np.nan)
+    np.put_along_axis(probabilities, labels, scores, axis=1)
+    return probabilities, labels
+
+
+def _differences(size: int, expected: Floats, found: Floats, top: Ints) -> list[str]:
+    failures = []
+    wrong = ~(np.abs(found - expected) <= BOUND)
+    if wrong.any():
+        row, label = (int(i) for i in np.argwhere(wrong)[0])
+        worst = float(np.nanmax(np.abs(found - expected)))
+        failures.append(
+            f"batch of {size}: {int(wrong.sum())} probabilities are off by up to {worst:.2g}, "
+            f"video {row}'s label {label} first"
+        )
+    tenth = -np.partition(-expected, min(TOP, expected.shape[1]) - 1, axis=1)[:, [min(TOP, expected.shape[1]) - 1]]
+    strangers = np.take_along_axis(expected, top, axis=1) < tenth - BOUND
+    if strangers.any():
+        failures.append(f"batch of {size}: {int(strangers.any(axis=1).sum())} videos have another top-{TOP}")
+    return failures
+
+
+def check_quality(model: Runner, reference: Reference, videos: Videos) -> Report:
+    """Compare top-10 sets and metrics with those of the checkpoint.
+
+    With 2,000 labelled videos or more: MAP@10 at most 0.002 lower, GAP@20 at most 0.003, at least 97% of the top-10
+    the same. With fewer the overlap alone is asked for, and the report says that quality was not measured.
+
+    Raises GateError naming every bound that does not hold.
+    """
+    expected = reference(videos.features)
+    depth = min(2 * TOP, expected.shape[1])
+    order = np.argsort(-expected, axis=1, kind="stable")[:, :depth]
+    best = np.take_along_axis(expected, order, axis=1)
+    scores, labels = _in_batches(model, videos.features, LARGE, k=depth)
+    overlap = _overlap(order[:, :TOP], labels[:, :TOP])
+    report: Report = {"videos": videos.source, "overlap": round(overlap, 5), "quality": "not measured"}
+    failures = [] if overlap >= OVERLAP else [f"{overlap:.2%} of the top-{TOP} are the same, not {OVERLAP:.0%}"]
+    if videos.labelled >= LABELLED:
+        before = evaluate(order, best, videos.label_values, videos.label_splits)
+        after = evaluate(labels, scores, videos.label_values, videos.label_splits)
+        report["quality"] = {name: [round(before[name], 5), round(after[name], 5)] for name in before}
+        for name, bound in ((f"MAP@{TOP}", MAP_DROP), (f"GAP@{depth}", GAP_DROP)):
+            if not before[name] - after[name] <= bound:
+                failures.append(f"{name} falls from {before[name]:.4f} to {after[name]:.4f}, by more than {bound}")
+    if failures:
+        raise GateError(f"too far from the checkpoint: {'; '.join(failures)}", remedy="no model was written")
+    return report
+
+
+def _overlap(first: Ints, second: Ints) -> float:
+    """Mean share of each row's labels that the other's row has too."""
+    return float((first[:, :, None] == second[:, None, :]).any(axis=2).mean())
+
+
+def check_independence(model: Runner, videos: Videos) -> Report:
+    """Score the same videos in order by 1,024, shuffled by 1,024 and by 17, and alone; compare.
+
+    Raises GateError where a score differs by more than 1e-5, or a label but for such a tie.
+    """
+    rows = np.arange(LARGE) % len(videos)
+    shuffled = np.random.default_rng(0).permutation(LARGE)
+    k = min(TOP, model.labels)
+    expected = _in_batches(model, videos.rows(rows), LARGE, k)
+    failures, same = [], True
+    for size, chosen in ((LARGE, shuffled), (SHUFFLED, shuffled[: 16 * SHUFFLED]), (1, shuffled[:ALONE])):
+        found = _in_batches(model, videos.rows(rows[chosen]), size, k)
+        scores, labels = expected[0][chosen], expected[1][chosen]
+        same &= bool(np.array_equal(scores, found[0]) and np.array_equal(labels, found[1]))
+        failures += _company(size, scores, labels, *found)
+    if failures:
+        raise GateError(f"answers change with the batch: {'; '.join(failures)}", remedy="no model was written")
+    return {"alone": ALONE, "batches": [SHUFFLED, LARGE], "same_bits": same, "bound": BOUND}
+
+
+def _company(size: int, scores: Floats, labels: Ints, found_scores: Floats, found_labels: Ints) -> list[str]:
+    difference = float(np.abs(scores - found_scores).max())
+    moved = (labels != found_labels) & ~(np.abs(scores - found_scores) <= BOUND)
+    if difference <= BOUND and not moved.any():
+        return []
+    return [f"in batches of {size} a score differs by {difference:.2g} and {int(moved.sum())} labels change"]
+
+
+def _in_batches(model: Runner, features: Features, size: int, k: int) -> tuple[Floats, Ints]:
+    count = len(next(iter(features.values())))
+    parts = [
+        model.run({name: values[i : i + size] for name, values in features.items()}, k) for i in range(0, count, size)
+    ]
+    return np.concatenate([scores for scores, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def _rounded(value: float) -> float:
+    """Up to one significant digit, so that the last bits of another kernel do not change the file."""
+    if value == 0:
+        return 0.0
+    digit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{math.ceil(value / digit) * digit:.0e}")

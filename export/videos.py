@@ -1,0 +1,72 @@
+"""The videos that a model is checked, calibrated and timed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.batches import batches
+from scorer.examples import Schema
+
+Features = dict[str, NDArray[np.float32]]
+
+_READ = 1024
+
+
+@dataclass(frozen=True)
+class Videos:
+    """n videos. features: float32 (n, width) by name. labels: int64 CSR, values and splits. source: where from."""
+
+    features: Features
+    label_values: NDArray[np.int64]
+    label_splits: NDArray[np.int64]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.label_splits) - 1
+
+    @property
+    def labelled(self) -> int:
+        """How many of them have at least one label."""
+        return int((np.diff(self.label_splits) > 0).sum())
+
+    def rows(self, chosen: NDArray[np.int64] | slice) -> Features:
+        """The features of the videos at `chosen`."""
+        return {name: values[chosen] for name, values in self.features.items()}
+
+
+def read_videos(paths: Sequence[str], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> Videos:
+    """Decode the first `limit` videos of shards with the scorer's reader.
+
+    Raises InputError, ShardError or RecordError at the first fault, UsageError where there is no video at all.
+    """
+    from scorer.errors import InputError
+
+    parts: list[Features] = []
+    values, counts, read = [], [], 0
+    for batch in batches(paths, Schema(dict(inputs)), min(_READ, limit)):
+        take = min(len(batch), limit - read)
+        parts.append({name: rows[:take].copy() for name, rows in batch.features.items()})
+        splits = batch.label_splits[: take + 1]
+        values.append(batch.label_values[: splits[-1]])
+        counts.append(np.diff(splits))
+        read += take
+        batch.release()
+        if read == limit:
+            break
+    if not read:
+        raise InputError(f"{paths[0]}: no videos", remedy="give shards that hold some")
+    features = {name: np.concatenate([part[name] for part in parts]) for name in inputs}
+    splits = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+    return Videos(features, np.concatenate(values), splits, f"{read} videos of {len(paths)} shards")
+
+
+def random_videos(inputs: Mapping[str, int], count: int) -> Videos:
+    """Stand-ins where no shard is at hand: normal features of YouTube-8M's deviation, the same every time."""
+    random = np.random.default_rng(0)
+    features = {name: random.normal(0, 0.5, (count, width)).astype(np.float32) for name, width in inputs.items()}
+    empty = np.zeros(0, np.int64)
+    return Videos(features, empty, np.zeros(count + 1, np.int64), f"{count} random vectors")

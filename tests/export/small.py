@@ -1,0 +1,71 @@
+"""Small models with random weights and statistics, for the tests of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.checkpoint import Checkpoint, save
+from train.config import PAPER, ModelConfig, TrainConfig
+from train.models import build
+
+SIZES: dict[str, Any] = {
+    "inputs": (("mean_rgb", 24), ("mean_audio", 6)),
+    "labels": 40,
+    "embedding": 16,
+    "hidden": 12,
+    "head": 20,
+    "width": 16,
+}
+
+CONFIGS = {
+    "bilstm": replace(PAPER["bilstm"], **SIZES),
+    "bilstm-relu": replace(PAPER["bilstm"], **SIZES, cell="relu"),
+    "bilstm-4-steps": replace(PAPER["bilstm"], **SIZES, steps=4),
+    "bilstm-2-steps-relu": replace(PAPER["bilstm"], **SIZES, steps=2, cell="relu"),
+    "lstm": replace(PAPER["lstm"], **{**SIZES, "embedding": 8}),
+    "lstm-l2": replace(PAPER["lstm"], **SIZES, scaling="l2"),
+    "lstm-rgb": replace(PAPER["lstm"], **{**SIZES, "inputs": (("mean_rgb", 24),)}, scaling="standard"),
+    "dmrnet": replace(PAPER["dmrnet"], **SIZES),
+    "dmrnet-deep": replace(PAPER["dmrnet"], **SIZES, input_blocks=3, joint_blocks=2),
+    "dmrnet-run": replace(PAPER["dmrnet"], **SIZES, form="run", scaling="l2"),
+    "dmrnet-run-deep": replace(PAPER["dmrnet"], **SIZES, form="run", input_blocks=2, joint_blocks=3),
+}
+
+
+def small_model(config: ModelConfig) -> nn.Module:
+    """The model in evaluation mode; BatchNorms have seen data, some of their scales are negative."""
+    torch.manual_seed(0)
+    model = build(config)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    for name, buffer in model.named_buffers():
+        if name.endswith(".std"):
+            buffer.uniform_(0.5, 2)
+        if name.endswith(".mean"):
+            buffer.normal_(0, 0.3)
+    return model.eval()
+
+
+def small_checkpoint(name: str) -> Checkpoint:
+    config = CONFIGS[name]
+    return Checkpoint(config, dict(small_model(config).state_dict()), {"MAP@10": 0.5})
+
+
+def save_run(runs: Path, name: str) -> Path:
+    """Write the checkpoint as a run of its model; gives its path."""
+    checkpoint = small_checkpoint(name)
+    path = runs / checkpoint.config.name / "best.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, checkpoint.config, TrainConfig(), checkpoint.state, checkpoint.metrics)
+    return path
