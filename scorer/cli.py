@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -11,11 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from scorer.errors import PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
+from scorer.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from scorer.job import Job, Progress, Report
     from scorer.model import Model
-    from scorer.signals import StopRequest
 
 BROKEN_PIPE = 141
 _PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     try:
-        return _score(options, arguments)
+        with stop_on_signals() as stop:
+            return _score(options, arguments, stop)
     except Yt8mError as error:
         _tell(f"score: {error}")
         return error.exit_code
@@ -84,7 +86,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         metavar="PATH_OR_NAME",
         help="file, or name in models/ [models/default.onnx, else the bundled model]",
     )
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where it opens]")
+    group.add_argument(
+        "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where it opens]"
+    )
     group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
 
 
@@ -119,19 +123,23 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def _score(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _device(text: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda and cuda:N")
+    return text
+
+
+def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
     from scorer.paths import find_model, find_shards
-    from scorer.signals import stop_on_signals
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts records that are set aside", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
     path, origin = find_model(options.model)
-    with stop_on_signals(_tell) as stop:
-        from scorer.model import Model
+    from scorer.model import Model
 
-        model = Model.open(path, device=options.device, threads=options.threads)
-        report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
+    model = Model.open(path, device=options.device, threads=options.threads)
+    report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
     if report is None:
         return stop.exit_code
     if not options.quiet:
@@ -164,11 +172,18 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
             return score(job, model, stop, watch)
     except Stopped as stopped:
         if stopped.scored:
-            again = [argument for argument in arguments if argument not in ("--restart", "--resume")]
-            _tell(f"score: {stopped.scored:,} videos are kept; go on with: {shlex.join(['score', *again, '--resume'])}")
+            _tell(f"score: {stopped.scored:,} videos are kept; go on with: {_resuming(arguments)}")
         else:
             _tell("score: stopped before anything was kept")
         return None
+
+
+def _resuming(arguments: Sequence[str]) -> str:
+    """The command that goes on with the job of `arguments`, to paste into a shell."""
+    name = os.path.basename(sys.argv[0])
+    program = {"score": ["score"], "yt8m": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
+    kept = [argument for argument in arguments if argument not in ("--restart", "--resume")]
+    return shlex.join([*program, *kept, "--resume"])
 
 
 def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -180,6 +195,7 @@ def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], N
 
 
 def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
+    from scorer.commit import places
     from scorer.progress import print_lines
 
     record = report.record
@@ -196,16 +212,15 @@ def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
     if record["metrics"]:
         lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items())))
     lines.append(("written", f"{output} ({record['output']['bytes']:,} bytes)"))
+    if record["quarantined"]:
+        where = "on standard error" if places(output) is None else f"in {output}.quarantine.jsonl"
+        lines.append(("set aside", f"listed {where}, {record['bytes_lost']:,} bytes lost with them"))
     print_lines(lines)
 
 
 def _counts(record: dict[str, Any]) -> str:
     text = f"{record['read']:,} read = {record['scored']:,} scored + {record['quarantined']:,} set aside"
-    if record["bytes_lost"]:
-        text += f", {record['bytes_lost']:,} bytes lost"
-    if record["duplicates"]:
-        text += f"; {record['duplicates']:,} ids stand there more than once"
-    return text
+    return text + (f"; {record['duplicates']:,} rows repeat an id" if record["duplicates"] else "")
 
 
 def _tell(line: str) -> None:

@@ -33,6 +33,7 @@ from scorer.errors import OutputError, ResumeError
 from scorer.journal import Commit, Growing, Mark, Stamp, entries, line
 from scorer.lock import owned
 
+STANDARD_OUTPUT = "-"
 _GROWING = ("rows", "quarantine", "ids", "hits")
 
 Leftovers = Literal["refuse", "resume", "restart"]
@@ -81,11 +82,13 @@ class Places:
 
 
 def places(output: str) -> Places | None:
-    """Where the work on `output` goes; None for a device, pipe or socket, which can only be written straight through.
+    """Where the work on `output` goes; None for standard output ("-"), a device or a pipe, written straight through.
 
     Raises:
         OutputError: a folder, a path in no folder, or a loop of symbolic links.
     """
+    if output == STANDARD_OUTPUT:
+        return None
     try:
         mode = os.stat(output).st_mode
     except FileNotFoundError:

@@ -28,7 +28,7 @@ from scorer.journal import Commit, Stamp
 from scorer.model import Model
 from scorer.pipeline import ahead, in_lanes
 from scorer.rows import HEADER, format_rows
-from scorer.stream import STANDARD_OUTPUT, Stream, streamed
+from scorer.stream import Stream, streamed
 from scorer.tally import count_duplicates, id_keys, measure, observe
 
 _BEGINNING = Position(0, 0, 0)
@@ -298,7 +298,7 @@ class _Run:
 
 
 def _sink(job: Job, model: Model) -> AbstractContextManager[Output | Stream]:
-    where = None if job.output == STANDARD_OUTPUT else places(job.output)
+    where = places(job.output)
     if where is not None:
         shards = [os.path.abspath(path) for path in job.shards]
         return opened(where, _options(job, model), shards, job.leftovers)

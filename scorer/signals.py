@@ -1,15 +1,17 @@
-"""The first SIGINT or SIGTERM asks the job to stop after the batch in hand; a second one stops the process at once."""
+"""The first SIGINT or SIGTERM asks the job to stop after the batch in hand; a second one ends the process at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
+_SHOW_CURSOR = "\033[?25h"  # the progress bar hides it
 
 
 class StopRequest(threading.Event):
@@ -24,20 +26,20 @@ class StopRequest(threading.Event):
 
 
 @contextmanager
-def stop_on_signals(told: Callable[[str], None]) -> Iterator[StopRequest]:
-    """Within, signals set the request; `told` gets a line for the user.
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within, signals set the request and tell the user on standard error.
 
-    Stopping at once loses nothing that counts: a commit is whole or not there (scorer/commit.py).
+    Ending at once loses nothing that counts: a commit is whole or not there (scorer/commit.py).
     """
     stop = StopRequest()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            told("stopped at once")
+            _tell("score: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
             os._exit(128 + number)
         stop.signal = number
-        told(f"{signal.Signals(number).name}: committing the batch in hand; once more stops at once")
         stop.set()
+        _tell(f"score: {signal.Signals(number).name}: committing the batch in hand; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
@@ -45,3 +47,9 @@ def stop_on_signals(told: Callable[[str], None]) -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(line: str) -> None:
+    """Past Python's buffers, which a signal handler may find in use."""
+    with suppress(OSError):
+        os.write(_STDERR, f"{line}\n".encode())

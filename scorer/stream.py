@@ -11,10 +11,9 @@ from typing import Any, BinaryIO
 
 from crc32c import crc32c
 
+from scorer.commit import STANDARD_OUTPUT
 from scorer.errors import OutputError
 from scorer.journal import Commit, Mark, Stamp
-
-STANDARD_OUTPUT = "-"
 
 
 class Stream:

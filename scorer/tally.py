@@ -24,7 +24,7 @@ _WORDS = np.random.default_rng(8).integers(0, 1 << 64, _LONG_ID // 8, np.uint64)
 def id_keys(ids: Sequence[bytes]) -> bytes:
     """A 64-bit key per id: distinct for distinct ids of up to 8 bytes, and with a chance of 2^-64 a pair beyond."""
     fields = np.array([name[:_LONG_ID] for name in ids], dtype=f"S{_LONG_ID}")
-    words = fields.view("<u8").reshape(len(ids), -1)
+    words = fields.view("<u8").reshape(len(ids), len(_WORDS))
     keys = np.zeros(len(ids), np.uint64)
     for column in range(words.shape[1]):
         if not (filled := words[:, column] != 0).any():

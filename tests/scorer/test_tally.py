@@ -1,0 +1,68 @@
+"""Duplicates and metrics, counted from notes on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scorer import tally
+from scorer.metrics import Metrics
+from scorer.tally import count_duplicates, id_keys, measure, observe
+
+IDS = st.binary(min_size=1, max_size=100).map(lambda name: name.replace(b"\0", b"0"))
+
+
+def duplicates(ids: list[bytes], folder: Path) -> int:
+    path = folder / "ids"
+    path.write_bytes(id_keys(ids))
+    with path.open("rb") as file:
+        return count_duplicates(file, len(ids))
+
+
+@given(st.lists(IDS, max_size=30))
+def test_equal_ids_have_equal_keys_and_others_have_others(ids: list[bytes]) -> None:
+    keys = np.frombuffer(id_keys(ids), np.uint64)
+    assert len(set(keys.tolist())) == len(set(ids))
+    assert id_keys(ids) == b"".join(id_keys([name]) for name in ids), "a key depends on its neighbours"
+
+
+def test_keys_of_similar_ids_differ() -> None:
+    ids = [b"%011d" % number for number in range(200_000)] + [b"%d" % number for number in range(200_000)]
+    assert len(np.unique(np.frombuffer(id_keys(ids), np.uint64))) == len(ids)
+
+
+@pytest.mark.parametrize("pass_rows", [10, 1 << 21])
+def test_duplicates_are_rows_less_distinct_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pass_rows: int) -> None:
+    monkeypatch.setattr(tally, "_PASS_ROWS", pass_rows)
+    assert duplicates([], tmp_path) == 0
+    assert duplicates([b"a", b"b"], tmp_path) == 0
+    assert duplicates([b"a", b"b", b"a", b"a"], tmp_path) == 2
+    many = [b"%d" % (number % 70) for number in range(100)]
+    assert duplicates(many, tmp_path) == 30
+
+
+def test_the_metrics_are_those_of_the_stream(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    scores = -np.sort(-random.random((50, 10), np.float32), axis=1)
+    labels = np.argsort(random.random((50, 30)), axis=1)[:, :10]
+    counts = random.integers(0, 4, 50)
+    splits = np.concatenate([[0], np.cumsum(counts)])
+    values = random.integers(0, 30, splits[-1])
+    expected = Metrics(10)
+    expected.update(labels, scores, values, splits)
+    path = tmp_path / "hits"
+    path.write_bytes(
+        observe(labels[:20], scores[:20], values, splits[:21]) + observe(labels[20:], scores[20:], values, splits[20:])
+    )
+    with path.open("rb") as file:
+        assert measure(file, 10) == expected.result()
+
+
+def test_without_labels_there_are_no_metrics(tmp_path: Path) -> None:
+    (tmp_path / "hits").write_bytes(b"")
+    with (tmp_path / "hits").open("rb") as file:
+        assert measure(file, 10) == {}
