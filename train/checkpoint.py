@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def save(
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata as `path`, atomically. Raises OutputError."""
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda part: save_file(arrays, part, {"format": FORMAT, **metadata}))
+    replace_file(path, lambda part: _fill(part, arrays, {"format": FORMAT, **metadata}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,19 +116,32 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
 
 
 def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Have `fill` write a file beside `path` and rename it there once it is on the disk. Raises OutputError."""
-    part = path.with_name(f".{path.name}.part")
+    """Have `fill` write a file and rename it to `path` once it is on the disk. Raises OutputError.
+
+    It is written in a folder of its own, since safetensors leaves files of its own naming there when it is killed; the
+    next save clears them.
+    """
+    folder = path.parent / ".saving"
     try:
-        fill(part)
-        _flush(part)
-        os.replace(part, path)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        fill(folder / path.name)
+        _flush(folder / path.name)
+        os.replace(folder / path.name, path)
         _flush(path.parent)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         remedy = "make room or choose another folder with --runs"
         raise OutputError(f"{path}: cannot be written: {reason}", remedy=remedy) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    save_file(dict(arrays), part, metadata)
+    umask = os.umask(0)
+    os.umask(umask)
+    part.chmod(0o666 & ~umask)  # safetensors makes files that none but their owner can read
 
 
 def _flush(path: Path) -> None:

@@ -23,6 +23,8 @@ def choose_device(name: str, local: int) -> torch.device:
     """The device for "auto", "cpu", "cuda" or "cuda:N"; `local` picks the GPU of a process. Raises DeviceError."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if name not in ("auto", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        raise DeviceError(f"--device {name}: no such device", remedy="use auto, cpu, cuda or cuda:N")
     device = torch.device("cuda", local) if name in ("auto", "cuda") else torch.device(name)
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"

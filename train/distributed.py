@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,13 @@ class World:
             value /= self.size
         return value
 
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.size > 1:
-            distributed.barrier()
+    def share(self, values: dict[str, float]) -> dict[str, float]:
+        """The first process's `values`, in every process once all are here."""
+        if self.size == 1:
+            return values
+        box = [values]
+        distributed.broadcast_object_list(box)
+        return box[0]
 
 
 @contextmanager
@@ -65,6 +68,24 @@ def joined(cuda: bool) -> Iterator[World]:
         distributed.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, and of its gradient on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(total)
+    return total
+
+
 class SyncedBatchNorm(nn.BatchNorm1d):
     """BatchNorm over the videos of all processes: (B, W) -> (B, W). torch's own SyncBatchNorm runs on CUDA alone."""
 
@@ -78,9 +99,9 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             return super().forward(x_BW)
         count = x_BW.shape[0] * distributed.get_world_size()
         x_BW = x_BW.float()
-        mean_W = all_reduce(x_BW.sum(0)) / count
+        mean_W = _Sum.apply(x_BW.sum(0)) / count
         centred_BW = x_BW - mean_W
-        var_W = all_reduce(centred_BW.square().sum(0)) / count
+        var_W = _Sum.apply(centred_BW.square().sum(0)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean_W, self.momentum)
             self.running_var.lerp_(var_W * (count / (count - 1)), self.momentum)
@@ -93,4 +114,4 @@ def spread(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:
             module.__class__ = SyncedBatchNorm
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -226,16 +226,16 @@ class Training:
         progress = self.progress
         record = {"epoch": progress.epoch + 1, "loss": self._mean_loss()}
         record["videos_per_second"] = steps * self.plan.size / seconds
+        start = time.monotonic()
         if self.world.first:
-            start = time.monotonic()
             record |= evaluate(self.average, self.valid_data, self.config.loss)
             sample = evaluate(self.average, self.sample_data, self.config.loss)
             record |= {"train_loss": sample["valid_loss"], "train_MAP@10": sample["MAP@10"]}
-            seconds += time.monotonic() - start
-            if record["MAP@10"] > progress.best:
-                progress.best = record["MAP@10"]
-                self._best = {name: tensor.cpu().clone() for name, tensor in self.average.state_dict().items()}
-        self.world.wait()
+        record = self.world.share(record)
+        seconds += time.monotonic() - start
+        if record["MAP@10"] > progress.best:
+            progress.best = record["MAP@10"]
+            self._best = {name: tensor.cpu().clone() for name, tensor in self.average.state_dict().items()}
         progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
         record["seconds"] = progress.seconds
         progress.log.append(record)
@@ -299,7 +299,7 @@ class Training:
     def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
         done = float(self.progress.epoch * self.plan.steps + self.progress.step)
         for name, parameter in self.model.named_parameters():
-            if f"exp_avg.{name}" in tensors:
+            if done and parameter.requires_grad:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(done, device=self.device),
                     "exp_avg": tensors[f"exp_avg.{name}"].to(self.device),

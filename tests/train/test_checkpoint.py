@@ -1,0 +1,125 @@
+"""Checkpoints: what was saved is read, what is damaged is refused, and a kill leaves the last good one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from scorer.errors import ModelError, OutputError
+from tests.train.shards import recipe
+from train import checkpoint
+from train.models import build
+
+METRICS = {"MAP@10": 0.5, "GAP@20": 0.4, "Hit@1": 0.3, "PERR": 0.2}
+
+
+def saved(path: Path) -> Path:
+    model, config = recipe("bilstm")
+    checkpoint.save(path, model, config, build(model).state_dict(), METRICS)
+    return path
+
+
+def test_a_model_survives(tmp_path: Path) -> None:
+    model, config = recipe("dmrnet")
+    network = build(model).eval()
+    checkpoint.save(tmp_path / "best.safetensors", model, config, network.state_dict(), METRICS)
+    loaded = checkpoint.load(tmp_path / "best.safetensors")
+    inputs = torch.randn(3, 8), torch.randn(3, 4)
+    assert (loaded.config, loaded.metrics) == (model, METRICS)
+    assert torch.equal(loaded.model()(*inputs), network(*inputs))
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_others_may_read_it(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        assert saved(tmp_path / "best.safetensors").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_half_a_file_is_damaged(size: int, tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.safetensors")
+    os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_garbage_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(random.Random(0).randbytes(1000))
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "2"}, "format 2"),
+        ({"config": "{}"}, "configuration"),
+        ({"metrics": "[]"}, "no metrics"),
+        ({"config": recipe("lstm")[0].to_json()}, "do not fit"),
+    ],
+)
+def test_another_contract_is_refused(change: dict[str, str], message: str, tmp_path: Path) -> None:
+    tensors, metadata = checkpoint.read(saved(tmp_path / "best.safetensors"))
+    save_file(tensors, tmp_path / "other.safetensors", metadata | change)
+    with pytest.raises(ModelError, match=message):
+        checkpoint.load(tmp_path / "other.safetensors")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        saved(tmp_path / "absent" / "best.safetensors")
+
+
+def test_a_kill_while_saving_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """A child saves without end and is killed at a random moment: the file is whole each time, and nothing piles up."""
+    path = tmp_path / "last.safetensors"
+    checkpoint.write(path, {"a": torch.zeros(100_000)}, {"n": "0"})
+    moments, kills, saves = random.Random(0), 0, 0
+    while kills < 20 or saves < 5:
+        child = os.fork()
+        if not child:
+            _save_without_end(path)
+        time.sleep(0.1 * moments.random())
+        os.kill(child, signal.SIGKILL)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+        tensors, metadata = checkpoint.read(path)
+        assert torch.equal(tensors["a"], torch.full((100_000,), float(metadata["n"])))
+        assert len(list(tmp_path.iterdir())) <= 2
+        kills, saves = kills + 1, int(metadata["n"])
+    checkpoint.write(path, tensors, metadata)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _save_without_end(path: Path) -> None:
+    try:
+        n = int(checkpoint.metadata(path)["n"])
+        while True:
+            n += 1
+            checkpoint.write(path, {"a": torch.full((100_000,), float(n))}, {"n": str(n)})
+    finally:
+        os._exit(1)
+
+
+def test_finished() -> None:
+    train = json.dumps({"epochs": 3})
+    assert checkpoint.finished({"train": train, "progress": json.dumps({"epoch": 3})})
+    assert not checkpoint.finished({"train": train, "progress": json.dumps({"epoch": 2})})
+    with pytest.raises(ModelError):
+        checkpoint.finished({"train": train, "progress": "{"})

@@ -1,0 +1,218 @@
+"""The command: its runs, its signals and its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.shards import example, flip_bit, write_shard
+from tests.train.shards import INPUTS, write
+from train import checkpoint
+from train.cli import main
+
+TINY = shlex.split(
+    "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16"
+)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    write(tmp_path / "a.tfrecord", 120)
+    write(tmp_path / "b.tfrecord", 40, seed=1)
+
+
+def train(*arguments: str) -> int:
+    return main([*TINY, "--data", "a.tfrecord", *arguments])
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "train", *TINY, "--data", "a.tfrecord", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def last(model: str, runs: str = "runs") -> dict[str, torch.Tensor]:
+    return checkpoint.read(Path(runs, model, checkpoint.LAST))[0]
+
+
+def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--valid", "b.tfrecord") == 0
+    shown = capsys.readouterr()
+    for model in ("dmrnet", "lstm", "bilstm"):
+        assert sorted(path.name for path in Path("runs", model).iterdir()) == [
+            "best.safetensors",
+            "config.json",
+            "curves.png",
+            "last.safetensors",
+            "metrics.jsonl",
+        ]
+        assert Path("runs", model, "curves.png").read_bytes().startswith(b"\x89PNG")
+        assert f"{model}: epoch 2/2" in shown.err
+        assert model in shown.out
+    assert "MAP@10" in shown.out
+    assert "PERR" in shown.out
+
+
+def test_rgb_alone() -> None:
+    assert train("--model", "bilstm", "--inputs", "mean_rgb:8") == 0
+    assert checkpoint.load("runs/bilstm/best.safetensors").config.inputs == (("mean_rgb", 8),)
+
+
+def test_a_finished_run_is_replaced_or_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--model", "lstm") == 0
+    first = last("lstm")
+    assert train("--model", "lstm", "--resume") == 0
+    assert all(torch.equal(first[name], tensor) for name, tensor in last("lstm").items())
+    assert train("--model", "lstm", "--seed", "1") == 0
+    assert not torch.equal(first["model.dense.weight"], last("lstm")["model.dense.weight"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_run_resumes_to_the_same_weights(number: signal.Signals, code: int) -> None:
+    endless = ("--model", "bilstm", "--epochs", "100000")
+    run = start(*endless)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if "epoch 3/" in line:
+            break
+    run.send_signal(number)
+    _, rest = run.communicate(timeout=60)
+    assert run.returncode == code
+    assert "--resume" in rest.splitlines()[-1]
+    tensors, metadata = checkpoint.read(Path("runs/bilstm/last.safetensors"))
+    progress = json.loads(metadata["progress"])
+    assert progress["epoch"] >= 3
+    _shorten(tensors, metadata, progress["epoch"] + 1)
+    torch.set_num_threads(1)
+    assert (
+        main([*TINY, "--data", "a.tfrecord", "--model", "bilstm", "--epochs", str(progress["epoch"] + 1), "--resume"])
+        == 0
+    )
+    assert train("--model", "bilstm", "--epochs", str(progress["epoch"] + 1), "--runs", "whole") == 0
+    whole = last("bilstm", "whole")
+    assert all(torch.equal(whole[name], tensor) for name, tensor in last("bilstm").items())
+
+
+def _shorten(tensors: dict[str, torch.Tensor], metadata: dict[str, str], epochs: int) -> None:
+    """Give an endless run an end. The rate is constant, so that only the number of epochs knows the difference."""
+    metadata["train"] = json.dumps(json.loads(metadata["train"]) | {"epochs": epochs})
+    checkpoint.write(Path("runs/bilstm/last.safetensors"), tensors, metadata)
+
+
+def test_an_unfinished_run_is_in_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--model", "lstm") == 0
+    path = Path("runs/lstm/last.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    metadata["train"] = json.dumps(json.loads(metadata["train"]) | {"epochs": 3})
+    checkpoint.write(path, tensors, metadata)
+    assert "unfinished" in one_line(capsys, train("--model", "lstm"), 9)
+    assert "other settings" in one_line(capsys, train("--model", "lstm", "--resume", "--epochs", "3", "--seed", "5"), 9)
+    other = train("--model", "lstm", "--resume", "--epochs", "3", "--data", "b.tfrecord")
+    assert "other videos" in one_line(capsys, other, 9)
+    assert train("--model", "lstm", "--restart") == 0
+
+
+def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> str:
+    """The one line that the command ended with, once the exit code is checked."""
+    error = capsys.readouterr().err
+    assert code == expected, error
+    lines = [line for line in error.splitlines() if line.startswith("train:")]
+    assert len(lines) == 1
+    assert "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--data", "absent.tfrecord"], 3, "no such file"),
+        (["--valid", "a.tfrecord"], 2, "same shard"),
+        (["--data", "flipped.tfrecord"], 4, "CRC"),
+        (["--data", "unlabelled.tfrecord"], 12, "no labels"),
+        (["--data", "outside.tfrecord"], 5, "outside 0.."),
+        (["--data", "two.tfrecord"], 12, "too few"),
+        (["--data", "one.tfrecord", "--valid", "b.tfrecord"], 12, "too few"),
+        (["--inputs", "mean_rgb:9"], 5, "mean_rgb"),
+        (["--set", "colour=red"], 2, "no such field"),
+        (["--set", "lr=fast"], 2, "not a number"),
+        (["--set", "form=walk"], 2, "choose from"),
+        (["--set", "steps=5"], 2, "equal steps"),
+        (["--runs", "a.tfrecord"], 8, "cannot be made"),
+        (["--device", "cuda:99"], 7, "CUDA"),
+        (["--device", "tpu"], 7, "tpu"),
+        (["--set", "lr=1e30"], 12, "the loss is"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    features = {name: [0.0] * width for name, width in INPUTS}
+    write(Path("flipped.tfrecord"), 5)
+    flip_bit("flipped.tfrecord", 200)
+    write_shard("unlabelled.tfrecord", [example("v", None, features)])
+    write(Path("outside.tfrecord"), 5, labels=[25])
+    write(Path("two.tfrecord"), 2)
+    write(Path("one.tfrecord"), 1)
+    assert message in one_line(capsys, train("--model", "lstm", *arguments), code)
+    assert not list(Path().glob("runs/*/*.safetensors"))
+
+
+def test_a_damaged_state(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/lstm").mkdir(parents=True)
+    Path("runs/lstm/last.safetensors").write_bytes(b"half a file")
+    assert "damaged" in one_line(capsys, train("--model", "lstm"), 6)
+    assert "damaged" in one_line(capsys, train("--model", "lstm", "--resume"), 6)
+    assert train("--model", "lstm", "--restart") == 0
+
+
+def test_two_processes_give_the_metrics_of_one() -> None:
+    """torchrun with gloo: same batches, same statistics, so the same numbers but for rounding, and one set of files."""
+    plain = [
+        "--model",
+        "dmrnet",
+        "--set",
+        "labels=25",
+        "width=16",
+        "batch=22",
+        "dropout=0",
+        "mixup=0",
+        "precision=fp32",
+    ]
+    assert train(*plain, "--runs", "one") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "train"]
+    arguments = [*TINY, "--data", "a.tfrecord", *plain, "--runs", "two"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stdout.count("dmrnet") == 1
+    one, two = (
+        [json.loads(line) for line in Path(runs, "dmrnet", "metrics.jsonl").read_text().splitlines()]
+        for runs in ("one", "two")
+    )
+    for expected, found in zip(one, two, strict=True):
+        for name in ("loss", "valid_loss", "MAP@10", "GAP@20", "Hit@1", "PERR"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from train.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('numpy', 'torch', 'rich', 'matplotlib', 'onnxruntime') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,235 @@
+"""The loop: what it learns, that it repeats itself to the bit, and that it stops as it promises."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
+from tests.train.shards import recipe, videos
+from train import checkpoint
+from train.config import MODELS, TrainConfig
+from train.data import Resident
+from train.distributed import World
+from train.loop import Data, Plan, Record, Stopped, Training, evaluate, learning_rate
+
+CPU = torch.device("cpu")
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def step(self, done: int, steps: int) -> None:
+        pass
+
+    def epoch(self, record: Record) -> None:
+        self.records.append(record)
+
+    def say(self, line: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data(videos(100), videos(40, seed=1))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def training(name: str, data: Data, **train: Any) -> Training:
+    return Training(*recipe(name, **train), data, CPU, World())
+
+
+def never() -> bool:
+    return False
+
+
+def after(steps: int) -> Callable[[], bool]:
+    """A stop that is asked for during step `steps`."""
+    calls = iter(range(10_000))
+    return lambda: next(calls) + 1 >= steps
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs left the same tensors, in both their files."""
+    for name in (checkpoint.BEST, checkpoint.LAST):
+        first, second = checkpoint.read(one / name)[0], checkpoint.read(other / name)[0]
+        if first.keys() != second.keys() or not all(torch.equal(first[key], second[key]) for key in first):
+            return False
+    return True
+
+
+def run_to_the_end(name: str, data: Data, folder: Path, **train: Any) -> Training:
+    folder.mkdir(exist_ok=True)
+    whole = training(name, data, **train)
+    whole.run(folder, Silent(), never)
+    return whole
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("loss", ["listwise", "softmax", "bce"])
+def test_every_model_learns_with_every_loss(name: str, loss: str, data: Data, tmp_path: Path) -> None:
+    run = run_to_the_end(name, data, tmp_path, epochs=25, lr=0.01, loss=loss, mixup=0.0)
+    first, last = run.progress.log[0], run.progress.log[-1]
+    assert last["loss"] < first["loss"]
+    assert last["train_MAP@10"] > 0.6 > 0.5 > first["train_MAP@10"]
+
+
+@pytest.mark.parametrize("name", ["bilstm", "dmrnet"])
+@pytest.mark.parametrize("stop", [1, 6, 8, 18])
+def test_a_stopped_run_resumes_to_the_same_weights(name: str, stop: int, data: Data, tmp_path: Path) -> None:
+    """In an epoch's first step, within one, at its end, and in the run's last step; with dropout, mixup and average."""
+    settings: dict[str, Any] = {"mixup": 0.4, "ema": 0.9, "schedule": "cosine", "warmup": 0.2, "weight_decay": 0.01}
+    run_to_the_end(name, data, tmp_path / "whole", **settings)
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(Stopped):
+        training(name, data, **settings).run(tmp_path / "cut", Silent(), after(stop))
+    torch.manual_seed(99)
+    resumed = training(name, data, **settings)
+    resumed.restore(*checkpoint.read(tmp_path / "cut" / checkpoint.LAST))
+    resumed.run(tmp_path / "cut", Silent(), never)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_another_seed_gives_other_weights(data: Data, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run_to_the_end("lstm", data, tmp_path / str(seed), seed=seed, epochs=1)
+    assert not same(tmp_path / "0", tmp_path / "1")
+
+
+def test_what_a_run_leaves(data: Data, tmp_path: Path) -> None:
+    run = run_to_the_end("lstm", data, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = checkpoint.load(tmp_path / checkpoint.BEST)
+    assert lines == run.progress.log
+    assert best.config == run.model_config
+    assert best.metrics["MAP@10"] == max(line["MAP@10"] for line in lines)
+    found = evaluate(best.model(), Resident(data.valid, CPU), run.config.loss)
+    assert {name: found[name] for name in best.metrics} == best.metrics
+    assert checkpoint.finished(checkpoint.metadata(tmp_path / checkpoint.LAST))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "config.json",
+        "last.safetensors",
+        "metrics.jsonl",
+    ]
+
+
+def test_standard_scaling_comes_from_the_training_videos(data: Data) -> None:
+    model, config = recipe("lstm")
+    run = Training(replace(model, scaling="standard"), config, data, CPU, World())
+    mean = run.model.get_buffer("branches.0.scale.mean")
+    torch.testing.assert_close(mean, torch.from_numpy(data.train.features[0]).mean(0))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    run = training("lstm", data, lr=1e-3)
+    run.run(tmp_path / "run", Silent(), never)
+    before = checkpoint.read(tmp_path / "run" / checkpoint.BEST)[0]
+    run = training("lstm", data)
+    run.train_data.features[0] = torch.full((100, 8), math.nan)
+    with pytest.raises(TrainingError, match=r"lstm: the loss is nan at step \d of epoch 1"):
+        run.run(tmp_path / "run", Silent(), never)
+    kept = checkpoint.read(tmp_path / "run" / checkpoint.BEST)[0]
+    assert all(torch.equal(before[name], kept[name]) for name in before)
+
+
+def test_a_stop_after_a_bad_loss_saves_nothing(data: Data, tmp_path: Path) -> None:
+    run = training("lstm", data)
+    run.train_data.features[0] = torch.full((100, 8), math.nan)
+    with pytest.raises(TrainingError):
+        run.run(tmp_path, Silent(), after(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_videos_are_refused_on_resume(data: Data, tmp_path: Path) -> None:
+    run_to_the_end("lstm", data, tmp_path)
+    other = training("lstm", Data(videos(100, seed=2), data.valid))
+    with pytest.raises(ResumeError, match="other videos"):
+        other.restore(*checkpoint.read(tmp_path / checkpoint.LAST))
+
+
+@pytest.mark.parametrize("missing", ["model.dense.weight", "exp_avg.dense.weight", "exp_avg_sq.dense.weight", "losses"])
+def test_a_state_with_a_hole_is_damaged(missing: str, data: Data, tmp_path: Path) -> None:
+    run_to_the_end("lstm", data, tmp_path)
+    tensors, metadata = checkpoint.read(tmp_path / checkpoint.LAST)
+    del tensors[missing]
+    with pytest.raises(ModelError, match="damaged"):
+        training("lstm", data).restore(tensors, metadata)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_to_the_end("lstm", data, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(tensors: object, part: Path, metadata: object) -> None:
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        run_to_the_end("lstm", data, tmp_path, seed=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "size", "plan"),
+    [(162, 4096, 1, Plan(1, 162)), (40_549, 4096, 1, Plan(10, 4048)), (100, 16, 1, Plan(7, 14)), (9, 4, 2, Plan(3, 2))],
+)
+def test_an_epoch_is_cut_into_equal_batches(count: int, batch: int, size: int, plan: Plan) -> None:
+    if size == 2:
+        with pytest.raises(TrainingError):
+            Plan.of(count, batch, World(0, size))
+    else:
+        assert Plan.of(count, batch, World(0, size)) == plan
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_videos(count: int) -> None:
+    with pytest.raises(TrainingError, match="too few"):
+        Plan.of(count, 16, World())
+
+
+def test_every_epoch_visits_the_videos_in_another_order(data: Data) -> None:
+    run = training("lstm", data)
+    first, second = run._order(0).flatten(), run._order(1).flatten()
+    assert len(first.unique()) == len(first) == 98
+    assert not torch.equal(first, second)
+    assert torch.equal(first, training("lstm", data)._order(0).flatten())
+
+
+def test_learning_rates() -> None:
+    constant = TrainConfig(lr=1.0)
+    assert [learning_rate(constant, step, 10) for step in range(10)] == [1.0] * 10
+    cosine = replace(constant, schedule="cosine", warmup=0.2)
+    rates = [learning_rate(cosine, step, 10) for step in range(10)]
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[6] == pytest.approx(0.5)
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert 0 < rates[-1] < 0.05
+
+
+def test_the_average_follows_the_weights(data: Data) -> None:
+    run = training("lstm", data, ema=0.5)
+    run._step(run._order(0)[0], 0)
+    run._step(run._order(0)[1], 1)
+    expected = run.average.get_parameter("dense.weight").clone()
+    run._step(run._order(0)[2], 100)
+    torch.testing.assert_close(
+        run.average.get_parameter("dense.weight"),
+        (expected + run.model.get_parameter("dense.weight")) / 2,
+    )
