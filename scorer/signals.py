@@ -26,8 +26,8 @@ class StopRequest(threading.Event):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, signals set the request and tell the user on standard error.
+def stop_on_signals(command: str = "score", meanwhile: str = "committing the batch in hand") -> Iterator[StopRequest]:
+    """Within, signals set the request and tell the user on standard error, in the name of `command`, what is being done.
 
     Ending at once loses nothing that counts: a commit is whole or not there (scorer/commit.py).
     """
@@ -35,11 +35,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            _tell("score: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
+            _tell(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
             os._exit(128 + number)
         stop.signal = number
         stop.set()
-        _tell(f"score: {signal.Signals(number).name}: committing the batch in hand; once more stops at once")
+        _tell(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
 
     before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:

@@ -104,7 +104,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     for name in options.model:
         _override(DEFAULTS[name], overrides)
     find_shards([*options.data, *(options.valid or [])])
-    with stop_on_signals() as stop:
+    with stop_on_signals("train", "saving after the step in hand") as stop:
         from train.loop import Stopped
 
         try:
