@@ -113,13 +113,15 @@ def _sequential(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
 
 
 def _scaling(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
-    """x / sqrt(mean(x * x) + eps) is sqrt(F) * x / sqrt(sum(x * x) + F * eps), F being the width."""
+    """"l2": x / sqrt(mean(x * x) + eps) is sqrt(F) * x / sqrt(sum(x * x) + F * eps), F being the width."""
     x = inputs[0]
     if module.scaling == "raw":
         return x
     if module.scaling == "standard":
         scale = 1 / _array(module.std)
         return t.scale(name, x, scale, -_array(module.mean) * scale)
+    if module.scaling == "fisher":
+        x = t.scale(_join(name, "weight"), x, _array(module.weight))
     width = t.ops[x].width
     return t.scale(name, t.unary(_join(name, "unit"), "normalise", x, eps=1e-12 * width), width**0.5)
 

@@ -26,8 +26,9 @@ class ModelConfig:
     """(TFRecord feature, width in floats), in the order of forward's arguments; one branch each."""
     labels: int = 3862
     """Number of labels (logits)."""
-    scaling: Literal["raw", "l2", "standard"] = "raw"
-    """Inputs as they are, each vector scaled to a root mean square of 1, or each feature to mean 0 and deviation 1."""
+    scaling: Literal["raw", "l2", "standard", "fisher"] = "raw"
+    """Inputs as they are, each vector scaled to a root mean square of 1, each feature to mean 0 and deviation 1, or
+    each feature weighted by how well it tells labels apart and then each vector scaled."""
     embedding: int = 1024
     """LSTM, BiLSTM: units of each branch's Dense, before it is cut into `steps`."""
     hidden: int = 1024
@@ -90,6 +91,9 @@ class TrainConfig:
 
     loss: Literal["listwise", "softmax", "bce"] = "listwise"
     """The paper's cross-entropy of normalised sigmoids, softmax cross-entropy, or binary cross-entropy."""
+    bias: Literal["prior", "zero"] = "prior"
+    """The output bias before the first step: each label's log odds among the training videos, or 0. From 0 every
+    sigmoid starts at a half and the listwise loss saturates the frequent labels before the others have moved."""
     epochs: int = 15
     """Passes over the training videos."""
     batch: int = 4096
@@ -143,10 +147,11 @@ def _known_fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 _CHOICES = {
     "name": MODELS,
-    "scaling": ("raw", "l2", "standard"),
+    "scaling": ("raw", "l2", "standard", "fisher"),
     "cell": ("tanh", "relu"),
     "form": ("average", "run"),
     "loss": ("listwise", "softmax", "bce"),
+    "bias": ("prior", "zero"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),
 }

@@ -197,3 +197,41 @@ def statistics(videos: Videos) -> list[tuple[Tensor, Tensor]]:
         std[std < 1e-6] = 1
         pairs.append((torch.from_numpy(mean).float(), torch.from_numpy(std).float()))
     return pairs
+
+
+FISHER_VIDEOS = 20
+FISHER_FLOOR = 1e-4
+
+
+def fisher_ratios(videos: Videos) -> list[Tensor]:
+    """Fisher's criterion of each feature, float32 (width,) each, per input: how much of its variance lies between
+    labels (Fisher 1936; Duda, Hart and Stork 2001, section 3.8.2).
+
+    For feature f it is sum_l n_l (m_lf - m_f)^2 / (N v_f) - L / N: n_l videos of label l with mean m_lf, over the L
+    labels with at least FISHER_VIDEOS videos, N the sum of these n_l, m_f and v_f the mean and variance over all
+    videos. L / N is what chance alone would give. At least FISHER_FLOOR; all 1 where no label is frequent enough.
+    """
+    rows, columns = np.nonzero(videos.labels >= 0)
+    labels = videos.labels[rows, columns]
+    counts = np.bincount(labels, minlength=1)
+    order = np.argsort(labels, kind="stable")
+    edges = np.concatenate([[0], np.cumsum(counts)])
+    frequent = np.flatnonzero(counts >= FISHER_VIDEOS)
+    ratios = []
+    for values in videos.features:
+        mean, variance = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64) + 1e-12
+        between = np.zeros_like(mean)
+        for label in frequent:
+            members = rows[order[edges[label] : edges[label + 1]]]
+            between += len(members) * (values[members].mean(axis=0, dtype=np.float64) - mean) ** 2
+        total = max(1, int(counts[frequent].sum()))
+        ratio = between / (total * variance) - len(frequent) / total
+        ratios.append(torch.from_numpy(np.maximum(ratio, FISHER_FLOOR)).float())
+    return ratios
+
+
+def log_odds(videos: Videos, labels: int) -> Tensor:
+    """log(p / (1 - p)) of each label, float32 (labels,), p being its share of the videos, at least 1e-5."""
+    counts = np.bincount(videos.labels[videos.labels >= 0], minlength=labels)
+    share = np.clip(counts / max(1, len(videos)), 1e-5, 1 - 1e-5)
+    return torch.from_numpy(np.log(share / (1 - share))).float()

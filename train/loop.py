@@ -27,11 +27,11 @@ from scorer import metrics
 from scorer.errors import ModelError, ResumeError, TrainingError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
-from train.data import Resident, Videos, statistics
+from train.data import Resident, Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distributed import World, spread
 from train.losses import LOSSES, Targets, mixed, targets_of
-from train.models import build, scalings
+from train.models import build, scalings, set_prior
 
 TOP = 20
 SAVE_EVERY = 60.0
@@ -118,7 +118,7 @@ class Training:
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
         torch.manual_seed(config.seed)
         self.model = build(model).to(device)
-        self._standardise(data.train)
+        self._measure(data.train)
         self.average = deepcopy(self.model) if config.ema else self.model
         self.optimizer = _optimizer(self.model, config)
         spread_model = spread(self.model) if world.size > 1 else self.model
@@ -306,10 +306,15 @@ class Training:
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device),
                 }
 
-    def _standardise(self, videos: Videos) -> None:
+    def _measure(self, videos: Videos) -> None:
         if self.model_config.scaling == "standard":
             for scaling, (mean, std) in zip(scalings(self.model), statistics(videos), strict=True):
                 scaling.set_statistics(mean, std)
+        if self.model_config.scaling == "fisher":
+            for scaling, ratio in zip(scalings(self.model), fisher_ratios(videos), strict=True):
+                scaling.set_weight((ratio / ratio.mean()).sqrt())
+        if self.config.bias == "prior":
+            set_prior(self.model, log_odds(videos, self.model_config.labels))
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -25,11 +25,15 @@ class Scaling(nn.Module):
 
     "raw" changes nothing. "l2" divides each vector by its root mean square: the L2-normalised vector times sqrt(F),
     so that what enters the first Dense is of order 1 whatever the width. "standard" subtracts the training videos'
-    mean per feature and divides by their deviation; both are buffers that the training sets (`set_statistics`).
+    mean per feature and divides by their deviation. "fisher" multiplies each feature by the root of its Fisher ratio
+    (train/data.py), then does what "l2" does: YouTube-8M's features are whitened, so that in their raw form the many
+    that tell labels apart badly weigh as much as the few that do it well. What is measured on the training videos is
+    held in buffers that the training sets (`set_statistics`, `set_weight`).
     """
 
     mean: Tensor
     std: Tensor
+    weight: Tensor
 
     def __init__(self, scaling: str, width: int) -> None:
         super().__init__()
@@ -37,14 +41,22 @@ class Scaling(nn.Module):
         if scaling == "standard":
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("std", torch.ones(width))
+        if scaling == "fisher":
+            self.register_buffer("weight", torch.ones(width))
 
     def set_statistics(self, mean_F: Tensor, std_F: Tensor) -> None:
         """What "standard" subtracts and divides by."""
         self.mean.copy_(mean_F)
         self.std.copy_(std_F)
 
+    def set_weight(self, weight_F: Tensor) -> None:
+        """What "fisher" multiplies by."""
+        self.weight.copy_(weight_F)
+
     def forward(self, x_BF: Tensor) -> Tensor:
-        if self.scaling == "l2":
+        if self.scaling == "fisher":
+            x_BF = x_BF * self.weight
+        if self.scaling in ("l2", "fisher"):
             return x_BF * torch.rsqrt(x_BF.square().mean(dim=1, keepdim=True) + 1e-12)
         if self.scaling == "standard":
             return (x_BF - self.mean) / self.std
@@ -246,6 +258,12 @@ def build(config: ModelConfig) -> nn.Module:
 def scalings(model: nn.Module) -> list[Scaling]:
     """The model's input scalings, in the order of its inputs."""
     return [module for module in model.modules() if isinstance(module, Scaling)]
+
+
+def set_prior(model: nn.Module, log_odds_L: Tensor) -> None:
+    """Start the logits of a fresh model from each label's log odds among the training videos."""
+    with torch.no_grad():
+        model.get_parameter("classify.bias").copy_(log_odds_L)
 
 
 def recurrent_width(config: ModelConfig) -> int:
