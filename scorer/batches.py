@@ -133,58 +133,55 @@ class _Filler:
     def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
         self._ring, self._skip = _Ring(schema, size, depth), skip
         self._batch = Batch(self._ring, start)
-        self._ready: list[Batch] = []
-        self.error: ShardError | RecordError | None = None
 
-    def ready(self) -> list[Batch]:
-        """The batches that became full since the last call."""
-        ready, self._ready = self._ready, []
-        return ready
+    def add(self, index: int, shard: Shard, frames: Frames, records: Records) -> Iterator[Batch]:
+        """Take one block of shard `index`; yields the batches that became full. Raises its first fault unless skipped.
 
-    def rest(self) -> list[Batch]:
-        """The last batch, unless nothing is in it."""
-        batch = self._batch
-        return [batch] if len(batch) or batch.quarantined or batch.finished else []
-
-    def add(self, index: int, shard: Shard, frames: Frames, records: Records) -> None:
-        """One block of shard `index`. Sets `error` at the first fault unless faults are skipped."""
+        A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
+        """
         first = 0
         for row, error in sorted(records.bad.items()):
-            self._rows(index, frames, records, first, row)
+            yield from self._rows(index, frames, records, first, row)
             self._fault(error, Position(index, *frames.place(row + 1)), bytes_lost=0)
             first = row + 1
-            if self.error:
-                return
-        self._rows(index, frames, records, first, len(frames))
+        yield from self._rows(index, frames, records, first, len(frames))
         if frames.lost:
+            yield from self._full()
             self._fault(frames.lost, Position(index, *frames.place(len(frames))), bytes_lost=shard.size - frames.end)
+        if frames.last:
+            shard.check_unchanged()
+            read = frames.record + len(frames) + (frames.lost is not None)
+            self._batch.finished.append((index, shard.size, read))
+            self._batch.end = Position(index + 1, 0, 0)
+        yield from self._full()
 
-    def finish(self, index: int, size: int, read: int) -> None:
-        """Shard `index` of `size` bytes is done, after `read` records: its last batch says so."""
-        batch = self._ready[-1] if self._ready and not len(self._batch) else self._batch
-        batch.finished.append((index, size, read))
-        batch.end = self._batch.end = Position(index + 1, 0, 0)
+    def rest(self) -> Iterator[Batch]:
+        """The last batch, unless nothing is in it."""
+        if len(self._batch) or self._batch.quarantined or self._batch.finished:
+            yield self._batch
 
-    def _rows(self, index: int, frames: Frames, records: Records, first: int, last: int) -> None:
+    def _rows(self, index: int, frames: Frames, records: Records, first: int, last: int) -> Iterator[Batch]:
+        """Take the good rows first..last-1; afterwards there is room for a fault."""
+        yield from self._full()
         while first < last:
             count = min(last - first, self._ring.size - len(self._batch))
             self._batch.take(records, first, first + count)
             first += count
-            self._advance(Position(index, *frames.place(first)))
+            self._batch.end = Position(index, *frames.place(first))
+            if first < len(frames):
+                yield from self._full()
 
     def _fault(self, error: ShardError | RecordError, end: Position, bytes_lost: int) -> None:
         if not self._skip:
-            self.error = error
-            return
+            raise error
         aside = Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost)
         self._batch.quarantined.append(aside)
-        self._advance(end)
-
-    def _advance(self, end: Position) -> None:
         self._batch.end = end
+
+    def _full(self) -> Iterator[Batch]:
         if self._batch.full:
-            self._ready.append(self._batch)
-            self._batch = Batch(self._ring, end)
+            batch, self._batch = self._batch, Batch(self._ring, self._batch.end)
+            yield batch
 
 
 def batches(
@@ -199,6 +196,7 @@ def batches(
 ) -> Iterator[Batch]:
     """The videos of the shards `paths` in order, `size` at a time, from `start` on.
 
+    size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
     workers: decoding processes; 0 decodes in the calling thread.
 
@@ -211,11 +209,5 @@ def batches(
         position = start if index == start.shard else Position(index, 0, 0)
         with Shard(paths[index]) as shard:
             for frames in shard.blocks(position.offset, position.record):
-                filler.add(index, shard, frames, decoder.decode(shard.path, frames))
-                if frames.last and not filler.error:
-                    shard.check_unchanged()
-                    filler.finish(index, shard.size, frames.record + len(frames) + (frames.lost is not None))
-                yield from filler.ready()
-                if filler.error:
-                    raise filler.error
+                yield from filler.add(index, shard, frames, decoder.decode(shard.path, frames))
     yield from filler.rest()

@@ -4,33 +4,25 @@ What counts as a record (everything else is a RecordError of that record alone):
 
 - every feature of the schema is a float list of exactly its width, all values finite;
 - the id is `id`, or `video_id` (the 2017 release) where there is no `id`: a bytes list of one value, valid UTF-8
-  without NUL, 1 to MAX_ID_BYTES bytes;
-- `labels` is absent, empty, or an int64 list of at most MAX_LABELS values (any int64: the caller judges the range);
+  without NUL, 1 to 1024 bytes;
+- `labels` is absent, empty, or an int64 list of at most 65,536 values (any int64: the caller judges the range);
 - all other features are ignored, whatever they hold.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer import protobuf
 from scorer.errors import RecordError, ShardError
 from scorer.framing import Frames
+from scorer.layouts import Ints, Layouts, Places
 
-_T = TypeVar("_T")
-
-ID_KEYS = ("id", "video_id")
-LABELS_KEY = "labels"
-MAX_ID_BYTES = 1024
-MAX_LABELS = 1 << 16
+_REMEDY = "use --on-error skip to go on without it"
 
 
 @dataclass(frozen=True)
@@ -59,146 +51,107 @@ class Records:
     bad: dict[int, ShardError | RecordError]
 
 
-@dataclass
-class _Row:
-    """One record as protobuf reads it."""
-
-    floats: list[NDArray[np.float32]]
-    id: bytes
-    labels: NDArray[np.int64] | None
-
-
-class _Unfit(Exception):
-    """Why a record is not the tf.Example asked for; its place is added by whoever knows it."""
-
-
 class Decoder:
-    """Decodes blocks of records by one schema."""
+    """Decodes blocks of records by one schema.
+
+    Records whose layout was seen before are taken apart together; all others, and all that have anything wrong with
+    them, go through protobuf one by one, which also finds the words for what is wrong.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self._inputs = dict(schema.inputs)
+        self._layouts = Layouts(self._inputs)
 
     def decode(self, path: str, frames: Frames) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
+        if len(frames.bad) == len(frames):
+            return self._nothing(frames)
+        places = self._find(frames)
+        unfit = ~places.known
+        if unfit.any():
+            places.at[:, unfit] = places.lengths[:, unfit] = 0
+        features = {
+            name: _floats(frames.block, width, at, unfit)
+            for (name, width), at in zip(self._inputs.items(), places.at, strict=False)
+        }
+        ids = _ids(frames.block, places.at[-2], places.lengths[-2], unfit)
+        values, splits = _labels(frames.block, places.at[-1], places.lengths[-1], unfit)
+        records = Records(features, ids, values, splits, places.labelled, dict(frames.bad))
+        if unfit.any():
+            self._mend(path, frames, records, [row for row in np.flatnonzero(unfit).tolist() if row not in frames.bad])
+        return records
+
+    def _nothing(self, frames: Frames) -> Records:
         count = len(frames)
         features = {name: np.zeros((count, width), np.float32) for name, width in self._inputs.items()}
-        bad = dict(frames.bad)
-        rows: dict[int, _Row] = {}
-        for row in range(count):
-            if row not in bad:
-                start = int(frames.starts[row])
-                try:
-                    rows[row] = _parse(frames.block[start : start + int(frames.lengths[row])], self._inputs)
-                except _Unfit as unfit:
-                    bad[row] = _record_error(path, frames, row, str(unfit))
-        for row, parsed in rows.items():
-            for name, values in zip(features, parsed.floats, strict=True):
-                features[name][row] = values
-        labels = [rows[row].labels if row in rows else None for row in range(count)]
-        splits = np.cumsum([0, *(0 if values is None else len(values) for values in labels)], dtype=np.int64)
-        return Records(
-            features,
-            [rows[row].id if row in rows else b"" for row in range(count)],
-            np.concatenate([np.zeros(0, np.int64), *(values for values in labels if values is not None)]),
-            splits,
-            np.array([values is not None for values in labels], bool),
-            bad,
-        )
+        none = np.zeros(0, np.int64)
+        return Records(features, [b""] * count, none, np.zeros(count + 1, np.int64), none.astype(bool), frames.bad)
+
+    def _find(self, frames: Frames) -> Places:
+        places = self._layouts.find(frames.block, frames.starts, frames.lengths)
+        strange = [row for row in np.flatnonzero(~places.known).tolist() if row not in frames.bad]
+        if strange and self._layouts.learn(frames.payload(row) for row in strange):
+            return self._layouts.find(frames.block, frames.starts, frames.lengths)
+        return places
+
+    def _mend(self, path: str, frames: Frames, records: Records, rows: list[int]) -> None:
+        """Decode `rows` through protobuf and put them into `records`."""
+        labels = np.split(records.label_values, records.label_splits[1:-1])
+        for row in rows:
+            try:
+                parsed = protobuf.parse(frames.payload(row), self._inputs)
+            except protobuf.Unfit as unfit:
+                index, offset = frames.place(row)
+                records.bad[row] = RecordError(path, str(unfit), record=index, offset=offset, remedy=_REMEDY)
+                continue
+            for values, floats in zip(records.features.values(), parsed.floats, strict=True):
+                values[row] = floats
+            records.ids[row] = parsed.id
+            records.labelled[row] = parsed.labels is not None
+            labels[row] = labels[row] if parsed.labels is None else parsed.labels
+        records.label_values = np.concatenate(labels)
+        records.label_splits = np.cumsum([0, *map(len, labels)], dtype=np.int64)
 
 
-def _record_error(path: str, frames: Frames, row: int, reason: str) -> RecordError:
-    offset = frames.offset + int(frames.starts[row]) - 12
-    return RecordError(path, reason, record=frames.record + row, offset=offset, remedy="use --on-error skip to go on")
-
-
-def _parse(payload: bytes, inputs: Mapping[str, int]) -> _Row:
-    """One record through protobuf. Raises _Unfit."""
-    try:
-        features = _example_type().FromString(payload).features.feature
-    except Exception as error:
-        raise _Unfit(f"not a tf.Example ({error})") from None
-    floats = [_floats(features, name, width) for name, width in inputs.items()]
-    return _Row(floats, _id(features), _labels(features))
-
-
-def _values(features: Any, name: str, kind: str) -> Any:
-    """The list that feature `name` holds; empty when it holds nothing. Raises _Unfit for another kind of list."""
-    feature = features[name]
-    held = feature.WhichOneof("kind") or kind
-    if held != kind:
-        raise _Unfit(f"feature {name!r} is a {held}, not a {kind}")
-    return getattr(feature, kind).value
-
-
-def _floats(features: Any, name: str, width: int) -> NDArray[np.float32]:
-    if name not in features:
-        raise _Unfit(f"feature {name!r} is missing; the record has {_names(features)}")
-    count = len(_values(features, name, "float_list"))
-    if count != width:
-        raise _Unfit(f"feature {name!r} holds {count} values, the model wants {width}")
-    # Serialised again, the list is packed and at the end: far faster than to iterate over it.
-    values = np.frombuffer(features[name].float_list.SerializeToString()[-4 * count :], "<f4")
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        raise _Unfit(f"feature {name!r} holds {values[wrong[0]]} at index {wrong[0]}")
+def _floats(block: bytes, width: int, at: Ints, unfit: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """float32 (n, width): the values from byte `at` of each record on. Marks rows with a value that is not finite."""
+    size = 4 * width
+    if len(block) < size:
+        return np.zeros((len(at), width), np.float32)
+    items: NDArray[np.void] = np.ndarray((len(block) - size + 1,), f"V{size}", block, strides=(1,))
+    values = items[at].view("<f4").reshape(len(at), width)
+    finite = np.isfinite(values)
+    if not finite.all():
+        unfit |= ~finite.all(axis=1)
     return values
 
 
-def _names(features: Any) -> str:
-    names = sorted(features)
-    return ", ".join(map(repr, names[:8])) + (" ..." if len(names) > 8 else "") if names else "no features"
+def _ids(block: bytes, at: Ints, lengths: Ints, unfit: NDArray[np.bool_]) -> list[bytes]:
+    """The n ids. Marks rows whose id is not plain ASCII."""
+    ids = [block[first:last] for first, last in zip(at.tolist(), (at + lengths).tolist(), strict=True)]
+    joined = b"".join(ids)
+    if not joined.isascii() or b"\0" in joined:
+        unfit |= [not id.isascii() or b"\0" in id for id in ids]
+    return ids
 
 
-def _id(features: Any) -> bytes:
-    key = next((key for key in ID_KEYS if key in features), None)
-    if key is None:
-        raise _Unfit(f"there is no {' or '.join(map(repr, ID_KEYS))}; the record has {_names(features)}")
-    values = _values(features, key, "bytes_list")
-    if len(values) != 1:
-        raise _Unfit(f"feature {key!r} holds {len(values)} values, not one")
-    return _checked_id(key, bytes(values[0]))
-
-
-def _checked_id(key: str, value: bytes) -> bytes:
-    if not value:
-        raise _Unfit(f"feature {key!r} is empty")
-    if len(value) > MAX_ID_BYTES:
-        raise _Unfit(f"feature {key!r} is {len(value)} bytes long, more than {MAX_ID_BYTES}")
-    if b"\0" in value:
-        raise _Unfit(f"feature {key!r} contains NUL")
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        raise _Unfit(f"feature {key!r} is not UTF-8: {value[:20]!r}") from None
-    return value
-
-
-def _labels(features: Any) -> NDArray[np.int64] | None:
-    if LABELS_KEY not in features:
-        return None
-    values = _values(features, LABELS_KEY, "int64_list")
-    if len(values) > MAX_LABELS:
-        raise _Unfit(f"feature {LABELS_KEY!r} holds {len(values)} values, more than {MAX_LABELS}")
-    return np.array(values, np.int64)
-
-
-@cache
-def _example_type() -> Any:
-    """protobuf's tf.Example class, from the schema that the `tfrecord` package carries.
-
-    `import tfrecord` would import torch where torch is installed, so the generated module is loaded by its path.
-    """
-    name = "tfrecord.example_pb2"
-    if name not in sys.modules:
-        folder = _found(importlib.util.find_spec("tfrecord")).submodule_search_locations
-        spec = _found(importlib.util.spec_from_file_location(name, Path(_found(folder)[0], "example_pb2.py")))
-        module = importlib.util.module_from_spec(spec)
-        _found(spec.loader).exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name].Example
-
-
-def _found(thing: _T | None) -> _T:
-    if thing is None:
-        raise ImportError("the package tfrecord is not installed whole: pip install --force-reinstall tfrecord")
-    return thing
+def _labels(block: bytes, at: Ints, lengths: Ints, unfit: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """CSR of the labels, packed varints of 1 to 4 bytes. Marks rows with any other varint; they come out empty."""
+    stops = np.cumsum(lengths)
+    total = int(stops[-1])
+    data = np.frombuffer(block, np.uint8)[np.repeat(at + lengths - stops, lengths) + np.arange(total)]
+    final = data < 0x80  # the last byte of a varint
+    ends = np.flatnonzero(final)
+    sizes = np.diff(ends, prepend=-1)
+    longest = int(sizes.max(initial=0))
+    cut = (lengths > 0) & ~final[stops - 1] if total else np.zeros(len(at), bool)
+    if longest > 4 or cut.any():
+        cut[np.searchsorted(stops, ends[sizes > 4], side="right")] = True
+        unfit |= cut
+        return _labels(block, at, np.where(cut, 0, lengths), unfit)
+    values = data[ends].astype(np.int64)
+    for i in range(1, longest):
+        values = np.where(sizes > i, values << 7 | data[ends - i] & 0x7F, values)
+    before = np.zeros(total + 1, np.int64)
+    np.cumsum(final, out=before[1:])
+    return values, before[np.insert(stops, 0, 0)]

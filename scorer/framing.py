@@ -58,6 +58,10 @@ class Frames:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def payload(self, row: int) -> bytes:
+        first = int(self.starts[row])
+        return self.block[first : first + int(self.lengths[row])]
+
     def place(self, row: int) -> tuple[int, int]:
         """Index in the shard and first byte in the file of the record of row `row`, which may be len(self)."""
         byte = self.end if row == len(self) else self.offset + int(self.starts[row]) - _HEADER
@@ -163,7 +167,7 @@ class Shard:
         if offset == 0:
             reason, remedy = _what_else(block)
             return self._rest_is_lost(offset, record, reason, remedy)
-        return self._rest_is_lost(offset, record, "the length fails its CRC32C; the rest of the shard is lost")
+        return self._rest_is_lost(offset, record, "the length fails its CRC32C, and with it all that follows is lost")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)

@@ -1,0 +1,271 @@
+"""Where the features of many records lie, found by comparing a few words of each with headers seen before.
+
+A tf.Example as every common writer makes it is
+
+    0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }
+
+with one entry of the map per feature, where kind is 0A bytes_list, 12 float_list or 1A int64_list and tag is 0A. All
+of an entry but its data is its header. Equal headers mean equal structure, so a header is taken apart once
+(`Layouts.learn`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
+free. A record with anything else in it is left to protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+ID_KEYS = ("id", "video_id")
+LABELS_KEY = "labels"
+MAX_ID_BYTES = 1024
+MAX_LABEL_BYTES = 1 << 16
+
+_MAX_ENTRIES = 32
+_MAX_HEADERS = 1024
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
+_WORD = 8
+_HASH = np.int64(-7046029254386353131)  # 2**64 / golden ratio, odd
+_TAIL = 0x0012  # the bytes 12 00: an empty field 2
+_UNKNOWN, _NOTHING = 0, 1  # kinds that are no header: one never seen, and none because the record has ended
+
+
+@dataclass
+class Places:
+    """Where the data of n records lies in their block. Columns: each feature of the schema, then the id, then labels.
+
+    known: bool (n,) whether the record consists of known entries only; the rest holds for such records alone.
+    at: int64 (columns, n) byte in the block at which the data starts.
+    lengths: int64 (columns, n) bytes of data.
+    labelled: bool (n,) whether there is a `labels` entry; without one its length is 0.
+    """
+
+    known: NDArray[np.bool_]
+    at: Ints
+    lengths: Ints
+    labelled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """One entry up to its data. column: the data's column in Places, or -1 when nobody asks for it."""
+
+    content: bytes
+    length: int
+    column: int
+
+    def offsets(self, count: int) -> list[int]:
+        """Where to look for `count` words of 8 bytes that together cover the header."""
+        return [min(_WORD * i, len(self.content) - _WORD) for i in range(count)]
+
+
+class Layouts:
+    """The entry headers seen so far that fit one schema. inputs: float features asked for and their widths."""
+
+    def __init__(self, inputs: Mapping[str, int]) -> None:
+        self._widths = dict(inputs)
+        self._columns = {name: column for column, name in enumerate(inputs)}
+        self._id, self._labels = len(inputs), len(inputs) + 1
+        self._headers: dict[bytes, _Header] = {}
+        self._index()
+
+    def find(self, block: bytes, starts: Ints, lengths: Ints) -> Places:
+        """Take apart n >= 1 records: int64 (n,) where each payload starts in `block`, and its length."""
+        words: Ints = np.ndarray((len(block) - _WORD + 1,), "<i8", block, strides=(1,))
+        begins, stops, known = _spans(block, words, starts, lengths)
+        kinds, places, ends = self._walk(words, begins, stops)
+        known &= ends == stops
+        equal = self._equal(words, places, kinds)
+        if not equal.all():
+            known &= (equal.all(axis=2) | (kinds == _NOTHING)).all(axis=0)
+        return self._collect(known, kinds, places)
+
+    def learn(self, payloads: Iterable[bytes]) -> bool:
+        """Remember the headers of these records as far as they are of this kind; whether any was new."""
+        new: dict[bytes, _Header] = {}
+        for payload in payloads:
+            found = [self._header(*entry) for entry in _entries(payload)]
+            if None not in found:
+                new |= {header.content: header for header in found if header and header.content not in self._headers}
+        if len(new) + len(self._headers) > _MAX_HEADERS:
+            self._headers.clear()
+        self._headers |= dict(islice(new.items(), _MAX_HEADERS))
+        if new:
+            self._index()
+        return bool(new)
+
+    def _header(self, content: bytes, key: str, kind: int, length: int) -> _Header | None:
+        """None when records with this entry are protobuf's: of the wrong kind or size, or with data to be checked."""
+        if key in self._columns:
+            fits = kind == _FLOAT_LIST and length == 4 * self._widths[key]
+            return _Header(content, length, self._columns[key]) if fits else None
+        if key in ID_KEYS:
+            return _Header(content, length, self._id) if kind == _BYTES_LIST and 0 < length <= MAX_ID_BYTES else None
+        if key == LABELS_KEY:
+            return _Header(content, length, self._labels) if kind == _INT64_LIST and length <= MAX_LABEL_BYTES else None
+        return _Header(content, length, -1) if kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4) else None
+
+    def _index(self) -> None:
+        """Tables by kind: a header's number, from 2 on."""
+        headers = list(self._headers.values())
+        sink = len(self._columns) + 2
+        count = max((-(-len(header.content) // _WORD) for header in headers), default=1)
+        offsets = [header.offsets(count) for header in headers]
+        words = [[_word(header.content, at) for at in row] for header, row in zip(headers, offsets, strict=True)]
+        self._offsets = np.array([[0] * count] * 2 + offsets, np.int64)
+        self._words = np.array([[0] * count] * 2 + words, np.int64)
+        self._sizes = np.array([1 << 40, 0, *(len(h.content) + h.length for h in headers)], np.int64)
+        self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
+        self._data = np.array([0, 0, *(len(h.content) | h.length << 32 for h in headers)], np.int64)
+        self._chain()
+
+    def _chain(self) -> None:
+        """The hash table from the first word of a header to its kind; kinds of one hash are chained by `_next`."""
+        self._first = np.zeros(1 << 16, np.int64)
+        self._next = np.zeros(len(self._words), np.int64)
+        hashes = self._words[:, 0] * _HASH >> 48
+        for kind in range(2, len(self._words)):
+            self._next[kind] = self._first[hashes[kind]]
+            self._first[hashes[kind]] = kind
+        self._chained = bool(self._next.any())
+
+    def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints]:
+        """Follow the entries from `place` on; int64 (steps, n) kinds and places of entries, and (n,) where they end."""
+        kinds: list[Ints] = []
+        places: list[Ints] = []
+        active = place < stops
+        while active.any() and len(kinds) < _MAX_ENTRIES:
+            # Past the last whole word there is no whole header, so that what is read there instead does not matter.
+            at = np.minimum(place, len(words) - 1)
+            kind = self._first[words[at] * _HASH >> 48]
+            if self._chained:
+                self._resolve(words, at, kind)
+            if not active.all():
+                kind[~active] = _NOTHING
+            kinds.append(kind)
+            places.append(at)
+            place = place + self._sizes[kind]
+            active = place < stops
+        shape = len(kinds), len(place)
+        return np.array(kinds, np.int64).reshape(shape), np.array(places, np.int64).reshape(shape), place
+
+    def _resolve(self, words: Ints, place: Ints, kind: Ints) -> None:
+        """Go on along the chain, in `kind` itself, where another header has the same hash."""
+        rows = np.flatnonzero(self._next[kind])
+        while len(rows):
+            rows = rows[~self._equal(words, place[rows], kind[rows]).all(axis=1)]
+            kind[rows] = self._next[kind[rows]]
+            rows = rows[self._next[kind[rows]] != 0]
+
+    def _equal(self, words: Ints, places: Ints, kinds: Ints) -> NDArray[np.bool_]:
+        """Shape of `kinds` and one axis more: whether each word at `places` is the one that the header has there."""
+        at = places[..., None] + self._offsets.take(kinds, axis=0)
+        equal: NDArray[np.bool_] = words[np.minimum(at, len(words) - 1)] == self._words.take(kinds, axis=0)
+        return equal
+
+    def _collect(self, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> Places:
+        sink, count = len(self._columns) + 2, len(known)
+        column = self._column[kinds]
+        found = np.full((sink + 1, count), -1)
+        found[column, np.arange(count)] = places + self._data[kinds]  # byte, and above bit 32 the length
+        found = found[:sink]
+        filled = found >= 0
+        if np.count_nonzero(filled) != np.count_nonzero(column < sink):  # two entries of one column
+            known &= filled.sum(axis=0) == (column < sink).sum(axis=0)
+        if not filled.all():
+            known &= filled[: self._labels].all(axis=0)
+            found[~filled] = 0
+        return Places(known, found & 0xFFFFFFFF, found >> 32, filled[self._labels])
+
+
+def _word(content: bytes, at: int) -> int:
+    return int.from_bytes(content[at : at + _WORD], "little", signed=True)
+
+
+def _heads(lengths: Ints) -> Ints:
+    """(3, n): size of the header of an Example of so many bytes, a mask of that size, the header as a word.
+
+    The length in it is a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all bytes but the last.
+    """
+    sizes = 2 + np.searchsorted([129, 16386, 2097155], lengths)  # the longest with a varint of 1, 2 and 3 bytes
+    rest = lengths - sizes
+    masks = np.array([0, 0, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF])[sizes]
+    more = np.array([0, 0, 0, 0x80, 0x8080, 0x808080])[sizes]
+    varint = sum((rest >> 7 * i & 0x7F) << 8 * i for i in range(4)) | more
+    heads = np.array([sizes, masks, varint << 8 | 0x0A])
+    heads[:, rest < 0] = [[2], [0], [1]]  # matches nothing
+    return heads
+
+
+_HEADS = _heads(np.arange(1 << 14))
+
+
+def _spans(block: bytes, words: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Where the Features of each Example start and end, and whether there is nothing else but perhaps _TAIL.
+
+    The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
+    """
+    pairs: NDArray[np.uint16] = np.ndarray((len(block) - 1,), "<u2", block, strides=(1,))
+    stops = starts + lengths - 2 * (pairs[starts + lengths - 2] == _TAIL)
+    lengths = stops - starts
+    heads = _HEADS.take(lengths, axis=1) if int(lengths.max()) < _HEADS.shape[1] else _heads(lengths)
+    known = words[np.minimum(starts, len(words) - 1)] & heads[1] == heads[2]
+    return starts + heads[0], stops, known
+
+
+def _entries(payload: bytes) -> Iterator[tuple[bytes, str, int, int]]:
+    """The entries of a record: their header, key, kind of list and bytes of data. None when it is of another form."""
+    payload = payload.removesuffix(b"\x12\x00")
+    try:
+        place, end = _enter(payload, 0, len(payload), 0x0A)
+        entries = []
+        while place < end:
+            entries.append(_entry(payload, place, end))
+            place += len(entries[-1][0]) + entries[-1][3]
+    except (ValueError, IndexError):
+        return iter(())
+    return iter(entries)
+
+
+def _entry(payload: bytes, first: int, stop: int) -> tuple[bytes, str, int, int]:
+    """The entry at byte `first`. Raises ValueError or IndexError when it is of another form."""
+    place, end = _open(payload, first, stop, 0x0A)
+    key_at, key_end = _open(payload, place, end, 0x0A)
+    place, _ = _enter(payload, key_end, end, 0x12)
+    kind = payload[place]
+    place, _ = _enter(payload, place, end, kind)
+    if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
+        raise ValueError("not a list")
+    if place < end:
+        place, _ = _enter(payload, place, end, 0x0A)
+    return payload[first:place], payload[key_at:key_end].decode(), kind, end - place
+
+
+def _enter(payload: bytes, place: int, stop: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `place` starts and ends, which has to be at `stop`."""
+    start, end = _open(payload, place, stop, tag)
+    if end != stop:
+        raise ValueError("something follows the field")
+    return start, end
+
+
+def _open(payload: bytes, place: int, stop: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `place` starts and ends."""
+    if payload[place] != tag:
+        raise ValueError("another field")
+    length = 0
+    for i in range(4):  # a base-128 varint below 2**28
+        place += 1
+        length |= (payload[place] & 0x7F) << 7 * i
+        if payload[place] < 0x80:
+            break
+    else:
+        raise ValueError("no length")
+    if place + 1 + length > stop:
+        raise ValueError("a length past the end")
+    return place + 1, place + 1 + length
