@@ -1,0 +1,14 @@
+"""This project's scorer, by the peers' protocol: batch, threads and workers are its own choice unless given."""
+
+import threading
+
+from common import arguments, report
+
+from scorer.job import Job, score
+from scorer.model import Model
+
+if __name__ == "__main__":
+    options = arguments()
+    model = Model.open(options.model, device="cpu", threads=options.threads)
+    job = Job(options.shards, options.output, batch_size=options.batch, leftovers="restart")
+    report(lambda: score(job, model, threading.Event(), lambda progress: None).record["scored"])
