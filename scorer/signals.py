@@ -27,7 +27,7 @@ class StopRequest(threading.Event):
 
 @contextmanager
 def stop_on_signals(command: str = "score", meanwhile: str = "committing the batch in hand") -> Iterator[StopRequest]:
-    """Within, signals set the request and tell the user on standard error, in the name of `command`, what is being done.
+    """Within, signals set the request and tell the user on standard error what `command` does meanwhile.
 
     Ending at once loses nothing that counts: a commit is whole or not there (scorer/commit.py).
     """

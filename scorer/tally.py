@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from scorer.metrics import Metrics, find_hits
 
-_BLOCK_ROWS = 1 << 16
-_PASS_ROWS = 1 << 21  # keys sorted at once: 16 MB
+_BLOCK_ROWS = 1 << 13
+_PASS_ROWS = 1 << 20  # keys sorted at once: 8 MB
 _LONG_ID = 64  # bytes; longer ids are hashed one by one
 _WORDS = np.random.default_rng(8).integers(0, 1 << 64, _LONG_ID // 8, np.uint64)
 
@@ -39,7 +39,7 @@ def id_keys(ids: Sequence[bytes]) -> bytes:
 def count_duplicates(keys: BinaryIO, rows: int) -> int:
     """How many of the first `rows` keys in the file stand there already: rows less distinct keys.
 
-    One pass over the file per 2,097,152 rows, each sorting the keys of one remainder class.
+    One pass over the file per 1,048,576 rows, each sorting the keys of one remainder class.
     """
     passes = -(-rows // _PASS_ROWS)
     return sum(_duplicates_among(keys, rows, passes, remainder) for remainder in range(passes))
