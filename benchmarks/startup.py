@@ -3,8 +3,8 @@
     python -m benchmarks.startup --data '../shared/data/yt8m/*.tfrecord'
 
 Everything runs in an environment of the scorer alone (the wheel of this tree with the `cpu` extra, no torch), which is
-made first. Times are whole processes, from fork to exit, with bytecode cached, medians of `--rounds` that alternate. Memory is the
-largest resident set the kernel saw. A memory limit is a limit on the process's private memory (RLIMIT_DATA).
+made first. Times are whole processes, from fork to exit, with bytecode cached, medians of `--rounds` that alternate.
+Memory is the largest resident set the kernel saw. A memory limit is one on private memory (RLIMIT_DATA).
 """
 
 from __future__ import annotations
