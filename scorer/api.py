@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scorer.answers import Answer, Answers
 from scorer.errors import UsageError
-from scorer.job import Answer, answers
 from scorer.model import Model
 from scorer.paths import find_model, find_shards
 
@@ -60,7 +60,7 @@ class Scorer:
         *,
         k: int = 10,
         batch_size: int | None = None,
-        workers: int = 0,
+        workers: int | None = None,
     ) -> Generator[Prediction]:
         """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
 
@@ -74,8 +74,9 @@ class Scorer:
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
         self._check_k(k)
-        with closing(answers(self.model, shards, k, batch_size=batch_size, workers=workers)) as batches:
-            for answer in batches:
+        source = Answers(self.model, shards, k, batch_size=batch_size, workers=workers)
+        with closing(source.from_position()) as answers:
+            for answer in answers:
                 yield from self._predictions(answer)
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -169,7 +169,7 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
 
     try:
         with _bar(job, quiet) as watch:
-            return score(job, model, stop, watch)
+            return score(job, model, stop, watch, lambda line: _tell(f"score: {line}"))
     except Stopped as stopped:
         if stopped.scored:
             _tell(f"score: {stopped.scored:,} videos are kept; go on with: {_resuming(arguments)}")
@@ -181,7 +181,7 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
 def _resuming(arguments: Sequence[str]) -> str:
     """The command that goes on with the job of `arguments`, to paste into a shell."""
     name = os.path.basename(sys.argv[0])
-    program = {"score": ["score"], "yt8m": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
+    program = {"score": ["score"], "yt8m score": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
     kept = [argument for argument in arguments if argument not in ("--restart", "--resume")]
     return shlex.join([*program, *kept, "--resume"])
 
@@ -204,7 +204,7 @@ def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
     lines = [
         ("model", f"{model.path} ({origin})"),
         ("device", f"{model.device}, {model.provider}: {model.reason}"),
-        ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, batches of {report.batch_size:,}"),
+        ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
         ("records", _counts(record)),
     ]
     if report.resumed:
@@ -216,6 +216,11 @@ def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
         where = "on standard error" if places(output) is None else f"in {output}.quarantine.jsonl"
         lines.append(("set aside", f"listed {where}, {record['bytes_lost']:,} bytes lost with them"))
     print_lines(lines)
+
+
+def _how(report: Report) -> str:
+    workers = f", {report.workers} decoding processes" if report.workers else ""
+    return f"batches of {report.batch_size:,}{workers}"
 
 
 def _counts(record: dict[str, Any]) -> str:

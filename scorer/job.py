@@ -1,9 +1,6 @@
-"""One job: shards in, a committed predictions file out. cli -> here -> batches, then model, rows, commit.
+"""One job: shards in, a committed predictions file out. cli -> here -> answers -> batches and model, then rows, commit.
 
-    reading and decoding | inference, in the model's lanes | formatting, writing and committing
-    a thread             | a thread per lane               | the caller's thread
-
-Rows come in input order, and a video's row depends neither on its batch nor on restarts.
+Formatting, writing and committing happen in the caller's thread, while answers are made ahead in others.
 """
 
 from __future__ import annotations
@@ -13,27 +10,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scorer.batches import Batch, Position, batches
+from scorer.answers import BEGINNING, Answer, Answers, OnError
+from scorer.batches import Batch
 from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp
 from scorer.model import Model
-from scorer.pipeline import ahead, in_lanes
 from scorer.rows import HEADER, format_rows
 from scorer.stream import Stream, streamed
 from scorer.tally import count_duplicates, id_keys, measure, observe
-
-_BEGINNING = Position(0, 0, 0)
-_DECODED_AHEAD = 2  # batches that wait for a lane
-_PREDICTED_AHEAD = 8  # answers, small, that wait to be written, so that a slow disk does not stop the model
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Job:
     top_k: int = 10
     batch_size: int | None = None
     workers: int | None = None
-    on_error: Literal["fail", "skip"] = "fail"
+    on_error: OnError = "fail"
     max_errors: int | None = None
     leftovers: Leftovers = "refuse"
     commit_seconds: float = 1.0
@@ -78,14 +68,14 @@ class Report:
     record: what stands in the completion record beside the output.
     seconds: of this run, from the first byte read to the last rename.
     resumed: videos that an earlier run had scored.
-    workers: decoding processes at the end.
+    batch_size, workers: as they were at the end.
     """
 
     record: dict[str, Any]
     seconds: float
     resumed: int
-    workers: int
     batch_size: int
+    workers: int
 
 
 class Stopped(Exception):
@@ -96,42 +86,19 @@ class Stopped(Exception):
         self.scored = scored
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
-
-    batch: Batch
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-def answers(
+def score(
+    job: Job,
     model: Model,
-    shards: Sequence[str],
-    k: int,
-    *,
-    batch_size: int | None = None,
-    workers: int = 0,
-    start: Position = _BEGINNING,
-    on_error: Literal["fail", "skip"] = "fail",
-    stop: threading.Event | None = None,
-) -> Generator[Answer]:
-    """The predictions of `shards` from `start` on, in order; decoding and inference run ahead in their own threads."""
-    size = batch_size or model.batch_size
-    depth = model.lanes + _DECODED_AHEAD + 1
-    decoded = _generator(
-        batches(shards, model.schema, size, start=start, on_error=on_error, workers=workers, depth=depth)
-    )
-    answered = in_lanes(lambda batch: _answer(model, batch, k), ahead(decoded, _DECODED_AHEAD, stop), model.lanes)
-    return ahead(answered, _PREDICTED_AHEAD, stop)
-
-
-def score(job: Job, model: Model, stop: threading.Event, watch: Callable[[Progress], None]) -> Report:
+    stop: threading.Event,
+    watch: Callable[[Progress], None],
+    tell: Callable[[str], None] = lambda line: None,
+) -> Report:
     """Do the job, or go on with it.
 
     Args:
         stop: set it to end the job after the batch in hand.
         watch: called after every batch.
+        tell: called with a line when decoding processes are started on the way.
 
     Raises:
         Yt8mError: whatever is wrong with the shards, the output or the leftovers; what was done is committed.
@@ -144,18 +111,27 @@ def score(job: Job, model: Model, stop: threading.Event, watch: Callable[[Progre
     stamps = [_stamp(path) for path in job.shards]
     with _sink(job, model) as sink:
         resumed = sink.last.scored if sink.last else 0
+        source = Answers(
+            model,
+            job.shards,
+            job.top_k,
+            batch_size=job.batch_size,
+            workers=job.workers,
+            on_error=job.on_error,
+            tell=tell,
+        )
         if sink.completed is not None:
             assert isinstance(sink, Output)
             sink.finish()
         else:
-            _Run(job, model, sink, stamps, stop, watch).complete()
+            _Run(job, model, sink, stamps, source, stop, watch).complete()
         assert sink.completed is not None
         return Report(
             record=dict(sink.completed),
             seconds=time.monotonic() - began,
             resumed=resumed,
-            workers=job.workers or 0,
-            batch_size=job.batch_size or model.batch_size,
+            batch_size=min(model.batch_size, job.batch_size or model.batch_size),
+            workers=source.workers,
         )
 
 
@@ -168,18 +144,14 @@ class _Run:
         model: Model,
         sink: Output | Stream,
         stamps: Sequence[Stamp],
+        source: Answers,
         stop: threading.Event,
         watch: Callable[[Progress], None],
     ) -> None:
-        self._job, self._model, self._sink, self._stamps, self._stop, self._watch = (
-            job,
-            model,
-            sink,
-            stamps,
-            stop,
-            watch,
-        )
-        last = sink.last or Commit(_BEGINNING)
+        self._job, self._model, self._sink = job, model, sink
+        self._stamps, self._source = stamps, source
+        self._stop, self._watch = stop, watch
+        last = sink.last or Commit(BEGINNING)
         self._end, self._scored, self._set_aside, self._lost = last.end, last.scored, last.set_aside, last.bytes_lost
         self._finished: list[tuple[Stamp, int]] = []  # since the last commit
         self._bytes_before = [0, *itertools.accumulate(stamp.size for stamp in stamps)]
@@ -201,18 +173,8 @@ class _Run:
 
     def _score(self) -> None:
         due = time.monotonic() + self._job.commit_seconds
-        source = answers(
-            self._model,
-            self._job.shards,
-            self._job.top_k,
-            batch_size=self._job.batch_size,
-            workers=self._job.workers or 0,
-            start=self._end,
-            on_error=self._job.on_error,
-            stop=self._stop,
-        )
-        with closing(source):
-            for answer in source:
+        with closing(self._source.from_position(self._end, self._stop)) as answers:
+            for answer in answers:
                 self._write(answer)
                 if time.monotonic() >= due:
                     self._commit()
@@ -317,17 +279,7 @@ def _options(job: Job, model: Model) -> dict[str, Any]:
     }
 
 
-def _answer(model: Model, batch: Batch, k: int) -> Answer:
-    scores, labels = model.run(batch.features, k)
-    batch.release()
-    return Answer(batch, scores, labels)
-
-
 def _stamp(path: str) -> Stamp:
     if (stamp := Stamp.of(path)) is None:
         raise InputError(f"{path}: no such file", remedy="check the path")
     return stamp
-
-
-def _generator(items: Any) -> Generator[Batch]:
-    yield from items

@@ -1,0 +1,125 @@
+"""Shards to predictions, in order: reading and decoding overlap with inference, which runs in the model's own lanes.
+
+    decoding: a thread, or worker processes | inference: a thread per lane | the caller
+
+Every queue between them is bounded, and a video's answer depends neither on its batch nor on workers or restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.batches import Batch, Position, batches
+from scorer.cores import usable_cores
+from scorer.model import Model
+from scorer.pipeline import ahead, in_lanes
+
+OnError: TypeAlias = Literal["fail", "skip"]
+
+BEGINNING = Position(0, 0, 0)
+_DECODED_AHEAD = 2  # batches that wait for a lane
+_ANSWERED_AHEAD = 8  # answers, small, that wait to be written, so that a slow disk does not stop the model
+_TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
+_TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
+_WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
+
+    batch: Batch
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class Answers:
+    """A model over shards.
+
+    workers: decoding processes at the moment; 0 decodes in a thread.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shards: Sequence[str],
+        k: int,
+        *,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_error: OnError = "fail",
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way."""
+        self.workers = workers or 0
+        self._batch_size = batch_size or model.batch_size
+        self._model, self._shards, self._k, self._on_error, self._tell = model, shards, k, on_error, tell
+        self._may_add_workers = workers is None
+
+    def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[Answer]:
+        """The answers from `start` on, made ahead of the caller. They end early, without an error, once `stop` is set.
+
+        Raises what `scorer.batches.batches` and `Model.run` raise, after the answers before it.
+        """
+        decoded = ahead(self._decoded(start), _DECODED_AHEAD, stop)
+        return ahead(in_lanes(self._answer, decoded, self._model.lanes), _ANSWERED_AHEAD, stop)
+
+    def _decoded(self, start: Position) -> Generator[Batch]:
+        if self._may_add_workers and self._enough_to_read(start):
+            start = yield from self._watched(start)
+        yield from self._batches(start)
+
+    def _watched(self, start: Position) -> Generator[Batch, None, Position]:
+        """Batches of one decoder, until it proves too slow; returns where they end."""
+        began, idle = time.monotonic(), 0.0
+        with closing(self._batches(start)) as source:
+            for batch in source:
+                start = batch.end
+                waits = time.monotonic()
+                yield batch
+                now = time.monotonic()
+                idle += now - waits
+                if now - began < _TRIAL_SECONDS:
+                    continue
+                if idle < (1 - _TOO_BUSY) * (now - began) and self._enough_to_read(start):
+                    self.workers = min(usable_cores() - 1, _MOST_WORKERS)
+                    self._tell(f"the model outruns one decoder: {self.workers} decoding processes from here on")
+                    return start
+                began, idle = now, 0.0
+        return start
+
+    def _enough_to_read(self, start: Position) -> bool:
+        return usable_cores() > 2 and sum(map(_size, self._shards[start.shard :])) - start.offset > _WORTH_WORKERS
+
+    def _batches(self, start: Position) -> Generator[Batch]:
+        yield from batches(
+            self._shards,
+            self._model.schema,
+            self._batch_size,
+            start=start,
+            on_error=self._on_error,
+            workers=self.workers,
+            depth=self._model.lanes + _DECODED_AHEAD + 1,
+        )
+
+    def _answer(self, batch: Batch) -> Answer:
+        scores, labels = self._model.run(batch.features, self._k)
+        batch.release()
+        return Answer(batch, scores, labels)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # the reader will say what is wrong
