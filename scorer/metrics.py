@@ -17,7 +17,6 @@ Positives are a video's distinct labels. A label that the model does not know is
 
 from __future__ import annotations
 
-import io
 from typing import TypeAlias
 
 import numpy as np
@@ -74,24 +73,6 @@ class Metrics:
             return {}
         gap = _expected_gap(self._histogram[0, ::-1], self._histogram[1, ::-1], self._positives)
         return _named(self._sums / self.videos, gap, self.k)
-
-    def to_bytes(self) -> bytes:
-        """What was counted so far, for `from_bytes`: a compressed npz of a few hundred KB at most."""
-        filled = np.flatnonzero(self._histogram[0])
-        counts = np.array([self.k, self.videos, self._positives])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, counts=counts, sums=self._sums, bins=filled, histogram=self._histogram[:, filled])
-        return buffer.getvalue()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Metrics:
-        """Go on where `to_bytes` stopped. Raises ValueError or KeyError on other bytes."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as saved:
-            k, videos, positives = saved["counts"].tolist()
-            metrics = cls(k)
-            metrics.videos, metrics._positives, metrics._sums = videos, positives, saved["sums"]
-            metrics._histogram[:, saved["bins"]] = saved["histogram"]
-        return metrics
 
 
 def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:

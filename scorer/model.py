@@ -1,195 +1,291 @@
-"""The model: one ONNX file behind `Model.run`. The only module that imports ONNX Runtime.
+"""The model: one ONNX file behind `Model.run`.
 
     model = Model.open("models/bilstm.onnx", device="auto")
     scores, labels = model.run({"mean_rgb": rgb, "mean_audio": audio}, k=10)
 
 docs/formats.md has the contract of the file; all of it is checked when the file is opened, before any shard is.
+
+A model runs in lanes, one batch at a time in each. On the CPU the lanes share one session and have a thread each: two
+lanes of one thread keep two cores busier than one lane of two, which waits at the end of every operator and fights the
+decoder for its cores (benchmarks/lanes.py). On GPUs every lane is a session of its own (scorer/cuda.py).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import queue
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.contract import DEFAULT_K, OUTPUTS, Contract, read_contract
 from scorer.cores import usable_cores
-from scorer.errors import DeviceError, ModelError, UsageError
-from scorer.onnx_file import EXPORT_IT, fingerprint
+from scorer.errors import DeviceError, UsageError
+from scorer.onnx_file import fingerprint
+from scorer.runtime import (
+    BOTH_INSTALLED,
+    CPU,
+    CUDA,
+    Session,
+    device_errors,
+    import_runtime,
+    installed_runtimes,
+    open_cpu,
+    open_cuda,
+    without_graph,
+)
 
-Floats: TypeAlias = NDArray[np.float32]
-Labels: TypeAlias = NDArray[np.int64]
-Session: TypeAlias = Any  # onnxruntime.InferenceSession, which has no type information
+if TYPE_CHECKING:
+    from scorer.cuda import CudaLane
+    from scorer.examples import Schema
 
-FORMAT = "1"
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_OUTPUTS = ["scores", "labels"]
-_INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+Answers: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/lanes.py)
+CUDA_BATCH = 4096  # 0.4 TFLOP of the paper's BiLSTM, some milliseconds, against microseconds to launch it
+_MOST_CPU_LANES = 16  # each takes memory for its activations, 15 MB for the paper's BiLSTM
+_CUDA_LANES = 3  # one fills page-locked memory while one uploads and one computes
+
+# ONNX bytes of a Cast from float32 x[n] to float16 y[n]: 20 times as fast as NumPy's own conversion.
+HALVE_ONNX = bytes.fromhex(
+    "08083a400a170a01781201792204436173742a090a02746f180aa001021201635a10"
+    "0a0178120b0a09080112050a0312016e62100a0179120b0a09080a12050a0312016e42040a00100d"
+)
+
+
+class _CpuLane:
+    """A turn at the CPU's session, which several threads may use at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
+        """Nothing to prepare: memory is found while a batch runs."""
+
+    def run(self, features: Arrays, k: int) -> Answers:
+        scores, labels = self._session.run(OUTPUTS, {**features, "k": np.array([k], np.int64)})
+        return scores, labels
 
 
 @dataclass(frozen=True)
-class Contract:
-    """What a model reads and answers: inputs (name -> width), their dtype, label count, names and metadata."""
+class Placement:
+    """Where a model runs, and what it was found to be there."""
 
-    inputs: dict[str, int]
-    dtype: type[np.float32] | type[np.float16]
-    labels: int
-    names: list[str] | None
-    metadata: dict[str, str]
+    contract: Contract
+    lanes: Sequence[_CpuLane | CudaLane]
+    device: str
+    provider: str
+    reason: str
 
 
 class Model:
-    """An open model on one device. `run` may be called from several threads at once."""
+    """An open model. `run` may be called from several threads; as many calls as `lanes` keep the device busy.
 
-    def __init__(self, session: Session, contract: Contract, path: str, sha256: str, reason: str, threads: int) -> None:
+    path, sha256: the file. runtime: name and version of ONNX Runtime, and what else decides the bits of an answer.
+    device: "cpu", "cuda:0" or "cuda:0,1"; provider: ONNX Runtime's name for it; reason: why this device.
+    inputs: TFRecord feature -> width. labels: how many there are. names: theirs, if the file has them. metadata: all.
+    batch_size: videos that run at once in a lane. lanes: batches that run at once.
+    notes: what a user should know about the run, such as batches that were halved for want of memory.
+    """
+
+    def __init__(self, path: str, sha256: str, placement: Placement, runtime: str, batch_size: int) -> None:
         """Use `Model.open`."""
-        self._session = session
-        self._dtype = contract.dtype
-        self.path = path
-        self.sha256 = sha256
-        self.inputs = contract.inputs
-        self.labels = contract.labels
-        self.names = contract.names
+        contract = placement.contract
+        self.path, self.sha256, self.runtime = path, sha256, runtime
+        self.inputs, self.labels, self.names = contract.inputs, contract.labels, contract.names
         self.metadata = contract.metadata
-        self.provider: str = session.get_providers()[0]
-        self.runtime = f"onnxruntime {_runtime().__version__}"
-        self.device = "cpu"
-        self.reason = reason
-        self.threads = threads
-        self.lanes = 1
-        self.batch_size = 1024
+        self.device, self.provider, self.reason = placement.device, placement.provider, placement.reason
+        self.batch_size, self.lanes = batch_size, len(placement.lanes)
+        self.notes = [BOTH_INSTALLED] if len(installed_runtimes()) > 1 else []
+        self._dtype = contract.dtype
+        self._halving = open_cpu(import_runtime(), HALVE_ONNX, 1) if contract.dtype is np.float16 else None
+        self._k = 0  # the most answers that the lanes are fitted for
+        self._refitting = threading.Lock()
+        self._idle: queue.SimpleQueue[_CpuLane | CudaLane] = queue.SimpleQueue()
+        for lane in placement.lanes:
+            self._idle.put(lane)
+        self._refit(batch_size, min(DEFAULT_K, self.labels))
 
     @classmethod
-    def open(cls, path: str, *, device: str = "auto", threads: int | None = None) -> Model:
+    def open(
+        cls,
+        path: str,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int | None = None,
+        tf32: bool = False,
+    ) -> Model:
         """Open the ONNX file at `path`.
 
         Args:
-            device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes CUDA where it opens, `.reason` says why.
+            device: "auto", "cpu", "cuda", "cuda:N" or "cuda:N,M,..."; "auto" takes CUDA where it opens.
             threads: CPU threads that compute; all usable cores by default.
+            batch_size: videos that run at once in a lane; the device's best by default.
+            tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
 
         Raises:
             ModelError: the file is absent, damaged or does not follow the contract.
-            DeviceError: the device or the runtime is not there.
+            DeviceError: the device or the runtime is not there, or the model cannot run on it.
+            UsageError: no device is called so.
         """
         sha256 = fingerprint(path)
-        count = threads or usable_cores()
-        session, reason = _open_session(path, device, count)
-        model = cls(session, _read_contract(path, session), path, sha256, reason, count)
-        return model
+        runtime = import_runtime()
+        name = f"onnxruntime {runtime.__version__}"
+        gpus = _gpus(device)
+        reason = "asked for"
+        if gpus:
+            try:
+                placement = _on_gpus(runtime, path, gpus, tf32, reason if device != "auto" else "CUDA opens here")
+                return cls(path, sha256, placement, name + " TF32" * tf32, batch_size or CUDA_BATCH)
+            except DeviceError as error:
+                if device != "auto":
+                    raise
+                reason = error.message
+        placement = _on_cpu(runtime, path, max(1, threads or usable_cores()), reason)
+        return cls(path, sha256, placement, name, batch_size or CPU_BATCH)
 
     @property
-    def schema(self) -> Any:
-        """The TFRecord features to decode: `scorer.examples.Schema` of the inputs."""
+    def schema(self) -> Schema:
+        """The TFRecord features to decode."""
         from scorer.examples import Schema
 
         return Schema(self.inputs)
 
-    def run(self, features: Mapping[str, Floats], k: int = 10) -> tuple[Floats, Labels]:
+    def run(self, features: Arrays, k: int = DEFAULT_K) -> Answers:
         """The `k` best labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
 
+        A video's answer depends on its features alone, neither on n nor on its neighbours. More videos than
+        `batch_size` are spread over the lanes.
+
         Args:
-            features: per input a float32 array (n, width); finite.
+            features: per input a float32 array (n, width), finite.
             k: 1 to `.labels`.
 
         Raises:
             UsageError: other features, shapes or k.
-            DeviceError: the device failed.
+            DeviceError: the device failed, or has not enough memory for one video.
         """
-        feed, videos = self._feed(features, k)
+        arrays, videos = self._checked(features, k)
         if videos == 0:
             return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-        scores, labels = self._session.run(_OUTPUTS, feed)
-        return scores, labels
+        parts = self._run_all(arrays, videos, k)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([labels for _, labels in parts])
 
-    def _feed(self, features: Mapping[str, Floats], k: int) -> tuple[dict[str, NDArray[Any]], int]:
+    def _checked(self, features: Arrays, k: int) -> tuple[Arrays, int]:
         if not 1 <= k <= self.labels:
             raise UsageError(f"k is {k}", remedy=f"choose 1 to {self.labels}, the labels of {self.path}")
-        missing = [name for name in self.inputs if name not in features]
-        if missing:
-            raise UsageError(f"the model reads {list(self.inputs)}, and {missing[0]} was not given")
-        arrays = {name: np.asarray(features[name], self._dtype) for name in self.inputs}
+        if missing := [name for name in self.inputs if name not in features]:
+            raise UsageError(f"the model reads {', '.join(self.inputs)}, and {missing[0]} was not given")
+        arrays = {name: np.ascontiguousarray(features[name], np.float32) for name in self.inputs}
         videos = len(next(iter(arrays.values())))
         for name, width in self.inputs.items():
             if arrays[name].shape != (videos, width):
                 raise UsageError(f"{name} has shape {arrays[name].shape}, the model reads ({videos}, {width})")
-        return {**arrays, "k": np.array([k], np.int64)}, videos
+        return arrays, videos
+
+    def _run_all(self, arrays: Arrays, videos: int, k: int) -> list[Answers]:
+        """The answers in pieces of at most `batch_size`, in order."""
+        size = self.batch_size
+        if videos <= size:
+            return self._run_piece(arrays, videos, k)
+        starts = range(0, videos, size)
+        pieces = [{name: values[start : start + size] for name, values in arrays.items()} for start in starts]
+        sizes = [min(size, videos - start) for start in starts]
+        with ThreadPoolExecutor(self.lanes) as pool:
+            answers = list(pool.map(self._run_piece, pieces, sizes, [k] * len(pieces)))
+        return [part for parts in answers for part in parts]
+
+    def _run_piece(self, arrays: Arrays, videos: int, k: int) -> list[Answers]:
+        """The answers of a piece from one lane, or of smaller pieces where memory ran out."""
+        if k > self._k:
+            self._refit(self.batch_size, k)
+        lane, size = self._idle.get(), self.batch_size
+        try:
+            if videos <= size:
+                with device_errors(self.device):
+                    return [lane.run(self._converted(arrays), k)]
+        except MemoryError:
+            size = size // 2
+        finally:
+            self._idle.put(lane)
+        self._refit(size, k)
+        return self._run_all(arrays, videos, k)
+
+    def _converted(self, arrays: Arrays) -> Arrays:
+        """The features in the type that the model reads."""
+        halving = self._halving
+        if halving is None:
+            return arrays
+        return {name: halving.run(None, {"x": x.ravel()})[0].reshape(x.shape) for name, x in arrays.items()}
+
+    def _refit(self, size: int, k: int) -> None:
+        """Make all lanes ready for batches of at most `size` and at least `k` answers; none of them runs meanwhile."""
+        with self._refitting:
+            size, k = min(size, self.batch_size), max(k, self._k)
+            if (size, k) == (self.batch_size, self._k):
+                return
+            lanes = [self._idle.get() for _ in range(self.lanes)]
+            try:
+                size = self._fit(lanes, size, k)
+            finally:
+                for lane in lanes:
+                    self._idle.put(lane)
+            if size < self.batch_size:
+                self.notes.append(f"memory ran out: batches of {size:,} instead of {self.batch_size:,}")
+            self.batch_size, self._k = size, k
+
+    def _fit(self, lanes: Sequence[_CpuLane | CudaLane], size: int, k: int) -> int:
+        """Fit the lanes for batches of `size`, halved until memory suffices; returns the size."""
+        while size >= 1:
+            try:
+                with device_errors(self.device):
+                    for lane in lanes:
+                        lane.fit(self.inputs, self._dtype, size, k)
+                return size
+            except MemoryError:
+                size //= 2
+        raise DeviceError(
+            f"{self.device} has not enough memory for one video", remedy="free some, or take int8 or fp16"
+        )
 
 
-def _runtime() -> Any:
+def _gpus(device: str) -> list[int]:
+    """The GPUs that `device` names, or may take: [0, 2] of "cuda:0,2", [] of "cpu". Raises UsageError."""
+    if device == "cpu":
+        return []
+    if device in ("auto", "cuda"):
+        return [0]
+    numbers = device.removeprefix("cuda:").split(",")
+    if not device.startswith("cuda:") or not all(re.fullmatch("[0-9]{1,3}", number) for number in numbers):
+        raise UsageError(f"no device is called {device!r}", remedy="choose auto, cpu, cuda, cuda:N or cuda:N,M")
+    return sorted({int(number) for number in numbers})
+
+
+def _on_cpu(runtime: Any, path: str, threads: int, reason: str) -> Placement:
+    lanes = min(threads, _MOST_CPU_LANES)
+    session = open_cpu(runtime, path, round(threads / lanes))
+    return Placement(read_contract(path, session), [_CpuLane(session)] * lanes, "cpu", CPU, reason)
+
+
+def _on_gpus(runtime: Any, path: str, gpus: Sequence[int], tf32: bool, reason: str) -> Placement:
+    """Raises DeviceError where CUDA or a GPU does not open, or would leave the model's work to the CPU."""
+    from scorer.cuda import CudaLane, CudaRuntime
+
+    device = "cuda:" + ",".join(map(str, gpus))
     try:
-        import onnxruntime
-    except ImportError:
-        raise DeviceError("ONNX Runtime is not installed", remedy="pip install 'yt8m-edge[cpu]'") from None
-    return onnxruntime
-
-
-def _open_session(path: str, device: str, threads: int) -> tuple[Session, str]:
-    runtime = _runtime()
-    if device not in ("auto", "cpu"):
-        raise DeviceError(f"--device {device} is not there", remedy="use --device cpu")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    try:
-        session = runtime.InferenceSession(path, options, providers=[CPU], enable_fallback=0)
-    except Exception as error:
-        raise ModelError(f"{path} cannot be opened: {error}", remedy=EXPORT_IT) from None
-    return session, "asked for" if device == "cpu" else "no CUDA provider here"
-
-
-def _read_contract(path: str, session: Session) -> Contract:
-    """Check every clause of the contract; ModelError names the first that is broken."""
-    try:
-        metadata = dict(session.get_modelmeta().custom_metadata_map)
-        inputs, dtype = _read_inputs(session)
-        _check_k(session)
-        _check_outputs(session)
-        labels, names = _read_labels(metadata)
-    except ValueError as error:
-        raise ModelError(f"{path} is not a model of this scorer: {error}", remedy=EXPORT_IT) from None
-    return Contract(inputs, dtype, labels, names, metadata)
-
-
-def _read_inputs(session: Session) -> tuple[dict[str, int], Any]:
-    widths, types = {}, set()
-    for node in session.get_inputs():
-        if node.name == "k":
-            raise ValueError("its input k has no default")
-        if node.type not in _INPUT_TYPES:
-            raise ValueError(f"its input {node.name} is {node.type}, not float32")
-        if len(node.shape) != 2 or not isinstance(node.shape[1], int) or isinstance(node.shape[0], int):
-            raise ValueError(f"its input {node.name} has shape {node.shape}, not [batch, width]")
-        widths[node.name] = node.shape[1]
-        types.add(node.type)
-    if len(types) != 1:
-        raise ValueError("its inputs are of several types" if types else "it has no inputs")
-    return widths, _INPUT_TYPES[types.pop()]
-
-
-def _check_k(session: Session) -> None:
-    found = {node.name: (node.type, list(node.shape)) for node in session.get_overridable_initializers()}
-    if found.get("k") != ("tensor(int64)", [1]):
-        raise ValueError("it has no overridable initializer k of type int64[1]")
-
-
-def _check_outputs(session: Session) -> None:
-    found = {node.name: (node.type, len(node.shape)) for node in session.get_outputs()}
-    for name, kind in (("scores", "tensor(float)"), ("labels", "tensor(int64)")):
-        if found.get(name) != (kind, 2):
-            raise ValueError(f"it has no output {name} of type {kind} and rank 2")
-
-
-def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
-    version = metadata.get("yt8m.format")
-    if version != FORMAT:
-        raise ValueError(f"its yt8m.format is {version}, this scorer reads {FORMAT}" if version else "no yt8m.format")
-    count = metadata.get("yt8m.labels", "")
-    if not count.isdigit() or int(count) < 1:
-        raise ValueError(f"its yt8m.labels is {count!r}, not a label count")
-    names = json.loads(metadata["yt8m.names"]) if "yt8m.names" in metadata else None
-    if names is not None and (not isinstance(names, list) or len(names) != int(count)):
-        raise ValueError(f"its yt8m.names is not a list of {count} names")
-    return int(count), names
+        opened = [(gpu, open_cuda(runtime, path, gpu, tf32=tf32)) for gpu in gpus for _ in range(_CUDA_LANES)]
+        with device_errors(device):
+            contract = read_contract(path, opened[0][1], without_graph(runtime))
+    except MemoryError:
+        raise DeviceError(f"{device} has no room for {path}", remedy="free its memory, or use --device cpu") from None
+    cuda = CudaRuntime()
+    return Placement(contract, [CudaLane(runtime, session, gpu, cuda) for gpu, session in opened], device, CUDA, reason)

@@ -58,8 +58,8 @@ def test_imports_run_one_way(room: str) -> None:
     assert not wrong
 
 
-def test_only_the_model_owns_onnxruntime() -> None:
-    owners = {"model.py", "doctor.py"}  # the doctor tells what is installed
+def test_only_one_module_owns_onnxruntime() -> None:
+    owners = {"runtime.py"}
     files = (ROOT / "scorer").glob("*.py")
     assert not [path.name for path in files if path.name not in owners and "onnxruntime" in dict(imported(path))]
 
