@@ -18,11 +18,11 @@ from export.graph import contrib_operators, json_text, set_metadata, to_onnx
 from export.ops import Graph
 from export.parity import Reference, Report, check_independence, check_parity, check_quality, torch_reference
 from export.plain import plain_export
-from export.precision import quantise, to_half
+from export.precision import halve, quantise
 from export.reduce import reduce
 from export.trace import Untranslatable, trace
 from export.videos import Videos
-from scorer.errors import OutputError
+from scorer.errors import ModelError, OutputError
 from scorer.model import Model
 from train.checkpoint import Checkpoint
 
@@ -120,14 +120,16 @@ def export_to(path: Path, source: Source, precision: str, check: Videos, calibra
 def convert(source: Source, precision: str, calibration: Videos) -> ModelProto:
     """The ONNX model of `source` in `precision`. Raises ModelError where that cannot be."""
     metadata = {**source.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
+    if source.after is None and precision != "fp32":
+        raise ModelError(f"{precision} needs a model of train/models.py", remedy="choose --precision fp32")
     if source.after is None:
         proto = plain_export(source.model, source.checkpoint.config.inputs, metadata)
     elif precision == "int8":
         proto = to_onnx(quantise(source.after, calibration.features), precision, metadata)
+    elif precision == "fp16":
+        proto = to_onnx(halve(source.after), precision, metadata)
     else:
         proto = to_onnx(source.after, precision, metadata)
-    if precision == "fp16":
-        proto = to_half(proto)
     set_metadata(proto, {**metadata, "yt8m.operators": json_text(contrib_operators(proto))})
     return proto
 
@@ -135,7 +137,7 @@ def convert(source: Source, precision: str, calibration: Videos) -> ModelProto:
 def _gate(model: Model, source: Source, precision: str, check: Videos) -> Report:
     report: Report = {}
     if precision == "fp32":
-        report["parity"] = check_parity(model, source.reference, source.inputs, check)
+        report["pytorch"] = check_parity(model, source.reference, source.inputs, check)
     else:
         report["quality"] = check_quality(model, source.reference, check)
     report["independence"] = check_independence(model, check)

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     places.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
     places.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
     places.add_argument("--vocabulary", type=Path, metavar="CSV", help="YouTube-8M's vocabulary.csv, for label names")
+    parser.add_argument("--draw", action="store_true", help="a picture beside each model, as trained and as exported")
     parser.add_argument("--no-speed", action="store_true", help="do not time the result against the plain export")
     return parser
 
@@ -98,10 +99,13 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
 
 def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, list[str]]) -> None:
     from export.build import export_to, open_source
+    from export.names import read_names
     from export.report import show
     from train.checkpoint import load
 
-    source = open_source(load(checkpoint), _names(options.vocabulary))
+    loaded = load(checkpoint)
+    names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
+    source = open_source(loaded, names)
     check, calibration = _videos(paths, source)
     written = []
     for precision in PRECISIONS if options.precision == "all" else [options.precision]:
@@ -109,6 +113,8 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
         path = options.out / f"{source.checkpoint.config.name}{suffix}.onnx"
         written.append(export_to(path, source, precision, check, calibration))
         _copy(path, options.out / "default.onnx")
+    if options.draw:
+        _draw(options.out / f"{loaded.config.name}.png", source)
     show(source, written, check, speed=not options.no_speed)
 
 
@@ -139,8 +145,15 @@ def _sample_videos(inputs: dict[str, int]) -> Videos | None:
         return None
 
 
-def _names(vocabulary: Path | None) -> list[str] | None:
-    return None
+def _draw(path: Path, source: Source) -> None:
+    from export.build import replacing
+    from export.draw import draw
+
+    if source.before is None or source.after is None:
+        _tell("export: no picture of a model that train/models.py does not have")
+        return
+    with replacing(path) as part:
+        draw(part, source.checkpoint.config.name, [("as trained", source.before), ("as exported", source.after)])
 
 
 def _copy(source: Path, target: Path) -> None:

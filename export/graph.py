@@ -34,7 +34,7 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
     taken = sorted(set(graph.inputs) & set(RESERVED))
     if taken:
         raise ModelError(f"a feature called {taken[0]!r} cannot be an input", remedy="rename it in the shards")
-    writer = _Writer()
+    writer = _Writer(np.float16 if precision == "fp16" else np.float32)
     for name, op in graph.ops.items():
         _WRITERS[op.kind](writer, name, op)
     body = helper.make_graph(writer.nodes, "yt8m", [], [], writer.initialisers)
@@ -90,7 +90,8 @@ def _output_infos() -> list[Any]:
 class _Writer:
     """Collects nodes and initialisers; equal initialisers are stored once."""
 
-    def __init__(self) -> None:
+    def __init__(self, weights: type[np.float16] | type[np.float32]) -> None:
+        self._weights = weights
         self.nodes: list[NodeProto] = []
         self.initialisers: list[TensorProto] = []
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
@@ -101,8 +102,8 @@ class _Writer:
         return output
 
     def floats(self, name: str, value: NDArray) -> str:
-        """Store float64 weights, rounded once to float32; gives the initialiser's name."""
-        return self.exact(name, np.asarray(value, np.float32))
+        """Store float64 weights, rounded once to the precision of the file; gives the initialiser's name."""
+        return self.exact(name, np.asarray(value, self._weights))
 
     def exact(self, name: str, value: NDArray) -> str:
         """Store an array as it is; gives the initialiser's name."""
@@ -120,6 +121,38 @@ def _input(writer: _Writer, name: str, op: Op) -> None:
 def _dense(writer: _Writer, name: str, op: Op) -> None:
     weight = writer.floats(f"{name}.weight", op.values["weight"])
     writer.node("Gemm", [op.inputs[0], weight, writer.floats(f"{name}.bias", op.values["bias"])], name)
+
+
+def _quantise(writer: _Writer, name: str, op: Op) -> None:
+    writer.node("QuantizeLinear", [op.inputs[0], *_scale_and_zero(writer, name, op)], name)
+
+
+def _dense8(writer: _Writer, name: str, op: Op) -> None:
+    """A Gemm between dequantised operands, in standard operators; ONNX Runtime makes one integer product of it."""
+    scale = writer.floats(f"{name}.weight.scale", op.values["weight_scale"])
+    weight = writer.exact(f"{name}.weight", op.values["weight"].astype(np.int8))
+    zero = writer.exact(f"{name}.weight.zero", np.zeros(op.width, np.int8))
+    bias = writer.exact(f"{name}.bias", op.values["bias"].astype(np.int32))
+    unit = writer.floats(f"{name}.unit", op.values["unit"])
+    operands = [
+        writer.node("DequantizeLinear", [op.inputs[0], *_scale_and_zero(writer, name, op)], f"{name}.x"),
+        writer.node("DequantizeLinear", [weight, scale, zero], f"{name}.w", axis=1),
+        writer.node("DequantizeLinear", [bias, unit], f"{name}.b", axis=0),
+    ]
+    writer.node("Gemm", operands, name)
+
+
+def _scale_and_zero(writer: _Writer, name: str, op: Op) -> list[str]:
+    zero = writer.exact(f"{name}.zero", op.values["zero"].astype(np.uint8))
+    return [writer.floats(f"{name}.scale", op.values["scale"]), zero]
+
+
+def _half(writer: _Writer, name: str, op: Op) -> None:
+    writer.node("Cast", [op.inputs[0]], name, to=TensorProto.FLOAT16)
+
+
+def _single(writer: _Writer, name: str, op: Op) -> None:
+    writer.node("Cast", [op.inputs[0]], name, to=TensorProto.FLOAT)
 
 
 def _affine(writer: _Writer, name: str, op: Op) -> None:
@@ -143,7 +176,7 @@ def _narrow(values: NDArray) -> NDArray:
 def _normalise(writer: _Writer, name: str, op: Op) -> None:
     x = op.inputs[0]
     total = writer.node("ReduceSumSquare", [x], f"{name}.sum", axes=[1], keepdims=1)
-    safe = writer.node("Add", [total, writer.floats(f"{name}.eps", op.values["eps"])], f"{name}.safe")
+    safe = writer.node("Add", [total, writer.exact(f"{name}.eps", op.values["eps"].astype(np.float32))], f"{name}.safe")
     writer.node("Div", [x, writer.node("Sqrt", [safe], f"{name}.norm")], name)
 
 
@@ -200,6 +233,10 @@ _ELEMENTWISE = {
 _WRITERS: dict[str, Callable[[_Writer, str, Op], None]] = {
     "input": _input,
     "dense": _dense,
+    "quantise": _quantise,
+    "dense8": _dense8,
+    "half": _half,
+    "single": _single,
     "affine": _affine,
     "normalise": _normalise,
     "leaky_relu": _leaky_relu,

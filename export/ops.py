@@ -13,6 +13,11 @@ weights are float64, so that folding them rounds nothing worth naming before the
     dropout       x       -                                        x (it drops nothing outside of training)
     add, multiply a, b    -                                        a + b, a * b
     concat        a, b... -                                        the rows side by side
+    quantise      x       scale (), zero ()                        round(x / scale) + zero, clipped to 0..255
+    dense8        q       weight (in, out), weight_scale (out),    ((q - zero) @ weight + bias) * unit, in integers up
+                          bias, unit (out), scale (), zero ()      to the last product; q quantised by scale and zero,
+                                                                   unit = scale * weight_scale
+    half, single  x       -                                        x rounded to float16, and back to float32
     lstm          x       w (D, 4H, I), r (D, 4H, H), b (D, 4H)    the last hidden state of every direction, from a
                                                                    zero state over `steps` pieces of x (I wide each)
 
@@ -131,27 +136,47 @@ def walk(graph: Graph, features: Mapping[str, NDArray], dtype: type = np.float64
 
 
 def _compute(op: Op, x: list[NDArray], values: Mapping[str, NDArray]) -> NDArray:
-    match op.kind:
-        case "dense":
-            return x[0] @ values["weight"] + values["bias"]
-        case "affine":
-            return x[0] * values["scale"] + values["shift"]
-        case "normalise":
-            return x[0] / np.sqrt(np.square(x[0]).sum(axis=1, keepdims=True) + values["eps"])
-        case "leaky_relu":
-            return np.where(x[0] > 0, x[0], values["slope"] * x[0])
-        case "dropout":
-            return x[0]
-        case "add":
-            return x[0] + x[1]
-        case "multiply":
-            return x[0] * x[1]
-        case "concat":
-            return np.concatenate(x, axis=1)
-        case "lstm":
-            return _lstm(op, x[0], values)
-        case _:
-            return _FUNCTIONS[op.kind](x[0])
+    if op.kind == "lstm":
+        return _lstm(op, x[0], values)
+    return _FUNCTIONS[op.kind](*x, **values)
+
+
+def _dense(x: NDArray, weight: NDArray, bias: NDArray) -> NDArray:
+    return x @ weight + bias
+
+
+def _affine(x: NDArray, scale: NDArray, shift: NDArray) -> NDArray:
+    return x * scale + shift
+
+
+def _normalise(x: NDArray, eps: NDArray) -> NDArray:
+    return x / np.sqrt(np.square(x).sum(axis=1, keepdims=True) + eps)
+
+
+def _leaky_relu(x: NDArray, slope: NDArray) -> NDArray:
+    return np.where(x > 0, x, slope * x)
+
+
+def _concat(*parts: NDArray) -> NDArray:
+    return np.concatenate(parts, axis=1)
+
+
+def _quantise(x: NDArray, scale: NDArray, zero: NDArray) -> NDArray:
+    return np.clip(np.round(x / scale) + zero, 0, 255)
+
+
+def _dense8(
+    x: NDArray, weight: NDArray, weight_scale: NDArray, bias: NDArray, unit: NDArray, scale: NDArray, zero: NDArray
+) -> NDArray:
+    return ((x - zero) @ weight + bias) * unit
+
+
+def _half(x: NDArray) -> NDArray:
+    return x.astype(np.float16).astype(x.dtype)
+
+
+def _same(x: NDArray) -> NDArray:
+    return x
 
 
 def _sigmoid(x: NDArray) -> NDArray:
@@ -160,9 +185,6 @@ def _sigmoid(x: NDArray) -> NDArray:
 
 def _relu(x: NDArray) -> NDArray:
     return np.maximum(x, 0)
-
-
-_FUNCTIONS: dict[str, Callable[[NDArray], NDArray]] = {"tanh": np.tanh, "sigmoid": _sigmoid, "relu": _relu}
 
 
 def _lstm(op: Op, x: NDArray, values: Mapping[str, NDArray]) -> NDArray:
@@ -179,11 +201,30 @@ def _lstm(op: Op, x: NDArray, values: Mapping[str, NDArray]) -> NDArray:
     return np.concatenate(last, axis=1)
 
 
+_FUNCTIONS: dict[str, Callable[..., NDArray]] = {
+    "dense": _dense,
+    "affine": _affine,
+    "normalise": _normalise,
+    "leaky_relu": _leaky_relu,
+    "concat": _concat,
+    "quantise": _quantise,
+    "dense8": _dense8,
+    "half": _half,
+    "single": _same,
+    "dropout": _same,
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "relu": _relu,
+    "add": np.add,
+    "multiply": np.multiply,
+}
+
+
 def _flops(op: Op) -> int:
     match op.kind:
-        case "input" | "concat" | "dropout":
+        case "input" | "concat" | "dropout" | "half" | "single":
             return 0
-        case "dense":
+        case "dense" | "dense8":
             return 2 * op.values["weight"].size
         case "lstm":
             return op.steps * 2 * (op.values["w"].size + op.values["r"].size) + op.steps * 9 * op.width

@@ -49,8 +49,8 @@ def _numbers(*values: int) -> list[str]:
 def _gates(exported: Exported) -> str:
     report = exported.report
     texts = []
-    if "parity" in report:
-        parity = report["parity"]
+    if "pytorch" in report:
+        parity = report["pytorch"]
         texts.append(f"within {parity['max_difference']:.0e} of PyTorch (bound {parity['bound']:.0e}), batches of "
                      f"{', '.join(map(str, parity['batches']))}, {parity['videos']}")  # fmt: skip
     if "quality" in report:

@@ -12,9 +12,7 @@ from export.parity import Runner
 from export.videos import Videos
 
 
-def measure(
-    models: Mapping[str, Runner], videos: Videos, *, batch: int = 512, seconds: float = 1.0
-) -> dict[str, float]:
+def measure(models: Mapping[str, Runner], videos: Videos, batch: int = 512, seconds: float = 1.0) -> dict[str, float]:
     """Videos per second of each model, the median over rounds, of about `seconds` each in all; at least three."""
     features = videos.rows(np.arange(batch) % len(videos))
     rates: dict[str, list[float]] = {name: [] for name in models}

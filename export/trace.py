@@ -113,7 +113,7 @@ def _sequential(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
 
 
 def _scaling(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
-    """"l2": x / sqrt(mean(x * x) + eps) is sqrt(F) * x / sqrt(sum(x * x) + F * eps), F being the width."""
+    """ "l2": x / sqrt(mean(x * x) + eps) is sqrt(F) * x / sqrt(sum(x * x) + F * eps), F being the width."""
     x = inputs[0]
     if module.scaling == "raw":
         return x

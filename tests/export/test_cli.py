@@ -38,8 +38,8 @@ def test_exported_files_obey_the_contract(name: str, tmp_path: Path) -> None:
     assert scores.shape == labels.shape == (5, 20)
     assert (np.diff(scores, axis=1) <= 0).all()
     report = json.loads(model.metadata["yt8m.parity"])
-    assert report["parity"]["max_difference"] <= 1e-5
-    assert report["parity"]["batches"] == [1, 2, 3, 17, 256]
+    assert report["pytorch"]["max_difference"] <= 1e-5
+    assert report["pytorch"]["batches"] == [1, 2, 3, 17, 256]
     assert json.loads(model.metadata["yt8m.operators"]) == []
 
 

@@ -1,0 +1,116 @@
+"""The gates fail when they should, and say all that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from export import parity
+from export.parity import check_independence, check_parity, check_quality
+from export.videos import Features, Videos, random_videos
+from scorer.errors import GateError
+
+INPUTS = {"mean_rgb": 5}
+LABELS = 30
+
+
+class Stub:
+    """A model of one Dense layer whose answers a test may bend."""
+
+    def __init__(self, noise: float = 0.0, company: float = 0.0, inputs: Mapping[str, int] = INPUTS) -> None:
+        self.inputs = dict(inputs)
+        self.labels = LABELS
+        self._noise, self._company = noise, company
+        self.weight = np.random.default_rng(0).normal(size=(5, LABELS))
+
+    def probabilities(self, features: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        x = features["mean_rgb"]
+        noise = np.random.default_rng(1).normal(0, self._noise, (len(x), LABELS)) if self._noise else 0
+        logits = x @ self.weight + noise + self._company * x.max()
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+
+    def run(self, features: Mapping[str, NDArray], k: int = 10) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        found = self.probabilities(features)
+        order = np.argsort(-found, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(found, order, axis=1), order
+
+
+def labelled(count: int) -> Videos:
+    """Videos whose labels are the best two of the unbent model."""
+    videos = random_videos(INPUTS, count)
+    best = Stub().run(videos.features, 2)[1]
+    return Videos(videos.features, best.ravel(), np.arange(0, 2 * count + 1, 2), "made up")
+
+
+def reference(features: Features) -> NDArray[np.float32]:
+    return Stub().probabilities(features)
+
+
+def test_the_same_answers_pass() -> None:
+    report = check_parity(Stub(), reference, INPUTS, random_videos(INPUTS, 300))
+    assert report["max_difference"] == 0
+    assert check_quality(Stub(), reference, labelled(2500))["overlap"] == 1
+    assert check_independence(Stub(), random_videos(INPUTS, 1100))["same_bits"]
+
+
+def test_every_failure_is_named_at_once() -> None:
+    with pytest.raises(GateError) as caught:
+        check_parity(Stub(noise=1), reference, INPUTS, random_videos(INPUTS, 50))
+    for size in parity.BATCHES:
+        assert f"batch of {size}: " in str(caught.value)
+    assert "another top-10" in str(caught.value)
+
+
+def test_other_inputs_fail() -> None:
+    with pytest.raises(GateError, match="inputs"):
+        check_parity(Stub(inputs={"rgb": 5}), reference, INPUTS, random_videos(INPUTS, 50))
+
+
+def test_nan_fails() -> None:
+    with pytest.raises(GateError, match="off by"):
+        check_parity(Stub(noise=float("nan")), reference, INPUTS, random_videos(INPUTS, 50))
+
+
+def test_a_difference_just_beyond_the_bound_fails() -> None:
+    def shifted(features: Features) -> NDArray[np.float32]:
+        return reference(features) + np.float32(1.2e-5)
+
+    with pytest.raises(GateError, match=r"off by up to 1\.2e-05"):
+        check_parity(Stub(), shifted, INPUTS, random_videos(INPUTS, 50))
+
+
+def test_quality_that_falls_fails() -> None:
+    with pytest.raises(GateError) as caught:
+        check_quality(Stub(noise=2), reference, labelled(2500))
+    for part in ("of the top-10", "MAP@10 falls", "GAP@20 falls"):
+        assert part in str(caught.value)
+
+
+def test_too_few_labels_leave_quality_unmeasured() -> None:
+    report = check_quality(Stub(noise=1e-4), reference, labelled(1999))
+    assert report["quality"] == "not measured"
+    with pytest.raises(GateError, match="of the top-10"):
+        check_quality(Stub(noise=2), reference, labelled(1999))
+
+
+def test_answers_that_depend_on_neighbours_fail() -> None:
+    with pytest.raises(GateError) as caught:
+        check_independence(Stub(company=0.1), random_videos(INPUTS, 1100))
+    for size in (17, 1):
+        assert f"batches of {size} a score differs" in str(caught.value)
+
+
+def test_one_scale_for_a_batch_is_caught() -> None:
+    """What ONNX's DynamicQuantizeLinear does: the activation scale is the batch's own largest value."""
+
+    class Dynamic(Stub):
+        def probabilities(self, features: Mapping[str, NDArray]) -> NDArray[np.float32]:
+            x = features["mean_rgb"]
+            scale = np.abs(x).max() / 127
+            return super().probabilities({"mean_rgb": np.round(x / scale) * scale})
+
+    with pytest.raises(GateError, match="batches of 1 a score"):
+        check_independence(Dynamic(), random_videos(INPUTS, 1100))

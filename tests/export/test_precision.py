@@ -1,0 +1,129 @@
+"""int8 and fp16: what they promise about arithmetic, ranges and neighbours, and their gates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx.reference import ReferenceEvaluator
+
+from export.graph import to_onnx
+from export.ops import Graph, Op, evaluate
+from export.precision import _scale_and_zero, _weight_scales, halve, quantise
+from export.reduce import reduce
+from export.trace import trace
+from export.videos import Features, random_videos
+from scorer.errors import ModelError
+from scorer.model import Model
+from tests.export.small import CONFIGS, small_model
+
+METADATA = {"yt8m.format": "1", "yt8m.labels": "40"}
+
+
+def reduced(name: str) -> tuple[Graph, Features]:
+    config = CONFIGS[name]
+    return reduce(trace(small_model(config), config.inputs)), random_videos(dict(config.inputs), 300).features
+
+
+def probabilities(graph: Graph, features: Features) -> np.ndarray:
+    return 1 / (1 + np.exp(-evaluate(graph, features)[graph.output]))
+
+
+def answers(path: Path, features: Features) -> np.ndarray:
+    """All probabilities (n, labels) of the file at `path`, in the order of the labels."""
+    model = Model.open(str(path), device="cpu")
+    scores, labels = model.run(features, k=model.labels)
+    found = np.zeros_like(scores)
+    np.put_along_axis(found, labels, scores, axis=1)
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_int8_runs_as_the_integers_say(name: str, tmp_path: Path) -> None:
+    graph, features = reduced(name)
+    quantised = quantise(graph, features)
+    onnx.save(to_onnx(quantised, "int8", METADATA), tmp_path / "model.onnx")
+    assert np.abs(answers(tmp_path / "model.onnx", features) - probabilities(quantised, features)).max() < 1e-5
+    assert np.abs(probabilities(quantised, features) - probabilities(graph, features)).max() < 0.1
+    assert "dense" not in {op.kind for op in quantised.ops.values()}
+
+
+@pytest.mark.parametrize("name", ["bilstm", "dmrnet-run"])
+def test_int8_gives_a_video_the_same_bits_in_any_company(name: str, tmp_path: Path) -> None:
+    graph, features = reduced(name)
+    onnx.save(to_onnx(quantise(graph, features), "int8", METADATA), tmp_path / "model.onnx")
+    together = answers(tmp_path / "model.onnx", features)
+    for row in range(20):
+        alone = answers(tmp_path / "model.onnx", {n: v[row : row + 1] for n, v in features.items()})
+        assert np.array_equal(alone[0], together[row])
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=st.floats(-100, 100)))
+def test_no_two_products_overflow_sixteen_bits(weight: np.ndarray) -> None:
+    """255 * w[2i] + 255 * w[2i + 1], which AVX2's vpmaddubsw adds with saturation, in any order of activations."""
+    integers = np.round(weight / _weight_scales(weight))
+    padded = np.concatenate([integers, np.zeros((len(integers) % 2, integers.shape[1]))]).reshape(
+        -1, 2, weight.shape[1]
+    )
+    assert 255 * np.maximum(padded, 0).sum(axis=1).max() <= 32767
+    assert 255 * np.minimum(padded, 0).sum(axis=1).min() >= -32768
+    assert np.abs(integers).max() <= 128
+
+
+@given(st.floats(-1e4, 0), st.floats(0, 1e4))
+def test_activation_ranges_are_covered_and_zero_is_exact(low: float, high: float) -> None:
+    values = _scale_and_zero(low, high)
+    scale, zero = float(values["scale"]), float(values["zero"])
+    assert zero == int(zero)
+    assert 0 <= zero <= 255
+    assert (0 - zero) * scale <= low + 0.51 * scale
+    assert (255 - zero) * scale >= high - 0.51 * scale
+
+
+def test_calibrating_twice_gives_the_same_file() -> None:
+    graph, features = reduced("lstm")
+    first, second = (to_onnx(quantise(graph, features), "int8", METADATA).SerializeToString() for _ in range(2))
+    assert first == second
+
+
+def test_int8_wants_a_dense() -> None:
+    graph = Graph({"x": Op("input", width=3), "y": Op("tanh", ("x",), width=3)}, "y")
+    with pytest.raises(ModelError, match="Dense"):
+        quantise(graph, {"x": np.zeros((2, 3), np.float32)})
+
+
+@pytest.mark.parametrize("name", ["bilstm", "lstm-l2", "dmrnet"])
+def test_fp16_is_near(name: str, tmp_path: Path) -> None:
+    graph, features = reduced(name)
+    onnx.save(to_onnx(halve(graph), "fp16", METADATA), tmp_path / "model.onnx")
+    assert np.abs(answers(tmp_path / "model.onnx", features) - probabilities(graph, features)).max() < 5e-3
+
+
+def test_fp16_refuses_weights_that_it_cannot_hold() -> None:
+    graph, _ = reduced("dmrnet")
+    dense = graph.ops["classify"]
+    huge = Op("dense", dense.inputs, {**dense.values, "bias": dense.values["bias"] + 1e6}, dense.width)
+    with pytest.raises(ModelError, match="fp16"):
+        halve(graph.with_ops({"classify": huge}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["bilstm", "lstm-l2", "dmrnet", "bilstm-4-steps"])
+def test_the_reference_evaluator_agrees(name: str, precision: str) -> None:
+    graph, features = reduced(name)
+    graph = quantise(graph, features) if precision == "int8" else graph
+    model = to_onnx(graph, precision, METADATA)
+    onnx.checker.check_model(model, full_check=True)
+    if precision == "int8":  # the evaluator knows DequantizeLinear from opset 19 on, which means the same
+        model.opset_import[0].version = 19
+    feed = {n: v[:7] for n, v in features.items()}
+    scores, labels = ReferenceEvaluator(model).run(None, {**feed, "k": np.array([10])})
+    expected = probabilities(graph, feed)
+    assert np.abs(np.take_along_axis(expected, np.asarray(labels), axis=1) - scores).max() < 1e-5
+    assert json.loads(json.dumps([node.domain for node in model.graph.node if node.domain])) == []
