@@ -35,10 +35,10 @@ def resident(model: Model, held: list[Batch]) -> float:
     return sum(len(batch) for batch in held) / (time.perf_counter() - began)
 
 
-def whole(model: Model, shards: list[str], size: int, workers: int) -> float:
+def whole(model: Model, shards: list[str], workers: int) -> float:
     """Videos/s of a job."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(shards, str(Path(folder) / "preds.csv"), batch_size=size, workers=workers)
+        job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
         report = score(job, model, threading.Event(), lambda progress: None)
     return report.record["scored"] / report.seconds
 
@@ -49,23 +49,23 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--lanes", type=int)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    model = Model.open(options.model, threads=options.threads)
-    model.lanes = options.lanes or model.lanes
-    size = options.batch_size or model.batch_size
+    model = Model.open(options.model, threads=options.threads, batch_size=options.batch_size)
     shards = find_shards(options.shards)
-    held = list(batches(shards, model.schema, size))
+    held = list(batches(shards, model.schema, model.batch_size))
     resident(model, held[:2])
     alone, jobs = [], []
     for _ in range(options.rounds):
         alone.append(resident(model, held))
-        jobs.append(whole(model, shards, size, options.workers))
+        jobs.append(whole(model, shards, options.workers))
         print(f"model alone {alone[-1]:>9,.0f}  job {jobs[-1]:>9,.0f} videos/s", flush=True)
     ratio = statistics.median(jobs) / statistics.median(alone)
-    print(f"median of {options.rounds}: {ratio:.1%} of the model's own throughput, batches of {size:,}")
+    print(
+        f"median of {options.rounds}: {ratio:.1%} of the model's own throughput, "
+        f"batches of {model.batch_size:,} in {model.lanes} lanes"
+    )
 
 
 if __name__ == "__main__":

@@ -55,14 +55,12 @@ class Answers:
         shards: Sequence[str],
         k: int,
         *,
-        batch_size: int | None = None,
         workers: int | None = None,
         on_error: OnError = "fail",
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way."""
         self.workers = workers or 0
-        self._batch_size = batch_size or model.batch_size
         self._model, self._shards, self._k, self._on_error, self._tell = model, shards, k, on_error, tell
         self._may_add_workers = workers is None
 
@@ -105,7 +103,7 @@ class Answers:
         yield from batches(
             self._shards,
             self._model.schema,
-            self._batch_size,
+            self._model.batch_size,
             start=start,
             on_error=self._on_error,
             workers=self.workers,

@@ -43,23 +43,27 @@ class Scorer:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
-        """Open `model`, a file or a name in models/, on "auto", "cpu", "cuda" or "cuda:N".
+        """Open `model`, a file or a name in models/; the options are those of `Model.open`.
 
         Raises:
             ModelError: no such model, or a file that is damaged or not of this scorer.
             DeviceError: the device or ONNX Runtime is not there.
         """
         path, _ = find_model(None if model is None else os.fspath(model))
-        self.model = Model.open(path, device=device, threads=threads)
+        self.model = Model.open(path, device=device, threads=threads, batch_size=batch_size)
 
     def predict(
         self,
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         k: int = 10,
-        batch_size: int | None = None,
         workers: int | None = None,
     ) -> Generator[Prediction]:
         """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
@@ -74,7 +78,7 @@ class Scorer:
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
         self._check_k(k)
-        source = Answers(self.model, shards, k, batch_size=batch_size, workers=workers)
+        source = Answers(self.model, shards, k, workers=workers)
         with closing(source.from_position()) as answers:
             for answer in answers:
                 yield from self._predictions(answer)

@@ -87,7 +87,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="file, or name in models/ [models/default.onnx, else the bundled model]",
     )
     group.add_argument(
-        "--device", type=_device, default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where it opens]"
+        "--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:N or cuda:N,M [auto: CUDA where it opens]"
     )
     group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
 
@@ -108,6 +108,7 @@ def _add_error_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch-size", type=_at_least(1), metavar="N", help="videos per run of the model")
+    group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products of 10 bits")
     group.add_argument("--threads", type=_at_least(1), metavar="N", help="CPU threads that compute [all usable cores]")
     group.add_argument(
         "--workers", type=_at_least(0), metavar="N", help="decoding processes [none until the model waits]"
@@ -124,8 +125,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda and cuda:N")
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N and cuda:N,M")
     return text
 
 
@@ -138,7 +139,9 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     path, origin = find_model(options.model)
     from scorer.model import Model
 
-    model = Model.open(path, device=options.device, threads=options.threads)
+    model = Model.open(
+        path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
+    )
     report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
     if report is None:
         return stop.exit_code
@@ -154,7 +157,6 @@ def _job(options: argparse.Namespace, shards: Sequence[str]) -> Job:
         shards=shards,
         output=options.output,
         top_k=options.top_k,
-        batch_size=options.batch_size,
         workers=options.workers,
         on_error=options.on_error,
         max_errors=options.max_errors,
@@ -207,6 +209,7 @@ def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
         ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
         ("records", _counts(record)),
     ]
+    lines += [("note", note) for note in model.notes]
     if report.resumed:
         lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
     if record["metrics"]:

@@ -33,7 +33,6 @@ class Job:
     shards: paths, in the order of the rows.
     output: a file, a pipe or a device; "-" is standard output.
     top_k: labels per video.
-    batch_size: videos per run of the model; None for the model's own choice.
     workers: decoding processes; None to start them only when the model outruns the decoder.
     on_error: what a bad record does: end the job, or be set aside.
     max_errors: more records set aside than this end the job; None for no limit.
@@ -44,7 +43,6 @@ class Job:
     shards: Sequence[str]
     output: str
     top_k: int = 10
-    batch_size: int | None = None
     workers: int | None = None
     on_error: OnError = "fail"
     max_errors: int | None = None
@@ -115,7 +113,6 @@ def score(
             model,
             job.shards,
             job.top_k,
-            batch_size=job.batch_size,
             workers=job.workers,
             on_error=job.on_error,
             tell=tell,
@@ -130,7 +127,7 @@ def score(
             record=dict(sink.completed),
             seconds=time.monotonic() - began,
             resumed=resumed,
-            batch_size=min(model.batch_size, job.batch_size or model.batch_size),
+            batch_size=model.batch_size,
             workers=source.workers,
         )
 

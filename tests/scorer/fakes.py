@@ -26,7 +26,7 @@ class FakeModel:
     inputs, labels, names, schema = INPUTS, LABELS, None, Schema(INPUTS)
 
     def __init__(self, batch_size: int = 8, lanes: int = 1) -> None:
-        self.batch_size, self.lanes = batch_size, lanes
+        self.batch_size, self.lanes, self.notes = batch_size, lanes, list[str]()
         self._weights = np.random.default_rng(1).normal(size=(sum(INPUTS.values()), LABELS))
 
     def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:

@@ -149,7 +149,7 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "no model": (lambda: ["-o", "preds.csv", "--model", "absent"], 6, "absent: no such model; .*models/"),
     "text as a model": (lambda: ["-o", "preds.csv", "--model", raw(b"text" * 99)], 6, r"bad\.tfrecord"),
     "model without metadata": (lambda: ["-o", "preds.csv", "--model", bare_model()], 6, r"bare\.onnx"),
-    "absent device": (lambda: ["-o", "preds.csv", "--device", "cuda:99"], 7, "cuda:99"),
+    "absent device": (lambda: ["-o", "preds.csv", "--device", "cuda:99"], 7, "cuda:99|CUDA"),
     "unknown device": (lambda: ["-o", "preds.csv", "--device", "abacus"], 2, "abacus"),
     "output in no folder": (lambda: ["-o", "absent/preds.csv"], 8, r"there is no folder .*absent"),
     "output is a folder": (lambda: ["-o", folder("out")], 8, "out is a folder"),
