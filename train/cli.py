@@ -40,7 +40,7 @@ exit codes:
    4  a shard is damaged
    5  a record is not what the model reads, or a label is outside the range
    6  a checkpoint is damaged
-   7  a device is absent or failed
+   7  a device or package is absent or failed
    8  the run's folder cannot be written
    9  an unfinished run is in the way, cannot be resumed with these settings, or is still running
   12  training cannot go on: no labels, too few videos, a loss that is not finite
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Yt8mError as error:
         _tell(f"train: {error}")
         return error.exit_code
+    except ModuleNotFoundError as error:
+        _tell(f"train: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")
+        return DeviceError.exit_code
     except MemoryError:
         _tell("train: out of memory; use a smaller batch, e.g. --set batch=1024")
         return DeviceError.exit_code
