@@ -122,3 +122,26 @@ def test_scoring_loads_no_torch(tmp_path: Path) -> None:
     loaded = loaded_by([*samples, "--model", model, "-o", str(tmp_path / "preds.csv")], SCORE)
     assert loaded >= {"numpy", "onnxruntime"}
     assert not loaded & NOT_THE_SCORERS
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [(["train"], "torch"), (["export", "--model", "bilstm"], "torch"), (["train"], "safetensors")],
+)
+def test_a_missing_package_is_one_line(command: list[str], missing: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import yt8m; sys.exit(yt8m.main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = [sys.executable, "-c", code, *command]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 7
+    (line,) = done.stderr.splitlines()
+    assert f"{missing} is not installed; pip install" in line
+
+
+def test_the_umbrella_knows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    import yt8m
+
+    assert yt8m.main(["nonsense"]) == 2
+    assert all(name in capsys.readouterr().err for name in yt8m.COMMANDS)
+    assert yt8m.main([]) == 0
+    assert all(name in capsys.readouterr().out for name in yt8m.COMMANDS)
