@@ -154,6 +154,10 @@ class _Run:
         self._bytes_before = [0, *itertools.accumulate(stamp.size for stamp in stamps)]
 
     def complete(self) -> None:
+        limit = self._job.max_errors
+        if limit is not None and self._set_aside > limit:
+            already = f"{self._set_aside:,} records are set aside already and --max-errors is {limit}"
+            raise UsageError(already, remedy="raise it")
         if self._sink.last is None:
             self._sink.append(rows=HEADER)
         try:
