@@ -107,7 +107,7 @@ def average_precision(hits: NDArray[np.bool_], positives: Ints, depth: int = _MA
     hits = hits[:, :depth]
     precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     total: Floats = (precision * hits).sum(axis=1)
-    return total / np.clip(positives, 1, depth)
+    return total / np.clip(positives, 1, hits.shape[1])
 
 
 def precision_at_equal_recall(hits: NDArray[np.bool_], positives: Ints) -> Floats:
