@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scorer.errors import OutputError, ResumeError
-from scorer.journal import Commit, Growing, Mark, Stamp, entries, line
+from scorer.journal import Commit, Growing, Mark, Stamp, entries, line, write_all
 from scorer.lock import owned
 
 STANDARD_OUTPUT = "-"
@@ -337,7 +337,7 @@ def _replace_with(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.partial")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
-        os.write(descriptor, data)
+        write_all(descriptor, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -63,9 +63,7 @@ class Growing:
 
     def append(self, data: bytes) -> None:
         """Write `data`, all of it, at the end; `sync` makes it last."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        write_all(self._descriptor, data)
         self.mark = Mark(self.mark.length + len(data), crc32c(data, self.mark.crc))
         self._synced = False
 
@@ -77,6 +75,13 @@ class Growing:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write `data`, however little of it the system takes at once."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from crc32c import crc32c
 
 from scorer.commit import STANDARD_OUTPUT
 from scorer.errors import OutputError
-from scorer.journal import Commit, Mark, Stamp
+from scorer.journal import Commit, Mark, Stamp, write_all
 
 
 class Stream:
@@ -35,9 +35,7 @@ class Stream:
 
     def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
         try:
-            rest = memoryview(rows)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+            write_all(self._descriptor, rows)
             self._notes["ids"].write(ids)
             self._notes["hits"].write(hits)
         except BrokenPipeError:

@@ -74,6 +74,14 @@ def test_a_full_disk(command: list[str], whole: dict[str, bytes], small_disk: Pa
     assert files_of(output) == whole
 
 
+def test_a_read_only_file_system(command: list[str], small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, says = score(command, small_disk / "preds.csv")
+    assert code == 8
+    assert says.count("\n") == 1
+    assert "Read-only file system" in says
+
+
 def test_a_memory_limit(command: list[str], whole: dict[str, bytes], tmp_path: Path) -> None:
     """Room for the process but not for a batch of a million videos."""
     output = tmp_path / "preds.csv"

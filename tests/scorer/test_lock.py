@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from scorer import cli
 from scorer.errors import OutputError, ResumeError
 from scorer.lock import owned
+from tests import onnx_models
+from tests.scorer.fakes import INPUTS, LABELS, write_shards
 
 _HOLDER = """
 import sys
@@ -68,6 +71,15 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path)
             pass
         assert process.stdin is not None
         process.stdin.close()
+
+
+def test_the_command_says_who_holds_its_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx_models.save_model(tmp_path / "tiny.onnx", inputs=INPUTS, labels=LABELS)
+    arguments = [*write_shards(tmp_path, [3]), "-o", str(tmp_path / "preds.csv"), "--model", model]
+    with holder(tmp_path / ".preds.csv.lock") as process:
+        assert cli.main([*arguments, "--restart"]) == 9
+        assert f"is being written by process {process.pid} on " in capfd.readouterr().err
+    assert cli.main(arguments) == 0
 
 
 def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
