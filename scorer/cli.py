@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from scorer.errors import PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
+from scorer.progress import printable
 from scorer.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -131,12 +132,15 @@ def _device(text: str) -> str:
 
 
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
+    from scorer.commit import places
     from scorer.paths import find_model, find_shards
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts records that are set aside", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
+    places(options.output)  # what is wrong with it is said before anything is opened
     path, origin = find_model(options.model)
+
     from scorer.model import Model
 
     model = Model.open(
@@ -191,9 +195,11 @@ def _resuming(arguments: Sequence[str]) -> str:
 def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
     if quiet or not sys.stderr.isatty():
         return nullcontext(lambda progress: None)
+    from scorer.journal import Stamp
     from scorer.progress import progress_bar
 
-    return progress_bar(len(job.shards), sum(os.stat(path).st_size for path in job.shards))
+    stamps = filter(None, map(Stamp.of, job.shards))
+    return progress_bar(len(job.shards), sum(stamp.size for stamp in stamps))
 
 
 def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
@@ -232,8 +238,7 @@ def _counts(record: dict[str, Any]) -> str:
 
 
 def _tell(line: str) -> None:
-    """One line on standard error, without control characters that a file's name or content may hold."""
-    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

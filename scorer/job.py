@@ -109,14 +109,7 @@ def score(
     stamps = [_stamp(path) for path in job.shards]
     with _sink(job, model) as sink:
         resumed = sink.last.scored if sink.last else 0
-        source = Answers(
-            model,
-            job.shards,
-            job.top_k,
-            workers=job.workers,
-            on_error=job.on_error,
-            tell=tell,
-        )
+        source = Answers(model, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, tell=tell)
         if sink.completed is not None:
             assert isinstance(sink, Output)
             sink.finish()
@@ -177,6 +170,9 @@ class _Run:
         with closing(self._source.from_position(self._end, self._stop)) as answers:
             for answer in answers:
                 self._write(answer)
+                read = self._bytes_before[self._end.shard] + self._end.offset
+                self._watch(Progress(self._scored, self._end.shard, read))
+                self._check_limit(answer.batch)
                 if time.monotonic() >= due:
                     self._commit()
                     due = time.monotonic() + self._job.commit_seconds
@@ -184,7 +180,9 @@ class _Run:
                     break
 
     def _write(self, answer: Answer) -> None:
+        """Append a batch and count it. Nothing here may fail between the two: a commit must not see one alone."""
         batch = answer.batch
+        finished = [(self._checked(index, size), records) for index, size, records in batch.finished]
         hits = b""
         if batch.labelled:
             hits = observe(answer.labels, answer.scores, batch.label_values, batch.label_splits)
@@ -194,19 +192,16 @@ class _Run:
             ids=id_keys(batch.ids),
             hits=hits,
         )
-        self._finished += [(self._checked(*finished), finished[2]) for finished in batch.finished]
+        self._finished += finished
         self._scored += len(batch.ids)
         self._set_aside += len(batch.quarantined)
         self._lost += sum(aside.bytes_lost for aside in batch.quarantined)
         self._end = batch.end
-        self._watch(Progress(self._scored, self._end.shard, self._bytes_before[self._end.shard] + self._end.offset))
-        self._check_limit(batch)
 
-    def _checked(self, index: int, size: int, records: int) -> Stamp:
-        stamp = self._stamps[index]
-        path = self._job.shards[index]
+    def _checked(self, index: int, size: int) -> Stamp:
+        stamp, path = self._stamps[index], self._job.shards[index]
         if stamp != Stamp.of(path) or stamp.size != size:
-            raise InputError(f"{path} changed while the job ran", remedy="begin again with --restart")
+            raise InputError(f"{path} changed while the job ran", remedy="run again once nothing writes to it")
         return stamp
 
     def _check_limit(self, batch: Batch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from scorer.job import Progress
+if TYPE_CHECKING:
+    from scorer.job import Progress
 
 
 @contextmanager
@@ -45,4 +47,9 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines) + 2
     bold, plain = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for name, value in lines:
-        print(f"{bold}{name:<{width}}{plain}{value}", file=sys.stderr)
+        print(f"{bold}{name:<{width}}{plain}{printable(value)}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` with the control characters escaped that a file's name or content may hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import DeviceError, InputError, ResumeError, ShardError
 from scorer.job import Job, Stopped
+from scorer.journal import Stamp
 from tests import shards
 from tests.scorer.fakes import FakeModel, do, files_of, write_shards
 
@@ -245,6 +246,24 @@ def test_a_shard_that_changes_while_the_job_runs_is_an_error(job: Job) -> None:
     with pytest.raises(InputError, match=r"c\.tfrecord:? changed while"):
         do(job, Meddler())  # type: ignore[arg-type]
     assert not Path(job.output).exists()
+
+
+def test_a_shard_that_changes_after_it_was_read_is_an_error_too(
+    job: Job, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the reader's last look and the row's commit. Nothing of that batch may be kept without its count."""
+    real, looks = Stamp.of, [0]
+
+    def changing(path: str) -> Stamp | None:
+        looks[0] += path == job.shards[1]
+        return Stamp(0, 0) if looks[0] == 2 and path == job.shards[1] else real(path)
+
+    monkeypatch.setattr(Stamp, "of", changing)
+    with pytest.raises(InputError, match=r"b\.tfrecord changed while the job ran; .* 16 videos are kept"):
+        do(replace(job, commit_seconds=1e9))
+    monkeypatch.undo()
+    do(replace(job, leftovers="resume"))
+    assert files(job) == expected
 
 
 def test_records_of_older_files_do_not_stay(job: Job, expected: dict[str, bytes]) -> None:
