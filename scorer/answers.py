@@ -1,6 +1,6 @@
 """Shards to predictions, in order: reading and decoding overlap with inference, which runs in the model's own lanes.
 
-    decoding: a thread, or worker processes | inference: a thread per lane | the caller
+    decoding: a thread, or worker processes | inference, and what is made of it: a thread per lane | the caller
 
 Every queue between them is bounded, and a video's answer depends neither on its batch nor on workers or restarts.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,12 @@ from scorer.cores import usable_cores
 from scorer.model import Model
 from scorer.pipeline import ahead, in_lanes
 
+T = TypeVar("T")
 OnError: TypeAlias = Literal["fail", "skip"]
 
 BEGINNING = Position(0, 0, 0)
 _DECODED_AHEAD = 2  # batches that wait for a lane
-_ANSWERED_AHEAD = 8  # answers, small, that wait to be written, so that a slow disk does not stop the model
+_ANSWERED_AHEAD = 8  # what was made of answers, small, that waits to be written while a disk is slow
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
 _WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
@@ -43,8 +44,8 @@ class Answer:
     labels: NDArray[np.int64]
 
 
-class Answers:
-    """A model over shards.
+class Answers(Generic[T]):
+    """A model over shards, and what is to be made of each of its answers.
 
     workers: decoding processes at the moment; 0 decodes in a thread.
     """
@@ -54,23 +55,28 @@ class Answers:
         model: Model,
         shards: Sequence[str],
         k: int,
+        then: Callable[[Answer], T],
         *,
         workers: int | None = None,
         on_error: OnError = "fail",
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way."""
+        """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way.
+
+        then: called with every answer, in the thread that got it from the model.
+        """
         self.workers = workers or 0
-        self._model, self._shards, self._k, self._on_error, self._tell = model, shards, k, on_error, tell
+        self._model, self._shards, self._k, self._then = model, shards, k, then
+        self._on_error, self._tell = on_error, tell
         self._may_add_workers = workers is None
 
-    def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[Answer]:
-        """The answers from `start` on, made ahead of the caller. They end early, without an error, once `stop` is set.
+    def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[T]:
+        """What `then` made of the answers from `start` on, ahead of the caller; the end comes early once `stop` is set.
 
         Raises what `scorer.batches.batches` and `Model.run` raise, after the answers before it.
         """
         decoded = ahead(self._decoded(start), _DECODED_AHEAD, stop)
-        return ahead(in_lanes(self._answer, decoded, self._model.lanes), _ANSWERED_AHEAD, stop)
+        return ahead(in_lanes(self._answered, decoded, self._model.lanes + 1), _ANSWERED_AHEAD, stop)
 
     def _decoded(self, start: Position) -> Generator[Batch]:
         if self._may_add_workers and self._enough_to_read(start):
@@ -107,13 +113,14 @@ class Answers:
             start=start,
             on_error=self._on_error,
             workers=self.workers,
-            depth=self._model.lanes + _DECODED_AHEAD + 1,
+            depth=self._model.lanes + _DECODED_AHEAD + 2,
         )
 
-    def _answer(self, batch: Batch) -> Answer:
+    def _answered(self, batch: Batch) -> T:
+        """One thread more than the model has lanes does this, so that every lane is busy while one calls `then`."""
         scores, labels = self._model.run(batch.features, self._k)
         batch.release()
-        return Answer(batch, scores, labels)
+        return self._then(Answer(batch, scores, labels))
 
 
 def _size(path: str) -> int:

@@ -78,10 +78,10 @@ class Scorer:
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
         self._check_k(k)
-        source = Answers(self.model, shards, k, workers=workers)
+        source = Answers(self.model, shards, k, self._predictions, workers=workers)
         with closing(source.from_position()) as answers:
-            for answer in answers:
-                yield from self._predictions(answer)
+            for predictions in answers:
+                yield from predictions
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
@@ -105,9 +105,12 @@ class Scorer:
         if not 1 <= k <= self.model.labels:
             raise UsageError(f"k is {k}", remedy=f"choose 1 to {self.model.labels}, the labels of {self.model.path}")
 
-    def _predictions(self, answer: Answer) -> Generator[Prediction]:
+    def _predictions(self, answer: Answer) -> list[Prediction]:
         names = self.model.names
         rows = zip(answer.batch.ids, answer.labels.tolist(), answer.scores.tolist(), strict=True)
-        for name, labels, scores in rows:
-            known = None if names is None else tuple(names[label] for label in labels)
-            yield Prediction(name.decode(), tuple(labels), tuple(scores), known)
+        return [
+            Prediction(
+                id.decode(), tuple(labels), tuple(scores), tuple(names[label] for label in labels) if names else None
+            )
+            for id, labels, scores in rows
+        ]

@@ -1,6 +1,6 @@
 """One job: shards in, a committed predictions file out. cli -> here -> answers -> batches and model, then rows, commit.
 
-Formatting, writing and committing happen in the caller's thread, while answers are made ahead in others.
+Writing and committing happen in the caller's thread, while answers are made and formatted ahead in others.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def score(
     stamps = [_stamp(path) for path in job.shards]
     with _sink(job, model) as sink:
         resumed = sink.last.scored if sink.last else 0
-        source = Answers(model, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, tell=tell)
+        source = Answers(model, job.shards, job.top_k, _written, workers=job.workers, on_error=job.on_error, tell=tell)
         if sink.completed is not None:
             assert isinstance(sink, Output)
             sink.finish()
@@ -125,6 +125,23 @@ def score(
         )
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A batch as bytes: its rows, its ids' keys, and its notes for the metrics."""
+
+    batch: Batch
+    rows: bytes
+    ids: bytes
+    hits: bytes
+
+
+def _written(answer: Answer) -> _Written:
+    batch, hits = answer.batch, b""
+    if batch.labelled:
+        hits = observe(answer.labels, answer.scores, batch.label_values, batch.label_splits)
+    return _Written(batch, format_rows(batch.ids, answer.labels, answer.scores), id_keys(batch.ids), hits)
+
+
 class _Run:
     """The writing end of a job, and its counts."""
 
@@ -134,7 +151,7 @@ class _Run:
         model: Model,
         sink: Output | Stream,
         stamps: Sequence[Stamp],
-        source: Answers,
+        source: Answers[_Written],
         stop: threading.Event,
         watch: Callable[[Progress], None],
     ) -> None:
@@ -168,29 +185,26 @@ class _Run:
     def _score(self) -> None:
         due = time.monotonic() + self._job.commit_seconds
         with closing(self._source.from_position(self._end, self._stop)) as answers:
-            for answer in answers:
-                self._write(answer)
+            for written in answers:
+                self._append(written)
                 read = self._bytes_before[self._end.shard] + self._end.offset
                 self._watch(Progress(self._scored, self._end.shard, read))
-                self._check_limit(answer.batch)
+                self._check_limit(written.batch)
                 if time.monotonic() >= due:
                     self._commit()
                     due = time.monotonic() + self._job.commit_seconds
                 if self._stop.is_set():
                     break
 
-    def _write(self, answer: Answer) -> None:
+    def _append(self, written: _Written) -> None:
         """Append a batch and count it. Nothing here may fail between the two: a commit must not see one alone."""
-        batch = answer.batch
+        batch = written.batch
         finished = [(self._checked(index, size), records) for index, size, records in batch.finished]
-        hits = b""
-        if batch.labelled:
-            hits = observe(answer.labels, answer.scores, batch.label_values, batch.label_splits)
         self._sink.append(
-            rows=format_rows(batch.ids, answer.labels, answer.scores),
+            rows=written.rows,
             quarantine=b"".join(json.dumps(asdict(aside)).encode() + b"\n" for aside in batch.quarantined),
-            ids=id_keys(batch.ids),
-            hits=hits,
+            ids=written.ids,
+            hits=written.hits,
         )
         self._finished += finished
         self._scored += len(batch.ids)
