@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import RecordError, ShardError
-from scorer.examples import Decoder, Records, Schema
-from scorer.framing import Frames, Shard
+from scorer.examples import Decoder, Records, Schema, unpacked
+from scorer.framing import Block, Frames, Shard
 
 MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
-MAX_LABEL_VALUES = 1 << 20
-"""A batch ends when it holds so many label values, for the same reason."""
+MAX_LABEL_BYTES = 1 << 20
+"""A batch ends when it holds so many bytes of labels, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Batch:
     def __init__(self, ring: _Ring, start: Position) -> None:
         self._ring = ring
         self._buffers = ring.take()
-        self._labels: list[NDArray[np.int64]] = []
-        self._counts: list[NDArray[np.int64]] = []
-        self._label_values = 0
+        self._labels: list[NDArray[np.uint8]] = []
+        self._label_sizes: list[NDArray[np.int64]] = []
+        self._label_bytes = 0
         self.ids: list[bytes] = []
         self.labelled = False
         self.end = start
@@ -78,35 +79,40 @@ class Batch:
 
     @property
     def label_values(self) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(0, np.int64), *self._labels])
+        return self._unpacked[0]
 
     @property
     def label_splits(self) -> NDArray[np.int64]:
-        return np.cumsum(np.concatenate([np.zeros(1, np.int64), *self._counts]), dtype=np.int64)
+        return self._unpacked[1]
+
+    @cached_property
+    def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        no_bytes, no_sizes = np.zeros(0, np.uint8), np.zeros(0, np.int64)
+        return unpacked(np.concatenate([no_bytes, *self._labels]), np.concatenate([no_sizes, *self._label_sizes]))
 
     def release(self) -> None:
         """Give the buffers back; `features` must not be used any more."""
         self._ring.give(self._buffers)
 
     @property
-    def full(self) -> bool:
-        return (
-            len(self) == self._ring.size
-            or len(self.quarantined) >= MAX_QUARANTINED
-            or self._label_values >= MAX_LABEL_VALUES
-        )
+    def room(self) -> int:
+        """How many more rows go in; 0 too when there are enough bad records or labels."""
+        full = len(self.quarantined) >= MAX_QUARANTINED or self._label_bytes >= MAX_LABEL_BYTES
+        return 0 if full else self._ring.size - len(self.ids)
 
-    def take(self, records: Records, first: int, last: int) -> None:
-        """Append the good rows first..last-1 of `records`; the caller sees to it that they fit."""
-        here = len(self)
-        for name, values in records.features.items():
-            self._buffers[name][here : here + last - first] = values[first:last]
-        splits = records.label_splits[first : last + 1]
+    def take(self, records: Records, first: int, last: int) -> bool:
+        """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
+        here, count = len(self.ids), last - first
+        if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
+            return False
+        sizes = records.label_sizes
+        start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
         self.ids += records.ids[first:last]
-        self._labels.append(records.label_values[splits[0] : splits[-1]])
-        self._counts.append(np.diff(splits))
-        self._label_values += int(splits[-1] - splits[0])
+        self._labels.append(records.labels[start:stop])
+        self._label_sizes.append(sizes[first:last])
+        self._label_bytes += stop - start
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
+        return True
 
 
 class _Ring:
@@ -139,49 +145,44 @@ class _Filler:
 
         A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
         """
-        first = 0
-        for row, error in sorted(records.bad.items()):
-            yield from self._rows(index, frames, records, first, row)
-            self._fault(error, Position(index, *frames.place(row + 1)), bytes_lost=0)
-            first = row + 1
-        yield from self._rows(index, frames, records, first, len(frames))
+        row = 0
+        while row < len(frames):
+            if not self._batch.room:
+                yield self._next()
+            stop = records.good(row, min(row + self._batch.room, len(frames)))
+            if stop == row:
+                self._fault(records.bad[row])
+                stop += 1
+            elif not self._batch.take(records, row, stop):
+                continue  # there is one more bad record now
+            row = stop
+            self._batch.end = Position(index, *frames.place(row))
         if frames.lost:
-            yield from self._full()
-            self._fault(frames.lost, Position(index, *frames.place(len(frames))), bytes_lost=shard.size - frames.end)
+            if not self._batch.room:
+                yield self._next()
+            self._fault(frames.lost, bytes_lost=shard.size - frames.end)
         if frames.last:
             shard.check_unchanged()
             read = frames.record + len(frames) + (frames.lost is not None)
             self._batch.finished.append((index, shard.size, read))
             self._batch.end = Position(index + 1, 0, 0)
-        yield from self._full()
+        if not self._batch.room:
+            yield self._next()
 
     def rest(self) -> Iterator[Batch]:
         """The last batch, unless nothing is in it."""
         if len(self._batch) or self._batch.quarantined or self._batch.finished:
             yield self._batch
 
-    def _rows(self, index: int, frames: Frames, records: Records, first: int, last: int) -> Iterator[Batch]:
-        """Take the good rows first..last-1; afterwards there is room for a fault."""
-        yield from self._full()
-        while first < last:
-            count = min(last - first, self._ring.size - len(self._batch))
-            self._batch.take(records, first, first + count)
-            first += count
-            self._batch.end = Position(index, *frames.place(first))
-            if first < len(frames):
-                yield from self._full()
-
-    def _fault(self, error: ShardError | RecordError, end: Position, bytes_lost: int) -> None:
+    def _fault(self, error: ShardError | RecordError, bytes_lost: int = 0) -> None:
         if not self._skip:
             raise error
-        aside = Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost)
-        self._batch.quarantined.append(aside)
-        self._batch.end = end
+        self._batch.quarantined.append(Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost))
 
-    def _full(self) -> Iterator[Batch]:
-        if self._batch.full:
-            batch, self._batch = self._batch, Batch(self._ring, self._batch.end)
-            yield batch
+    def _next(self) -> Batch:
+        """The batch in hand, after which a new one is filled."""
+        batch, self._batch = self._batch, Batch(self._ring, self._batch.end)
+        return batch
 
 
 def batches(
@@ -204,10 +205,10 @@ def batches(
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
     filler = _Filler(schema, size, depth, start, on_error == "skip")
-    decoder = Decoder(schema)
+    decoder, block = Decoder(schema), Block()
     for index in range(start.shard, len(paths)):
         position = start if index == start.shard else Position(index, 0, 0)
-        with Shard(paths[index]) as shard:
+        with Shard(paths[index], block) as shard:
             for frames in shard.blocks(position.offset, position.record):
                 yield from filler.add(index, shard, frames, decoder.decode(shard.path, frames))
     yield from filler.rest()

@@ -11,8 +11,9 @@ What counts as a record (everything else is a RecordError of that record alone):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,11 @@ from scorer.errors import RecordError, ShardError
 from scorer.framing import Frames
 from scorer.layouts import Ints, Layouts, Places
 
+Octets: TypeAlias = NDArray[np.uint8]
+
+_COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
+_GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
+_TOO_LONG = b"\1" * 9
 _REMEDY = "use --on-error skip to go on without it"
 
 
@@ -32,23 +38,105 @@ class Schema:
     inputs: Mapping[str, int]
 
 
-@dataclass
 class Records:
-    """The decoded records of one block, n of them, good and bad.
+    """The decoded records of one block, n of them, good and bad; valid as long as its `frames`.
 
-    features: float32 (n, width) by name; rows of bad records hold no meaning.
-    ids: n ids as they were in the records (UTF-8); b"" in bad ones.
-    label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
+    ids: n ids as they are in the records (UTF-8); b"" in bad ones.
+    labels: uint8, the labels of all records as packed varints (see `unpacked`).
+    label_sizes: int64 (n,) bytes of `labels` of each record.
     labelled: bool (n,) whether the record has a `labels` feature at all.
-    bad: errors by row.
+    bad: errors by row. Numbers that are not finite are found by `copy` only.
     """
 
-    features: dict[str, NDArray[np.float32]]
-    ids: list[bytes]
-    label_values: NDArray[np.int64]
-    label_splits: NDArray[np.int64]
-    labelled: NDArray[np.bool_]
-    bad: dict[int, ShardError | RecordError]
+    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
+        self._path, self._frames, self._inputs = path, frames, inputs
+        self._odd: dict[int, protobuf.Row] = {}
+        self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
+        if len(self.bad) == len(frames):
+            self._set_empty()
+        else:
+            self._decode(layouts)
+
+    def good(self, first: int, last: int) -> int:
+        """Where the run of good rows from `first` on ends; at most `last`."""
+        if self.bad:
+            return next((row for row in range(first, last) if row in self.bad), last)
+        return last
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
+
+        None of these rows may be bad. False if some turned out to be, and are in `bad` now; then `rows` is spoilt.
+        """
+        for start in range(first, last, _COPIED_TOGETHER):
+            stop = min(start + _COPIED_TOGETHER, last)
+            for at, to in zip(self._at, rows, strict=False):
+                if not self._copy(start, at[start:stop], to[start - first : stop - first]):
+                    return False
+        for row, odd in self._odd.items():
+            if first <= row < last:
+                for to, values in zip(rows, odd.floats, strict=True):
+                    to[row - first] = values
+        return True
+
+    def _copy(self, first: int, at: Ints, to: NDArray[np.float32]) -> bool:
+        """Copy from bytes `at` of the block to the rows of `to`; row first + i of the records is row i of them."""
+        if to[0].nbytes > self._frames.block.capacity:
+            return True  # these can only be odd ones
+        values = self._frames.block.items(to[0].nbytes)[at].view("<f4").reshape(to.shape)
+        to[...] = values
+        finite = np.isfinite(values)
+        if finite.all():
+            return True
+        rows = [first + i for i in np.flatnonzero(~finite.all(axis=1)).tolist()]
+        self._mend(row for row in rows if row not in self._odd)
+        return self.bad.keys().isdisjoint(rows)
+
+    def _set_empty(self) -> None:
+        count = len(self._frames)
+        self.ids, self.labelled = [b""] * count, np.zeros(count, bool)
+        self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
+
+    def _decode(self, layouts: Layouts) -> None:
+        places = self._find(layouts)
+        self._at, self.labelled = places.at, places.labelled
+        odd = ~places.known
+        if odd.any():
+            # They are copied with the others and then overwritten: from where another record's numbers are.
+            places.at[:, odd] = 0 if odd.all() else places.at[:, [np.argmin(odd)]]
+            places.lengths[:, odd] = 0
+        octets = self._frames.block.octets
+        self.ids = _ids(octets, places.at[-2], places.lengths[-2], odd)
+        self.label_sizes = places.lengths[-1]
+        self.labels = _labels(octets, places.at[-1], self.label_sizes, odd)
+        if odd.any():
+            self._mend(np.flatnonzero(odd).tolist())
+
+    def _find(self, layouts: Layouts) -> Places:
+        frames = self._frames
+        places = layouts.find(frames.block.words, frames.starts, frames.lengths)
+        if not places.known.all():
+            strange = [row for row in np.flatnonzero(~places.known).tolist() if row not in self.bad]
+            if layouts.learn(frames.payload(row) for row in strange):
+                return layouts.find(frames.block.words, frames.starts, frames.lengths)
+        return places
+
+    def _mend(self, rows: Iterable[int]) -> None:
+        """Decode `rows` through protobuf, as far as they are not known to be bad."""
+        labels = np.split(self.labels, np.cumsum(self.label_sizes)[:-1])
+        for row in rows:
+            if row in self.bad:
+                continue
+            try:
+                odd = protobuf.parse(self._frames.payload(row), self._inputs)
+            except protobuf.Unfit as unfit:
+                record, offset = self._frames.place(row)
+                self.bad[row] = RecordError(self._path, str(unfit), record=record, offset=offset, remedy=_REMEDY)
+                continue
+            self._odd[row] = odd
+            self.ids[row], self.labelled[row] = odd.id, odd.labels is not None
+            labels[row] = np.frombuffer(odd.labels or b"", np.uint8)
+        self.labels, self.label_sizes = np.concatenate(labels), np.array([*map(len, labels)], np.int64)
 
 
 class Decoder:
@@ -64,94 +152,54 @@ class Decoder:
 
     def decode(self, path: str, frames: Frames) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
-        if len(frames.bad) == len(frames):
-            return self._nothing(frames)
-        places = self._find(frames)
-        unfit = ~places.known
-        if unfit.any():
-            places.at[:, unfit] = places.lengths[:, unfit] = 0
-        features = {
-            name: _floats(frames.block, width, at, unfit)
-            for (name, width), at in zip(self._inputs.items(), places.at, strict=False)
-        }
-        ids = _ids(frames.block, places.at[-2], places.lengths[-2], unfit)
-        values, splits = _labels(frames.block, places.at[-1], places.lengths[-1], unfit)
-        records = Records(features, ids, values, splits, places.labelled, dict(frames.bad))
-        if unfit.any():
-            self._mend(path, frames, records, [row for row in np.flatnonzero(unfit).tolist() if row not in frames.bad])
-        return records
-
-    def _nothing(self, frames: Frames) -> Records:
-        count = len(frames)
-        features = {name: np.zeros((count, width), np.float32) for name, width in self._inputs.items()}
-        none = np.zeros(0, np.int64)
-        return Records(features, [b""] * count, none, np.zeros(count + 1, np.int64), none.astype(bool), frames.bad)
-
-    def _find(self, frames: Frames) -> Places:
-        places = self._layouts.find(frames.block, frames.starts, frames.lengths)
-        strange = [row for row in np.flatnonzero(~places.known).tolist() if row not in frames.bad]
-        if strange and self._layouts.learn(frames.payload(row) for row in strange):
-            return self._layouts.find(frames.block, frames.starts, frames.lengths)
-        return places
-
-    def _mend(self, path: str, frames: Frames, records: Records, rows: list[int]) -> None:
-        """Decode `rows` through protobuf and put them into `records`."""
-        labels = np.split(records.label_values, records.label_splits[1:-1])
-        for row in rows:
-            try:
-                parsed = protobuf.parse(frames.payload(row), self._inputs)
-            except protobuf.Unfit as unfit:
-                index, offset = frames.place(row)
-                records.bad[row] = RecordError(path, str(unfit), record=index, offset=offset, remedy=_REMEDY)
-                continue
-            for values, floats in zip(records.features.values(), parsed.floats, strict=True):
-                values[row] = floats
-            records.ids[row] = parsed.id
-            records.labelled[row] = parsed.labels is not None
-            labels[row] = labels[row] if parsed.labels is None else parsed.labels
-        records.label_values = np.concatenate(labels)
-        records.label_splits = np.cumsum([0, *map(len, labels)], dtype=np.int64)
+        return Records(path, frames, self._inputs, self._layouts)
 
 
-def _floats(block: bytes, width: int, at: Ints, unfit: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """float32 (n, width): the values from byte `at` of each record on. Marks rows with a value that is not finite."""
-    size = 4 * width
-    if len(block) < size:
-        return np.zeros((len(at), width), np.float32)
-    items: NDArray[np.void] = np.ndarray((len(block) - size + 1,), f"V{size}", block, strides=(1,))
-    values = items[at].view("<f4").reshape(len(at), width)
-    finite = np.isfinite(values)
-    if not finite.all():
-        unfit |= ~finite.all(axis=1)
-    return values
-
-
-def _ids(block: bytes, at: Ints, lengths: Ints, unfit: NDArray[np.bool_]) -> list[bytes]:
-    """The n ids. Marks rows whose id is not plain ASCII."""
-    ids = [block[first:last] for first, last in zip(at.tolist(), (at + lengths).tolist(), strict=True)]
-    joined = b"".join(ids)
+def _ids(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
+    """The n ids of `sizes` bytes from bytes `at` on. Marks the rows whose id is not plain ASCII."""
+    size = int(sizes[0])
+    data = _ragged(octets, at, sizes)
+    if size and (sizes == size).all():
+        ids: list[bytes] = data.view(f"S{size}").tolist()
+        joined = data.tobytes()
+    else:
+        joined, stops = data.tobytes(), np.cumsum(sizes).tolist()
+        ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
     if not joined.isascii() or b"\0" in joined:
-        unfit |= [not id.isascii() or b"\0" in id for id in ids]
+        odd |= [not id.isascii() or b"\0" in id for id in ids]
     return ids
 
 
-def _labels(block: bytes, at: Ints, lengths: Ints, unfit: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """CSR of the labels, packed varints of 1 to 4 bytes. Marks rows with any other varint; they come out empty."""
-    stops = np.cumsum(lengths)
-    total = int(stops[-1])
-    data = np.frombuffer(block, np.uint8)[np.repeat(at + lengths - stops, lengths) + np.arange(total)]
-    final = data < 0x80  # the last byte of a varint
+def _labels(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
+    """The labels' bytes. Marks the rows that do not consist of varints of at most 9 bytes."""
+    data = _ragged(octets, at, sizes)
+    if len(data):
+        stops = np.cumsum(sizes)
+        odd |= (data[stops - 1] >= 0x80) & (sizes > 0)
+        more = data.tobytes().translate(_GOES_ON)
+        if _TOO_LONG in more:
+            rows = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
+            odd |= [_TOO_LONG in more[start:stop] for start, stop in rows]
+    return data
+
+
+def _ragged(octets: Octets, at: Ints, sizes: Ints) -> Octets:
+    """The `sizes` bytes from each of the bytes `at` on, one after the other."""
+    stops = np.cumsum(sizes)
+    data: Octets = octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
+    return data
+
+
+def unpacked(labels: Octets, sizes: Ints) -> tuple[Ints, Ints]:
+    """int64 CSR of packed varints: row i, of sizes[i] bytes, is values[splits[i]:splits[i + 1]].
+
+    A varint is 7 bits a byte, the lowest first, with bit 7 set in all bytes but the last.
+    """
+    final = labels < 0x80
     ends = np.flatnonzero(final)
-    sizes = np.diff(ends, prepend=-1)
-    longest = int(sizes.max(initial=0))
-    cut = (lengths > 0) & ~final[stops - 1] if total else np.zeros(len(at), bool)
-    if longest > 4 or cut.any():
-        cut[np.searchsorted(stops, ends[sizes > 4], side="right")] = True
-        unfit |= cut
-        return _labels(block, at, np.where(cut, 0, lengths), unfit)
-    values = data[ends].astype(np.int64)
-    for i in range(1, longest):
-        values = np.where(sizes > i, values << 7 | data[ends - i] & 0x7F, values)
-    before = np.zeros(total + 1, np.int64)
-    np.cumsum(final, out=before[1:])
-    return values, before[np.insert(stops, 0, 0)]
+    widths = np.diff(ends, prepend=-1)
+    values = labels[ends].astype(np.int64)
+    for i in range(1, int(widths.max(initial=0))):
+        values = np.where(widths > i, values << 7 | labels[ends - i] & 0x7F, values)
+    before = np.concatenate([[0], np.cumsum(final)])
+    return values, before[np.concatenate([[0], np.cumsum(sizes)])]

@@ -14,7 +14,9 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from crc32c import crc32c
@@ -22,21 +24,55 @@ from numpy.typing import NDArray
 
 from scorer.errors import InputError, RecordError, ShardError
 
-BLOCK_BYTES = 1 << 19
-"""Bytes read at once: a block and what is made of it stay in a core's cache."""
+BLOCK_BYTES = 1 << 20
+"""Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile."""
 MAX_RECORD_BYTES = 8 << 20
 """A longer payload is checked piecewise and refused, so that no shard can fill the memory."""
 MAX_BLOCK_RECORDS = 4096
 
 _HEADER, _FOOTER = 12, 4
+_SLACK = 1 << 10
 _DOWNLOAD = "download the shard again, or use --on-error skip"
+
+
+class Block:
+    """A buffer for the bytes of one block, used again and again, because touching fresh memory costs more than reading.
+
+    octets: uint8, every byte. words: int64, the eight bytes from every byte on. Both end a little after the data, so
+    that what starts within it can be read without care.
+    """
+
+    def __init__(self) -> None:
+        self.capacity = 0
+        self.reserve(BLOCK_BYTES)
+
+    def reserve(self, size: int) -> None:
+        """Hold at least `size` bytes; what was in the block is lost when it grows."""
+        if size > self.capacity:
+            self.capacity = size
+            self.bytes = bytearray(size + _SLACK)
+            self.view = memoryview(self.bytes)
+            self.octets: NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
+            self.words: NDArray[np.int64] = self._from_every_byte("<i8")
+            self.halves: NDArray[np.uint32] = self._from_every_byte("<u4")
+            self._items: dict[int, NDArray[np.void]] = {}
+
+    def items(self, size: int) -> NDArray[np.void]:
+        """The `size` bytes from every byte on; size is at most the capacity."""
+        if size not in self._items:
+            self._items[size] = self._from_every_byte(f"V{size}")
+        return self._items[size]
+
+    def _from_every_byte(self, kind: str) -> NDArray[Any]:
+        count = len(self.bytes) - np.dtype(kind).itemsize + 1
+        return np.ndarray((count,), kind, self.bytes, strides=(1,))
 
 
 @dataclass
 class Frames:
-    """The records found in one block of a shard.
+    """The records found in one block of a shard, valid until the next is read into the same block.
 
-    block: the bytes read; `offset` is the place of its first byte in the file, `record` the index of its first record.
+    block: holds the bytes; `offset` is the place of its first byte in the file, `record` the index of its first record.
     starts: int64 (n,) where each payload starts within `block`.
     lengths: int64 (n,) payload bytes.
     bad: errors of single records by their row in `starts`; such a record's bytes must not be used.
@@ -45,7 +81,7 @@ class Frames:
     lost: why nothing from `end` on can be read; None when the shard goes on or is at its end.
     """
 
-    block: bytes
+    block: Block
     offset: int
     record: int
     starts: NDArray[np.int64]
@@ -60,7 +96,7 @@ class Frames:
 
     def payload(self, row: int) -> bytes:
         first = int(self.starts[row])
-        return self.block[first : first + int(self.lengths[row])]
+        return bytes(self.block.view[first : first + int(self.lengths[row])])
 
     def place(self, row: int) -> tuple[int, int]:
         """Index in the shard and first byte in the file of the record of row `row`, which may be len(self)."""
@@ -71,11 +107,14 @@ class Frames:
 class Shard:
     """One open TFRecord file; a context manager.
 
+    block: where to read to, shared by shards that are read one after the other.
+
     Raises InputError when the file is absent, unreadable or no regular file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, block: Block | None = None) -> None:
         self.path = path
+        self._block = block or Block()
         try:
             _check_regular(path)
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -122,126 +161,133 @@ class Shard:
         """One block: at least one record, unless `offset` is the end or the rest is lost."""
         if self.size == 0:
             return self._rest_is_lost(offset, record, "the file is empty")
-        block = self._read(offset, BLOCK_BYTES)
-        frames = self._scan(block, offset, record)
-        return frames if len(frames) or frames.last else self._first(block, offset, record)
+        size = self._read(offset, BLOCK_BYTES)
+        frames = self._scan(size, offset, record)
+        return frames if len(frames) or frames.last else self._first(size, offset, record)
 
-    def _scan(self, block: bytes, offset: int, record: int) -> Frames:
-        """The whole records at the start of `block`, payload CRCs checked."""
-        view, size = memoryview(block), len(block)
-        starts: list[int] = []
-        sums: list[int] = []
-        place = 0
-        while len(starts) < MAX_BLOCK_RECORDS:
-            length = _LENGTHS[block[place : place + _HEADER]]
-            start = place + _HEADER
-            stop = start + length
-            if length < 0 or stop + _FOOTER > size:
+    def _scan(self, size: int, offset: int, record: int) -> Frames:
+        """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
+        lengths, unpack, data = _LENGTHS, _UNPACK_HEADER, self._block.bytes
+        places = [0]
+        place, limit = 0, size - _HEADER - _FOOTER
+        for _ in range(MAX_BLOCK_RECORDS):
+            if place > limit:
                 break
-            sums.append(crc32c(view[start:stop]))
-            starts.append(start)
-            place = stop + _FOOTER
-        begins = np.array([*starts, place + _HEADER], np.int64)
-        lengths = begins[1:] - begins[:-1] - (_HEADER + _FOOTER)
-        end = offset + place
-        frames = Frames(block, offset, record, begins[:-1], lengths, end, last=end == self.size)
-        for row in _mismatches(block, frames, np.array(sums, np.uint32)).tolist():
-            frames.bad[row] = self._payload_error(offset + starts[row] - _HEADER, record + row)
+            place += lengths[unpack(data, place)[0]] + (_HEADER + _FOOTER)
+            if place > size:
+                break
+            places.append(place)
+        begins = np.array(places, np.int64)
+        end = offset + places[-1]
+        frames = Frames(
+            self._block,
+            offset,
+            record,
+            begins[:-1] + _HEADER,
+            begins[1:] - begins[:-1] - (_HEADER + _FOOTER),
+            end,
+            last=end == self.size,
+        )
+        for row in _mismatches(frames, places):
+            frames.bad[row] = self._payload_error(offset + places[row], record + row)
         return frames
 
-    def _first(self, block: bytes, offset: int, record: int) -> Frames:
-        """What to make of a block that does not hold its first record whole."""
-        length, left = _LENGTHS[block[:_HEADER]], self.size - offset
+    def _first(self, size: int, offset: int, record: int) -> Frames:
+        """What to make of a block, of which `size` bytes were read, that does not hold its first record whole."""
+        left = self.size - offset
         if left < _HEADER:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
-        if length < 0:
-            return self._bad_length(block, offset, record)
+        length = _LENGTHS[bytes(self._block.view[:_HEADER])]
+        if length == _BAD:
+            return self._bad_length(bytes(self._block.view[: min(size, 64)]), offset, record)
         if length > left - _HEADER - _FOOTER:
-            reason = f"truncated: a record of {length} bytes, of which the file holds {max(left - _HEADER, 0)}"
+            reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
             return self._rest_is_lost(offset, record, reason)
         if length > MAX_RECORD_BYTES:
             return self._too_long(offset, record, length)
         return self._scan(self._read(offset, _HEADER + length + _FOOTER), offset, record)
 
-    def _bad_length(self, block: bytes, offset: int, record: int) -> Frames:
+    def _bad_length(self, start: bytes, offset: int, record: int) -> Frames:
         if offset == 0:
-            reason, remedy = _what_else(block)
+            reason, remedy = _what_else(start)
             return self._rest_is_lost(offset, record, reason, remedy)
         return self._rest_is_lost(offset, record, "the length fails its CRC32C, and with it all that follows is lost")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)
         none = np.zeros(0, np.int64)
-        return Frames(b"", offset, record, none, none, offset, last=True, lost=lost)
+        return Frames(self._block, offset, record, none, none, offset, last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
         """A record longer than MAX_RECORD_BYTES: checked piecewise, then refused."""
-        place, left, check = offset + _HEADER, length, 0
-        while left:
-            piece = self._read(place, min(left, BLOCK_BYTES))
-            check = crc32c(piece, check)
-            place, left = place + len(piece), left - len(piece)
-        (stored,) = struct.unpack("<I", self._read(place, _FOOTER))
+        place, stop, check = offset + _HEADER, offset + _HEADER + length, 0
+        while place < stop:
+            size = self._read(place, min(stop - place, BLOCK_BYTES))
+            check = crc32c(self._block.view[:size], check)
+            place += size
+        self._read(stop, _FOOTER)
+        (stored,) = struct.unpack_from("<I", self._block.bytes)
         error: ShardError | RecordError = self._payload_error(offset, record)
         if stored == _mask(check):
             reason = f"the record's {length} bytes are more than the {MAX_RECORD_BYTES} that are read"
             error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
-        starts, end = np.full(1, _HEADER, np.int64), place + _FOOTER
-        return Frames(b"", offset, record, starts, np.zeros(1, np.int64), end, last=end == self.size, bad={0: error})
+        starts, nothing, end = np.full(1, _HEADER, np.int64), np.zeros(1, np.int64), stop + _FOOTER
+        return Frames(self._block, offset, record, starts, nothing, end, last=end == self.size, bad={0: error})
 
     def _payload_error(self, offset: int, record: int) -> ShardError:
         reason = "the payload fails its CRC32C"
         return ShardError(self.path, reason, record=record, offset=offset, remedy=_DOWNLOAD)
 
-    def _read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, fewer only at the end that the file had when it was opened."""
+    def _read(self, offset: int, count: int) -> int:
+        """Read `count` bytes from `offset` into the block, fewer only at the end that the file had when opened."""
         count = min(count, self.size - offset)
+        self._block.reserve(count)
+        done = 0
         try:
             self._file.seek(offset)
-            block = self._file.read(count)
-            while len(block) < count:
-                more = self._file.read(count - len(block))
+            while done < count:
+                more = self._file.readinto(self._block.view[done:count])
                 if not more:
                     self.check_unchanged()
-                    raise InputError(f"{self.path}: ends at byte {offset + len(block)} of {self.size}")
-                block += more
+                    raise InputError(f"{self.path}: ends at byte {offset + done} of {self.size}")
+                done += more
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read at byte {offset}: {_why(error)}") from None
-        return block
+        return done
 
 
 class _Lengths(dict[bytes, int]):
-    """The payload length that a 12-byte record header states, or -1 when it fails its CRC or is cut short.
+    """The payload length that a 12-byte record header states, or _BAD when it fails its CRC.
 
     Shards have few different lengths, so that a header seen before needs no second CRC.
     """
 
     def __missing__(self, header: bytes) -> int:
-        if len(header) < _HEADER:
-            return -1
         length, stored = struct.unpack("<QI", header)
         if stored != _mask(crc32c(header[:8])):
-            return -1
+            return _BAD
         if len(self) >= 1 << 16:
             self.clear()
         self[header] = length
         return int(length)
 
 
+_BAD = 1 << 64
 _LENGTHS = _Lengths()
+_UNPACK_HEADER = struct.Struct(f"{_HEADER}s").unpack_from
 
 
 def _mask(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _mismatches(block: bytes, frames: Frames, sums: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Rows whose payload CRC is not the one stored behind the payload."""
-    if not len(frames):
-        return np.zeros(0, np.int64)
-    words: NDArray[np.uint32] = np.ndarray((len(block) - 3,), "<u4", block, strides=(1,))
-    masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
-    return np.flatnonzero(words[frames.starts + frames.lengths] != masked)
+def _mismatches(frames: Frames, places: list[int]) -> list[int]:
+    """Rows whose payload CRC is not the one stored behind the payload. `places`: where each record starts and ends."""
+    view = frames.block.view
+    sums = np.array([crc32c(view[first + _HEADER : last - _FOOTER]) for first, last in pairwise(places)], np.uint32)
+    stored = frames.block.halves[frames.starts + frames.lengths]
+    rows: list[int] = np.flatnonzero((sums >> 15 | sums << 17) + np.uint32(0xA282EAD8) != stored).tolist()
+    return rows
 
 
 def _check_regular(path: str) -> None:

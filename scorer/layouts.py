@@ -25,12 +25,13 @@ ID_KEYS = ("id", "video_id")
 LABELS_KEY = "labels"
 MAX_ID_BYTES = 1024
 MAX_LABEL_BYTES = 1 << 16
+MAX_HEADER_BYTES = 256
 
 _MAX_ENTRIES = 32
 _MAX_HEADERS = 1024
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
 _WORD = 8
-_HASH = np.int64(-7046029254386353131)  # 2**64 / golden ratio, odd
+_HASH, _HASH_SHIFT = np.int64(-7046029254386353131), 50  # 2**64 / golden ratio; 14 bits stay
 _TAIL = 0x0012  # the bytes 12 00: an empty field 2
 _UNKNOWN, _NOTHING = 0, 1  # kinds that are no header: one never seen, and none because the record has ended
 
@@ -72,17 +73,26 @@ class Layouts:
         self._columns = {name: column for column, name in enumerate(inputs)}
         self._id, self._labels = len(inputs), len(inputs) + 1
         self._headers: dict[bytes, _Header] = {}
+        self._sure = 0  # how many entries every record had so far: no need to look for an end before them
         self._index()
 
-    def find(self, block: bytes, starts: Ints, lengths: Ints) -> Places:
-        """Take apart n >= 1 records: int64 (n,) where each payload starts in `block`, and its length."""
-        words: Ints = np.ndarray((len(block) - _WORD + 1,), "<i8", block, strides=(1,))
-        begins, stops, known = _spans(block, words, starts, lengths)
-        kinds, places, ends = self._walk(words, begins, stops)
+    def find(self, words: Ints, starts: Ints, lengths: Ints) -> Places:
+        """Take apart n >= 1 records.
+
+        words: int64, the eight bytes from every byte of the block on; it reaches MAX_HEADER_BYTES past the last record.
+        starts, lengths: int64 (n,) where each payload starts, and its length.
+        """
+        begins, stops, known = _spans(words, starts, lengths)
+        kinds, places, ends, full = self._walk(words, begins, stops)
         known &= ends == stops
         equal = self._equal(words, places, kinds)
         if not equal.all():
             known &= (equal.all(axis=2) | (kinds == _NOTHING)).all(axis=0)
+        if known.all():
+            self._sure = full
+        elif self._sure:
+            self._sure = 0
+            return self.find(words, starts, lengths)
         return self._collect(known, kinds, places)
 
     def learn(self, payloads: Iterable[bytes]) -> bool:
@@ -90,7 +100,7 @@ class Layouts:
         new: dict[bytes, _Header] = {}
         for payload in payloads:
             found = [self._header(*entry) for entry in _entries(payload)]
-            if None not in found:
+            if None not in found:  # else the record stays protobuf's
                 new |= {header.content: header for header in found if header and header.content not in self._headers}
         if len(new) + len(self._headers) > _MAX_HEADERS:
             self._headers.clear()
@@ -101,6 +111,8 @@ class Layouts:
 
     def _header(self, content: bytes, key: str, kind: int, length: int) -> _Header | None:
         """None when records with this entry are protobuf's: of the wrong kind or size, or with data to be checked."""
+        if len(content) > MAX_HEADER_BYTES:
+            return None
         if key in self._columns:
             fits = kind == _FLOAT_LIST and length == 4 * self._widths[key]
             return _Header(content, length, self._columns[key]) if fits else None
@@ -111,48 +123,59 @@ class Layouts:
         return _Header(content, length, -1) if kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4) else None
 
     def _index(self) -> None:
-        """Tables by kind: a header's number, from 2 on."""
+        """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, but are of one place."""
         headers = list(self._headers.values())
         sink = len(self._columns) + 2
-        count = max((-(-len(header.content) // _WORD) for header in headers), default=1)
+        count = max((-(-len(header.content) // _WORD) for header in headers), default=2)
         offsets = [header.offsets(count) for header in headers]
         words = [[_word(header.content, at) for at in row] for header, row in zip(headers, offsets, strict=True)]
         self._offsets = np.array([[0] * count] * 2 + offsets, np.int64)
-        self._words = np.array([[0] * count] * 2 + words, np.int64)
-        self._sizes = np.array([1 << 40, 0, *(len(h.content) + h.length for h in headers)], np.int64)
-        self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
+        self._words = np.array([range(count)] * 2 + words, np.int64)
+        self._sizes = np.array([0, 0, *(len(header.content) + header.length for header in headers)], np.int64)
         self._data = np.array([0, 0, *(len(h.content) | h.length << 32 for h in headers)], np.int64)
+        self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
         self._chain()
 
     def _chain(self) -> None:
-        """The hash table from the first word of a header to its kind; kinds of one hash are chained by `_next`."""
-        self._first = np.zeros(1 << 16, np.int64)
+        """The hash table from the first word of a header to its kind; kinds of one hash are chained by `_next`.
+
+        Hashes are signed: the table's upper half is for negative ones, as indices from its end.
+        """
+        self._first = np.zeros(1 << 64 - _HASH_SHIFT, np.int64)
         self._next = np.zeros(len(self._words), np.int64)
-        hashes = self._words[:, 0] * _HASH >> 48
+        hashes = self._words[:, 0] * _HASH >> _HASH_SHIFT
         for kind in range(2, len(self._words)):
             self._next[kind] = self._first[hashes[kind]]
             self._first[hashes[kind]] = kind
         self._chained = bool(self._next.any())
 
-    def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints]:
-        """Follow the entries from `place` on; int64 (steps, n) kinds and places of entries, and (n,) where they end."""
-        kinds: list[Ints] = []
-        places: list[Ints] = []
-        active = place < stops
-        while active.any() and len(kinds) < _MAX_ENTRIES:
-            # Past the last whole word there is no whole header, so that what is read there instead does not matter.
-            at = np.minimum(place, len(words) - 1)
-            kind = self._first[words[at] * _HASH >> 48]
+    def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, int]:
+        """Follow the entries from `place` on.
+
+        Returns int64 (steps, n) kinds and places of entries, (n,) where the last ends, and the steps before any ended.
+        """
+        kinds, places, full = [], [], 0
+        limit = len(words) - MAX_HEADER_BYTES  # what is read there instead of further on is no part of a record
+        for step in range(_MAX_ENTRIES):
+            left = len(place)
+            if step >= self._sure:
+                active = place < stops
+                left = int(np.count_nonzero(active))
+                if not left:
+                    break
+            at = np.minimum(place, limit)
+            kind = self._first[words[at] * _HASH >> _HASH_SHIFT]
             if self._chained:
                 self._resolve(words, at, kind)
-            if not active.all():
+            if left < len(place):
                 kind[~active] = _NOTHING
+            else:
+                full = step + 1
             kinds.append(kind)
             places.append(at)
             place = place + self._sizes[kind]
-            active = place < stops
         shape = len(kinds), len(place)
-        return np.array(kinds, np.int64).reshape(shape), np.array(places, np.int64).reshape(shape), place
+        return np.array(kinds, np.int64).reshape(shape), np.array(places, np.int64).reshape(shape), place, full
 
     def _resolve(self, words: Ints, place: Ints, kind: Ints) -> None:
         """Go on along the chain, in `kind` itself, where another header has the same hash."""
@@ -165,21 +188,21 @@ class Layouts:
     def _equal(self, words: Ints, places: Ints, kinds: Ints) -> NDArray[np.bool_]:
         """Shape of `kinds` and one axis more: whether each word at `places` is the one that the header has there."""
         at = places[..., None] + self._offsets.take(kinds, axis=0)
-        equal: NDArray[np.bool_] = words[np.minimum(at, len(words) - 1)] == self._words.take(kinds, axis=0)
+        equal: NDArray[np.bool_] = words[at] == self._words.take(kinds, axis=0)
         return equal
 
     def _collect(self, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> Places:
-        sink, count = len(self._columns) + 2, len(known)
+        columns, count = len(self._columns) + 2, len(known)
         column = self._column[kinds]
-        found = np.full((sink + 1, count), -1)
+        found = np.full((columns + 1, count), -1)  # the last is for what nobody asks for
         found[column, np.arange(count)] = places + self._data[kinds]  # byte, and above bit 32 the length
-        found = found[:sink]
+        found = found[:columns]
         filled = found >= 0
-        if np.count_nonzero(filled) != np.count_nonzero(column < sink):  # two entries of one column
-            known &= filled.sum(axis=0) == (column < sink).sum(axis=0)
         if not filled.all():
             known &= filled[: self._labels].all(axis=0)
             found[~filled] = 0
+        if len(kinds) > columns or not filled.all():
+            known &= filled.sum(axis=0) == (column < columns).sum(axis=0)  # else two entries are of one column
         return Places(known, found & 0xFFFFFFFF, found >> 32, filled[self._labels])
 
 
@@ -205,17 +228,16 @@ def _heads(lengths: Ints) -> Ints:
 _HEADS = _heads(np.arange(1 << 14))
 
 
-def _spans(block: bytes, words: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+def _spans(words: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """Where the Features of each Example start and end, and whether there is nothing else but perhaps _TAIL.
 
     The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
     """
-    pairs: NDArray[np.uint16] = np.ndarray((len(block) - 1,), "<u2", block, strides=(1,))
-    stops = starts + lengths - 2 * (pairs[starts + lengths - 2] == _TAIL)
+    stops = starts + lengths
+    stops = stops - 2 * (words[stops - 2] & 0xFFFF == _TAIL)
     lengths = stops - starts
     heads = _HEADS.take(lengths, axis=1) if int(lengths.max()) < _HEADS.shape[1] else _heads(lengths)
-    known = words[np.minimum(starts, len(words) - 1)] & heads[1] == heads[2]
-    return starts + heads[0], stops, known
+    return starts + heads[0], stops, words[starts] & heads[1] == heads[2]
 
 
 def _entries(payload: bytes) -> Iterator[tuple[bytes, str, int, int]]:

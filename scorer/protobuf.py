@@ -26,11 +26,11 @@ class Unfit(Exception):
 
 @dataclass
 class Row:
-    """One record. floats: float32 (width,) for each feature of the schema; labels: int64, None without a `labels`."""
+    """One record. floats: float32 (width,) for each feature of the schema; labels: packed varints, None without any."""
 
     floats: list[NDArray[np.float32]]
     id: bytes
-    labels: NDArray[np.int64] | None
+    labels: bytes | None
 
 
 def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
@@ -98,13 +98,15 @@ def _checked_id(key: str, value: bytes) -> bytes:
     return value
 
 
-def _labels(features: Any) -> NDArray[np.int64] | None:
+def _labels(features: Any) -> bytes | None:
     if LABELS_KEY not in features:
         return None
     values = _values(features, LABELS_KEY, "int64_list")
     if len(values) > MAX_LABELS:
         raise Unfit(f"feature {LABELS_KEY!r} holds {len(values)} values, more than {MAX_LABELS}")
-    return np.array(values, np.int64)
+    packed: bytes = features[LABELS_KEY].int64_list.SerializeToString()  # tag, length, varints; or nothing at all
+    last_of_length = next((at for at in range(1, len(packed)) if packed[at] < 0x80), 0)
+    return packed[last_of_length + 1 :]
 
 
 @cache

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from scorer import protobuf
 from scorer.errors import RecordError
-from scorer.examples import Decoder, Records, Schema
-from scorer.framing import Frames, Shard
+from scorer.examples import Decoder, Records, Schema, unpacked
+from scorer.framing import Block, Frames, Shard
 from tests import shards
 from tests.scorer import reference
 from tests.shards import bytes_feature, entry, example_of, field, float_feature, int64_feature, varint
@@ -30,20 +30,25 @@ def frames_of(payloads: Sequence[bytes]) -> Frames:
     """A block of these records, as Shard would find them."""
     lengths = np.array([len(payload) for payload in payloads], np.int64)
     ends = np.cumsum(lengths + 16)
-    return Frames(b"".join(map(shards.frame, payloads)), 0, 0, ends - lengths - 4, lengths, int(ends[-1]), last=True)
+    block = Block()
+    block.reserve(int(ends[-1]))
+    block.view[: ends[-1]] = b"".join(map(shards.frame, payloads))
+    return Frames(block, 0, 0, ends - lengths - 4, lengths, int(ends[-1]), last=True)
 
 
-def videos(records: Records) -> list[reference.Video | None]:
+def videos(records: Records, widths: Mapping[str, int] = WIDTHS) -> list[reference.Video | None]:
     """What was decoded, in the reference's form; None for bad records."""
-    splits = records.label_splits
+    values, splits = unpacked(records.labels, records.label_sizes)
     found: list[reference.Video | None] = []
-    for row, id in enumerate(records.ids):
-        floats = tuple(values[row].tobytes() for values in records.features.values())
-        labels = tuple(records.label_values[splits[row] : splits[row + 1]].tolist())
+    for row in range(len(records.ids)):
+        rows = [np.full((1, width), np.nan, np.float32) for width in widths.values()]
+        if row in records.bad or not records.copy(row, row + 1, rows):
+            found.append(None)
+            continue
+        labels = tuple(values[splits[row] : splits[row + 1]].tolist())
         assert records.labelled[row] or not labels
-        found.append(
-            None if row in records.bad else reference.Video(floats, id, labels if records.labelled[row] else None)
-        )
+        floats = tuple(floats.tobytes() for floats in rows)
+        found.append(reference.Video(floats, records.ids[row], labels if records.labelled[row] else None))
     return found
 
 
@@ -52,12 +57,15 @@ def check(payloads: Sequence[bytes], widths: Mapping[str, int] = WIDTHS) -> None
     expected = [reference.decode(payload, widths) for payload in payloads]
     decoder = Decoder(Schema(widths))
     for _ in range(2):
-        assert videos(decoder.decode("x", frames_of(payloads))) == expected
+        assert videos(decoder.decode("x", frames_of(payloads)), widths) == expected
 
 
 def reason(payload: bytes, widths: Mapping[str, int] = WIDTHS) -> str:
     """The one line about a bad record."""
     records = Decoder(Schema(widths)).decode("x.tfrecord", frames_of([GOOD, payload, GOOD]))
+    rows = [np.zeros((3, width), np.float32) for width in widths.values()]
+    if 1 not in records.bad:
+        assert not records.copy(0, 3, rows)
     (error,) = records.bad.values()
     assert isinstance(error, RecordError)
     assert (error.record, error.offset) == (1, len(GOOD) + 16)
@@ -248,7 +256,7 @@ def test_real_shards_agree_and_need_no_protobuf(pattern: str, monkeypatch: pytes
         with Shard(str(path)) as shard:
             for frames in shard.blocks():
                 expected = [reference.decode(frames.payload(row), widths) for row in range(len(frames))]
-                assert videos(decoder.decode("x", frames)) == expected
+                assert videos(decoder.decode("x", frames), widths) == expected
                 assert None not in expected
 
 
