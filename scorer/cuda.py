@@ -168,7 +168,7 @@ class CudaLane:
         binding = self._session.io_binding()
         for name in inputs:
             binding.bind_ortvalue_input(name, tensors[name])
-        binding.bind_cpu_input("k", np.array([k], np.int64))
+        binding.bind_ortvalue_input("k", self._runtime.OrtValue.ortvalue_from_numpy(np.array([k], np.int64)))
         for name in ("scores", "labels"):
             binding.bind_ortvalue_output(name, tensors[name])
         return binding

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from scorer.contract import DEFAULT_K, OUTPUTS, Contract, read_contract
 from scorer.cores import usable_cores
-from scorer.errors import DeviceError, UsageError
-from scorer.onnx_file import fingerprint
+from scorer.errors import DeviceError, ModelError, UsageError
+from scorer.onnx_file import fingerprint, stamp
 from scorer.runtime import (
     BOTH_INSTALLED,
     CPU,
@@ -135,21 +135,14 @@ class Model:
             DeviceError: the device or the runtime is not there, or the model cannot run on it.
             UsageError: no device is called so.
         """
-        sha256 = fingerprint(path)
+        before, sha256 = stamp(path), fingerprint(path)
         runtime = import_runtime()
-        name = f"onnxruntime {runtime.__version__}"
-        gpus = _gpus(device)
-        reason = "asked for"
-        if gpus:
-            try:
-                placement = _on_gpus(runtime, path, gpus, tf32, reason if device != "auto" else "CUDA opens here")
-                return cls(path, sha256, placement, name + " TF32" * tf32, batch_size or CUDA_BATCH)
-            except DeviceError as error:
-                if device != "auto":
-                    raise
-                reason = error.message
-        placement = _on_cpu(runtime, path, max(1, threads or usable_cores()), reason)
-        return cls(path, sha256, placement, name, batch_size or CPU_BATCH)
+        placement = _place(runtime, path, device, max(1, threads or usable_cores()), tf32)
+        if stamp(path) != before:
+            raise ModelError(f"{path} changed while it was opened", remedy="try again")
+        on_cpu = placement.provider == CPU
+        name = f"onnxruntime {runtime.__version__}" + (" TF32" if tf32 and not on_cpu else "")
+        return cls(path, sha256, placement, name, batch_size or (CPU_BATCH if on_cpu else CUDA_BATCH))
 
     @property
     def schema(self) -> Schema:
@@ -268,6 +261,20 @@ def _gpus(device: str) -> list[int]:
     if not device.startswith("cuda:") or not all(re.fullmatch("[0-9]{1,3}", number) for number in numbers):
         raise UsageError(f"no device is called {device!r}", remedy="choose auto, cpu, cuda, cuda:N or cuda:N,M")
     return sorted({int(number) for number in numbers})
+
+
+def _place(runtime: Any, path: str, device: str, threads: int, tf32: bool) -> Placement:
+    """The model on `device`; on "auto" with CUDA where that opens and suits the model, else on the CPU."""
+    gpus = _gpus(device)
+    if not gpus:
+        return _on_cpu(runtime, path, threads, "asked for")
+    try:
+        return _on_gpus(runtime, path, gpus, tf32, "CUDA opens here" if device == "auto" else "asked for")
+    except DeviceError as error:
+        if device == "auto":
+            return _on_cpu(runtime, path, threads, error.message)
+        open_cpu(runtime, path, 1)  # raises ModelError where the file is at fault, and not the device
+        raise
 
 
 def _on_cpu(runtime: Any, path: str, threads: int, reason: str) -> Placement:

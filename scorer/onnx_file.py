@@ -61,6 +61,15 @@ def fingerprint(path: str) -> str:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def stamp(path: str) -> tuple[int, ...]:
+    """What tells whether the file at `path` is still the one that `fingerprint` read: inode, size and time of change."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _check(path: str, data: mmap.mmap) -> None:
     has_graph = False
     pending = [("ModelProto", 0, len(data))]

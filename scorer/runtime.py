@@ -27,7 +27,6 @@ BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwri
 
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
-_BAD_MODEL = {"InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NotImplemented", "Fail", "NoModel"}
 
 
 def installed_runtimes() -> list[str]:
@@ -61,19 +60,25 @@ def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
 
     Raises:
         ModelError: ONNX Runtime cannot open the model.
+        DeviceError: there is not enough memory.
     """
     options = _options(runtime)
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return _open(runtime, model, options, [CPU])
+    where = model if isinstance(model, str) else "the model"
+    try:
+        return _open(runtime, model, options, [CPU])
+    except Exception as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise DeviceError(f"there is not enough memory for {where}", remedy="take an int8 model") from error
+        raise ModelError(f"{where} does not open: {gist(error)}", remedy=EXPORT_IT) from error
 
 
 def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool) -> Session:
     """A session on GPU number `gpu`, ready for CUDA graphs where the model allows. tf32: round the factors of products.
 
     Raises:
-        ModelError: ONNX Runtime cannot open the model.
-        DeviceError: CUDA or the GPU does not open, or has no kernel for the model's heavy operators.
+        DeviceError: CUDA, the GPU or the model does not open, or CUDA has no kernel for its heavy operators.
         MemoryError: the GPU has no room for the model.
     """
     if CUDA not in runtime.get_available_providers():
@@ -135,13 +140,7 @@ def _options(runtime: Any) -> Any:
 
 
 def _open(runtime: Any, model: str | bytes, options: Any, providers: Sequence[Any]) -> Session:
-    try:
-        return runtime.InferenceSession(model, options, providers=providers, enable_fallback=0)
-    except Exception as error:
-        if type(error).__name__ in _BAD_MODEL and not _OUT_OF_MEMORY.search(str(error)):
-            where = model if isinstance(model, str) else "the model"
-            raise ModelError(f"{where} does not open: {gist(error)}", remedy=EXPORT_IT) from error
-        raise
+    return runtime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def _heavy_on_cpu(session: Session) -> list[str]:
