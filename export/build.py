@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from export.graph import contrib_operators, json_text, set_metadata, to_onnx
 from export.ops import Graph
-from export.parity import Reference, Report, check_independence, check_parity, check_quality, torch_reference
+from export.parity import (
+    BOUND,
+    HALF_BOUND,
+    Reference,
+    Report,
+    check_independence,
+    check_parity,
+    check_quality,
+    torch_reference,
+)
 from export.plain import plain_export
 from export.precision import halve, quantise
 from export.reduce import reduce
@@ -110,6 +119,8 @@ def export_to(path: Path, source: Source, precision: str, check: Videos, calibra
     with replacing(path) as part:
         write(part, proto)
         report = _gate(Model.open(str(part), device="cpu"), source, precision, check)
+        if precision == "int8":
+            report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         set_metadata(proto, {**entries, "yt8m.parity": json_text(report)})
         size = write(part, proto)
@@ -140,7 +151,7 @@ def _gate(model: Model, source: Source, precision: str, check: Videos) -> Report
         report["pytorch"] = check_parity(model, source.reference, source.inputs, check)
     else:
         report["quality"] = check_quality(model, source.reference, check)
-    report["independence"] = check_independence(model, check)
+    report["independence"] = check_independence(model, check, HALF_BOUND if precision == "fp16" else BOUND)
     return report
 
 

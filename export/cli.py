@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scorer.errors import DeviceError, Yt8mError
+from scorer.errors import DeviceError, InputError, UsageError, Yt8mError
 from train.config import MODELS
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 _EPILOG = """\
 examples:
-  export --model bilstm                                    runs/bilstm -> models/bilstm.onnx, parity-checked
-  export --all --precision all --check 'shards/validate01[23]*.tfrecord'
-  export --checkpoint bought.safetensors --precision int8 --calibrate 'shards/validate00*.tfrecord'
+  yt8m export --model bilstm                                    runs/bilstm -> models/bilstm.onnx, parity-checked
+  yt8m export --all --precision all --check 'shards/validate01[23]*.tfrecord'
+  yt8m export --checkpoint bought.safetensors --precision int8 --calibrate 'shards/validate00*.tfrecord'
 
 fp32 computes the same function as the checkpoint, to 1e-5 of a probability. int8 is for CPUs, fp16 for CUDA; each may
 cost at most 0.002 of MAP@10, 0.003 of GAP@20 and 3% of the top-10, measured on the labelled shards of --check.
@@ -32,11 +32,11 @@ cost at most 0.002 of MAP@10, 0.003 of GAP@20 and 3% of the top-10, measured on 
 exit codes:
    0  done
    2  a wrong command line
-   3  a shard is absent, unreadable or changed while it was read
+   3  a shard is absent, unreadable or changed while it was read, or the shards hold too few labels
    4  a shard is damaged
    5  a record is not what the model reads
    6  a checkpoint is absent, damaged, or of another version, or cannot be converted
-   7  a runtime is absent or failed
+   7  a runtime or package is absent or failed
    8  a model cannot be written
   11  a model does not answer as its checkpoint does; it was not written
 """
@@ -50,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Yt8mError as error:
         _tell(f"export: {error}")
         return error.exit_code
+    except ModuleNotFoundError as error:
+        _tell(f"export: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")
+        return DeviceError.exit_code
     except MemoryError:
         _tell("export: out of memory; give fewer shards to --check and --calibrate")
         return DeviceError.exit_code
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="export",
+        prog="yt8m export",
         description="Turn each trained model into one ONNX file that `score` runs, checked against its checkpoint.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
-    videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [those of --check]")
+    videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")
     places = parser.add_argument_group("places")
     places.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
     places.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
@@ -84,9 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _export(options: argparse.Namespace) -> int:
     from scorer.paths import find_shards
+    from train.checkpoint import metadata
 
+    checkpoints = _checkpoints(options)
+    for checkpoint in checkpoints:
+        metadata(checkpoint)  # all of them are there before the first is exported
     paths = {name: find_shards(given) for name in ("check", "calibrate") if (given := getattr(options, name))}
-    for checkpoint in _checkpoints(options):
+    for checkpoint in checkpoints:
         _export_one(options, checkpoint, paths)
     return 0
 
@@ -106,9 +113,10 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     loaded = load(checkpoint)
     names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
     source = open_source(loaded, names)
-    check, calibration = _videos(paths, source)
+    precisions = PRECISIONS if options.precision == "all" else (options.precision,)
+    check, calibration = _videos(paths, source, precisions)
     written = []
-    for precision in PRECISIONS if options.precision == "all" else [options.precision]:
+    for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
         path = options.out / f"{source.checkpoint.config.name}{suffix}.onnx"
         written.append(export_to(path, source, precision, check, calibration))
@@ -118,18 +126,31 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     show(source, written, check, speed=not options.no_speed)
 
 
-def _videos(paths: dict[str, list[str]], source: Source) -> tuple[Videos, Videos]:
-    """The videos to check on and to calibrate on: those given, else the samples if they fit, else random vectors."""
+def _videos(paths: dict[str, list[str]], source: Source, precisions: Sequence[str]) -> tuple[Videos, Videos]:
+    """The videos to check on and to calibrate on: those given, else the samples if they fit, else random vectors.
+
+    Raises InputError where approximate precisions are to be checked on shards with too few labels, UsageError where
+    int8 would have to take its ranges from random vectors.
+    """
     from export.videos import random_videos, read_videos
 
-    inputs = source.inputs
-    if "check" in paths:
-        check = read_videos(paths["check"], inputs)
-    else:
-        check = _sample_videos(inputs) or random_videos(inputs, 1024)
-    if "calibrate" in paths:
-        return check, read_videos(paths["calibrate"], inputs)
-    return check, check
+    samples = _sample_videos(source.inputs) if "check" not in paths else None
+    check = read_videos(paths["check"], source.inputs) if "check" in paths else samples
+    if "check" in paths and check is not None and set(precisions) != {"fp32"}:
+        _want_labels(paths["check"], check)
+    calibration = read_videos(paths["calibrate"], source.inputs) if "calibrate" in paths else check
+    if calibration is None and "int8" in precisions:
+        raise UsageError("int8 takes its ranges from real videos", remedy="give shards with --calibrate or --check")
+    check = check or random_videos(source.inputs, 1024)
+    return check, calibration or check
+
+
+def _want_labels(paths: list[str], videos: Videos) -> None:
+    from export.parity import LABELLED
+
+    if videos.labelled < LABELLED:
+        reason = f"--check has {videos.labelled:,} labelled videos, the quality of fp16 and int8 needs {LABELLED:,}"
+        raise InputError(f"{paths[0]}: {reason}", remedy="give more labelled shards, or leave --check out")
 
 
 def _sample_videos(inputs: dict[str, int]) -> Videos | None:

@@ -30,6 +30,8 @@ Reference = Callable[[Features], Floats]
 BATCHES = (1, 2, 3, 17, 256)
 BOUND = 1e-5
 """Largest difference of a probability from PyTorch's in fp32, and of a video's score from batch to batch."""
+HALF_BOUND = 2e-3
+"""The latter in fp16, whose sums round otherwise in other shapes: about two units of its last place near 1."""
 TOP = 10
 MAP_DROP, GAP_DROP, OVERLAP = 0.002, 0.003, 0.97
 LABELLED = 2000
@@ -153,10 +155,10 @@ def _overlap(first: Ints, second: Ints) -> float:
     return float((first[:, :, None] == second[:, None, :]).any(axis=2).mean())
 
 
-def check_independence(model: Runner, videos: Videos) -> Report:
+def check_independence(model: Runner, videos: Videos, bound: float = BOUND) -> Report:
     """Score the same videos in order by 1,024, shuffled by 1,024 and by 17, and alone; compare.
 
-    Raises GateError where a score differs by more than 1e-5, or a label but for such a tie.
+    Raises GateError where a score differs by more than `bound`, or a label but for such a tie.
     """
     rows = np.arange(LARGE) % len(videos)
     shuffled = np.random.default_rng(0).permutation(LARGE)
@@ -167,16 +169,17 @@ def check_independence(model: Runner, videos: Videos) -> Report:
         found = in_batches(model, videos.rows(rows[chosen]), size, k)
         scores, labels = expected[0][chosen], expected[1][chosen]
         same &= bool(np.array_equal(scores, found[0]) and np.array_equal(labels, found[1]))
-        failures += _company(size, scores, labels, *found)
+        failures += _company(size, bound, (scores, labels), found)
     if failures:
         raise GateError(f"answers change with the batch: {'; '.join(failures)}", remedy="no model was written")
-    return {"alone": ALONE, "batches": [SHUFFLED, LARGE], "same_bits": same, "bound": BOUND}
+    return {"alone": ALONE, "batches": [SHUFFLED, LARGE], "same_bits": same, "bound": bound}
 
 
-def _company(size: int, scores: Floats, labels: Ints, found_scores: Floats, found_labels: Ints) -> list[str]:
-    difference = float(np.abs(scores - found_scores).max())
-    moved = (labels != found_labels) & ~(np.abs(scores - found_scores) <= BOUND)
-    if difference <= BOUND and not moved.any():
+def _company(size: int, bound: float, expected: tuple[Floats, Ints], found: tuple[Floats, Ints]) -> list[str]:
+    differences = np.abs(expected[0] - found[0])
+    difference = float(differences.max())
+    moved = (expected[1] != found[1]) & ~(differences <= bound)
+    if difference <= bound and not moved.any():
         return []
     return [f"in batches of {size} a score differs by {difference:.2g} and {int(moved.sum())} labels change"]
 

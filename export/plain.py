@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import torch
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from export.graph import finish, set_metadata
@@ -37,6 +37,7 @@ def plain_export(model: nn.Module, inputs: Sequence[tuple[str, int]], metadata: 
     assert program is not None
     proto = program.model_proto
     _strip(proto)
+    _number(proto.graph, {*wanted, "logits"})
     finish(proto.graph, "logits", dict(inputs))
     proto.producer_version = ""
     set_metadata(proto, metadata)
@@ -78,6 +79,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def _number(graph: GraphProto, keep: set[str]) -> None:
+    """Name nodes and values by their place: the exporter's own names count up with every export of the process."""
+    names = {name: name for name in ("", *keep)}
+    values = [tensor.name for tensor in graph.initializer] + [name for node in graph.node for name in node.output]
+    for value in values:
+        names.setdefault(value, f"value_{len(names)}")
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    for index, node in enumerate(graph.node):
+        node.name = f"node_{index}"
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
 
 
 def _strip(proto: ModelProto) -> None:

@@ -20,6 +20,8 @@ def show(source: Source, written: Sequence[Exported], check: Videos, *, speed: b
     """Print tables on standard output."""
     console = Console()
     console.print(_graph_table(source, written))
+    if source.after is None:
+        console.print("no rule of the exporter reads this model: it was exported plainly")
     for exported in written:
         console.print(f"{exported.path}: {_gates(exported)}", highlight=False)
     if speed:
@@ -55,6 +57,8 @@ def _gates(exported: Exported) -> str:
                      f"{', '.join(map(str, parity['batches']))}, {parity['videos']}")  # fmt: skip
     if "quality" in report:
         texts.append(_quality(report["quality"]))
+    if exported.precision == "fp16":
+        texts.append("for CUDA: on a CPU it is no faster than fp32")
     bits = "the same bits" if report["independence"]["same_bits"] else "the same answers"
     texts.append(f"{bits} alone and in company")
     return "; ".join(texts)

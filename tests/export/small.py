@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from tests.shards import example, write_shard
 from train.checkpoint import Checkpoint, save
 from train.config import PAPER, ModelConfig, TrainConfig
 from train.models import build
@@ -28,6 +30,7 @@ CONFIGS = {
     "bilstm-4-steps": replace(PAPER["bilstm"], **SIZES, steps=4),
     "bilstm-2-steps-relu": replace(PAPER["bilstm"], **SIZES, steps=2, cell="relu"),
     "lstm": replace(PAPER["lstm"], **{**SIZES, "embedding": 8}),
+    "lstm-wide": replace(PAPER["lstm"], **{**SIZES, "labels": 10, "embedding": 128, "hidden": 128, "head": 256}),
     "lstm-l2": replace(PAPER["lstm"], **SIZES, scaling="l2"),
     "lstm-rgb": replace(PAPER["lstm"], **{**SIZES, "inputs": (("mean_rgb", 24),)}, scaling="standard"),
     "dmrnet": replace(PAPER["dmrnet"], **SIZES),
@@ -69,3 +72,17 @@ def save_run(runs: Path, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save(path, checkpoint.config, TrainConfig(), checkpoint.state, checkpoint.metrics)
     return path
+
+
+def write_videos(path: Path, config: ModelConfig, count: int, *, labelled: bool = True) -> str:
+    """A shard of `count` random videos with the model's inputs, each labelled with the model's own best two."""
+    model = small_model(config)
+    random = np.random.default_rng(3)
+    features = {name: random.normal(0, 0.6, (count, width)).astype(np.float32) for name, width in config.inputs}
+    with torch.no_grad():
+        best = model(*(torch.from_numpy(values) for values in features.values())).topk(2, dim=1).indices.numpy()
+    records = []
+    for row in range(count):
+        labels = best[row].tolist() if labelled else None
+        records.append(example(f"video{row}", labels, {name: values[row] for name, values in features.items()}))
+    return write_shard(path, records)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from export.cli import main
 from export.ops import Graph
 from export.reduce import reduce as original
+from export.trace import Untranslatable
 from scorer.model import Model
-from tests.export.small import CONFIGS, save_run
+from tests.export.small import CONFIGS, save_run, write_videos
+from tests.shards import damage_payload
 
 
 def run(runs: Path, out: Path, *arguments: str) -> int:
@@ -34,8 +40,8 @@ def test_exported_files_obey_the_contract(name: str, tmp_path: Path) -> None:
     model = Model.open(str(out / f"{config.name}.onnx"), device="cpu")
     assert model.inputs == dict(config.inputs)
     assert model.labels == config.labels
-    scores, labels = model.run({n: np.zeros((5, w), np.float32) for n, w in config.inputs}, k=20)
-    assert scores.shape == labels.shape == (5, 20)
+    scores, labels = model.run({n: np.zeros((5, w), np.float32) for n, w in config.inputs}, k=min(20, config.labels))
+    assert scores.shape == labels.shape == (5, min(20, config.labels))
     assert (np.diff(scores, axis=1) <= 0).all()
     report = json.loads(model.metadata["yt8m.parity"])
     assert report["pytorch"]["max_difference"] <= 1e-5
@@ -116,3 +122,130 @@ def test_an_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "models").write_text("a file where the folder should be")
     assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm") == 8
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, proto: onnx.ModelProto) -> int:
+        path.write_bytes(proto.SerializeToString()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("export.build.write", full)
+    save_run(tmp_path / "runs", "lstm")
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm") == 8
+    assert "No space left" in capsys.readouterr().err
+    assert files(tmp_path / "models") == []
+
+
+def test_a_checkpoint_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "new.safetensors", {"format": "2"})
+    assert run(tmp_path, tmp_path / "models", "--checkpoint", str(tmp_path / "new.safetensors")) == 6
+    assert "format 2" in capsys.readouterr().err
+
+
+def test_all_wants_every_run_before_it_writes_one(tmp_path: Path) -> None:
+    save_run(tmp_path / "runs", "dmrnet")
+    assert run(tmp_path / "runs", tmp_path / "models", "--all") == 6
+    assert files(tmp_path / "models") == []
+    for name in ("lstm", "bilstm"):
+        save_run(tmp_path / "runs", name)
+    assert run(tmp_path / "runs", tmp_path / "models", "--all") == 0
+    assert files(tmp_path / "models") == ["bilstm.onnx", "default.onnx", "dmrnet.onnx", "lstm.onnx"]
+
+
+def test_an_unknown_precision(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, tmp_path, "--model", "lstm", "--precision", "int2")
+    assert caught.value.code == 2
+
+
+def test_int8_passes_its_gates_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = save_run(tmp_path / "runs", "lstm-wide")
+    shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm-wide"], 2100)
+    arguments = ["--checkpoint", str(checkpoint), "--precision", "all", "--check", shard]
+    assert run(tmp_path, tmp_path / "models", *arguments) == 0
+    assert "MAP@10 " in capsys.readouterr().out
+    assert files(tmp_path / "models") == ["default.onnx", "lstm.fp16.onnx", "lstm.int8.onnx", "lstm.onnx"]
+    model = Model.open(str(tmp_path / "models/lstm.int8.onnx"), device="cpu")
+    report = json.loads(model.metadata["yt8m.parity"])
+    assert set(report["quality"]["quality"]) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
+    assert report["independence"]["same_bits"]
+    assert model.metadata["yt8m.precision"] == "int8"
+    default, int8 = (tmp_path / "models" / name for name in ("default.onnx", "lstm.int8.onnx"))
+    assert default.read_bytes() == int8.read_bytes()
+
+
+def test_int8_that_changes_answers_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = save_run(tmp_path / "runs", "lstm")
+    shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm"], 2100)
+    arguments = ["--checkpoint", str(checkpoint), "--precision", "int8", "--check", shard]
+    assert run(tmp_path, tmp_path / "models", *arguments) == 11
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "of the top-10 are the same, not 97%" in message
+    assert files(tmp_path / "models") == []
+
+
+def test_int8_on_one_answer_for_a_whole_batch_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dynamic(Model):
+        def run(self, features: Any, k: int = 10) -> Any:
+            scale = max(float(np.abs(values).max()) for values in features.values()) / 127
+            return super().run({n: np.round(values / scale) * np.float32(scale) for n, values in features.items()}, k)
+
+    monkeypatch.setattr("export.build.Model", Dynamic)
+    checkpoint = save_run(tmp_path / "runs", "lstm-wide")
+    shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm-wide"], 2100)
+    arguments = ["--checkpoint", str(checkpoint), "--precision", "int8", "--check", shard]
+    assert run(tmp_path, tmp_path / "models", *arguments) == 11
+    assert files(tmp_path / "models") == []
+
+
+def test_int8_wants_real_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(tmp_path / "runs", "lstm")
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--precision", "int8") == 2
+    assert "--calibrate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("labelled", "count"), [(False, 2100), (True, 1999)])
+def test_check_shards_with_too_few_labels(
+    labelled: bool, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "runs", "lstm")
+    shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm"], count, labelled=labelled)
+    arguments = ["--model", "lstm", "--precision", "int8", "--check", shard]
+    assert run(tmp_path / "runs", tmp_path / "models", *arguments) == 3
+    assert "labelled videos" in capsys.readouterr().err
+    assert files(tmp_path / "models") == []
+
+
+def test_a_damaged_check_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(tmp_path / "runs", "lstm")
+    shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm"], 30)
+    damage_payload(shard, 7)
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--check", shard) == 4
+    assert "record 7" in capsys.readouterr().err
+
+
+def test_a_model_without_a_mirror_is_exported_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> Graph:
+        raise Untranslatable("no translation of Novelty")
+
+    monkeypatch.setattr("export.build.trace", refuse)
+    save_run(tmp_path / "runs", "dmrnet")
+    for folder in ("first", "second"):
+        assert run(tmp_path / "runs", tmp_path / folder, "--model", "dmrnet", "--draw") == 0
+    assert "exported plainly" in capsys.readouterr().out
+    assert files(tmp_path / "first") == ["default.onnx", "dmrnet.onnx"]
+    contents = [(tmp_path / folder / "dmrnet.onnx").read_bytes() for folder in ("first", "second")]
+    assert contents[0] == contents[1]
+    assert b".py" not in contents[0]
+    assert run(tmp_path / "runs", tmp_path / "third", "--model", "dmrnet", "--precision", "fp16") == 6
+
+
+def test_speed_is_measured_against_the_plain_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(tmp_path / "runs", "lstm")
+    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
+    assert "x the plain export" in capsys.readouterr().out
