@@ -62,7 +62,7 @@ def fingerprint(path: str) -> str:
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """What tells whether the file at `path` is still the one that `fingerprint` read: inode, size and time of change."""
+    """Inode, size and time of change: whether the file at `path` is still the one that `fingerprint` read."""
     try:
         status = os.stat(path)
     except OSError:

@@ -201,7 +201,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, make: Callable[[Path
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_model(tmp_path / "m.onnx", **SMALL)
-    open_cpu = scorer.model.open_cpu
+    open_cpu = runtime.open_cpu
 
     def replacing(*arguments: Any) -> Any:
         os.replace(save_model(tmp_path / "other.onnx", **SMALL, seed=2), path)
