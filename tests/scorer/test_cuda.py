@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import benchmarks.gpu
 import scorer.cuda
 import scorer.model
 from scorer.errors import DeviceError
 from scorer.model import Model
 from tests.onnx_models import save_model
 from tests.scorer.test_model import SMALL, Features, features, rows, same
+from tests.shards import example, write_shard
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -115,7 +118,8 @@ class Gpu:
         self.run_error: Exception | None = None
         self.runs: list[str] = []
         self.OrtValue = SimpleNamespace(
-            ortvalue_from_shape_and_type=self._tensor, ortvalue_from_numpy=onnxruntime.OrtValue.ortvalue_from_numpy
+            ortvalue_from_shape_and_type=self._tensor,
+            ortvalue_from_numpy=lambda values, *place: onnxruntime.OrtValue.ortvalue_from_numpy(values),
         )
 
     def get_available_providers(self) -> list[str]:
@@ -327,3 +331,28 @@ def test_without_libcudart_the_package_that_has_it_is_named(monkeypatch: pytest.
     monkeypatch.setattr(scorer.cuda, "_LIBRARIES", ("libcudart.so.absent",))
     with pytest.raises(DeviceError, match=r"libcudart.so.absent is there; pip install 'yt8m-edge\[gpu\]'"):
         scorer.cuda.CudaRuntime()
+
+
+def test_the_benchmark_refuses_a_machine_without_a_gpu(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--model", path])
+    assert benchmarks.gpu.main() == DeviceError.exit_code
+    assert "no CUDA provider" in capsys.readouterr().err
+
+
+def test_the_benchmark_measures(
+    gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 8}, labels=12)
+    shard = write_shard(tmp_path / "a.tfrecord", [example(b"abcd", None, {"mean_rgb": [0.5] * 8})] * 50)
+    arguments = ["--model", model, "--data", shard, "--gigabytes", "1e-5", "--batch-size", "16"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--rounds", "1", "--seconds", "0.01"])
+    monkeypatch.setattr(benchmarks.gpu, "import_runtime", lambda: gpu)
+    monkeypatch.setattr(benchmarks.gpu, "gpu_name", lambda number: "a stand-in")
+    assert benchmarks.gpu.main() == 0
+    printed = capsys.readouterr().out
+    assert "a stand-in" in printed
+    assert "score, end to end" in printed
