@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -10,23 +11,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.blocks import Decoded, Position, Rows, decoded
 from scorer.errors import RecordError, ShardError
-from scorer.examples import Decoder, Records, Schema, unpacked
-from scorer.framing import Block, Frames, Shard
+from scorer.examples import Schema, unpacked
 
+__all__ = ["BEGINNING", "Batch", "Position", "Quarantined", "batches"]
+
+BEGINNING = Position(0, 0, 0)
 MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
 MAX_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """The next unread record: index of its shard, its index there, and the byte at which it starts."""
-
-    shard: int
-    record: int
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Batch:
         full = len(self.quarantined) >= MAX_QUARANTINED or self._label_bytes >= MAX_LABEL_BYTES
         return 0 if full else self._ring.size - len(self.ids)
 
-    def take(self, records: Records, first: int, last: int) -> bool:
+    def take(self, records: Rows, first: int, last: int) -> bool:
         """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
         here, count = len(self.ids), last - first
         if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
@@ -140,32 +135,31 @@ class _Filler:
         self._ring, self._skip = _Ring(schema, size, depth), skip
         self._batch = Batch(self._ring, start)
 
-    def add(self, index: int, shard: Shard, frames: Frames, records: Records) -> Iterator[Batch]:
-        """Take one block of shard `index`; yields the batches that became full. Raises its first fault unless skipped.
+    def add(self, block: Decoded) -> Iterator[Batch]:
+        """Take one block; yields the batches that became full. Raises its first fault unless faults are skipped.
 
         A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
         """
         row = 0
-        while row < len(frames):
+        while row < len(block):
             if not self._batch.room:
                 yield self._next()
-            stop = records.good(row, min(row + self._batch.room, len(frames)))
+            stop = block.good(row, min(row + self._batch.room, len(block)))
             if stop == row:
-                self._fault(records.bad[row])
+                self._fault(block.rows.bad[row])
                 stop += 1
-            elif not self._batch.take(records, row, stop):
+            elif not self._batch.take(block.rows, row, stop):
                 continue  # there is one more bad record now
             row = stop
-            self._batch.end = Position(index, *frames.place(row))
-        if frames.lost:
+            self._batch.end = block.position(row)
+        if block.lost:
             if not self._batch.room:
                 yield self._next()
-            self._fault(frames.lost, bytes_lost=shard.size - frames.end)
-        if frames.last:
-            shard.check_unchanged()
-            read = frames.record + len(frames) + (frames.lost is not None)
-            self._batch.finished.append((index, shard.size, read))
-            self._batch.end = Position(index + 1, 0, 0)
+            self._fault(block.lost, bytes_lost=block.size - block.lost.offset)
+        if block.last:
+            read = block.record + len(block) + (block.lost is not None)
+            self._batch.finished.append((block.index, block.size, read))
+            self._batch.end = Position(block.index + 1, 0, 0)
         if not self._batch.room:
             yield self._next()
 
@@ -190,25 +184,31 @@ def batches(
     schema: Schema,
     size: int,
     *,
-    start: Position = Position(0, 0, 0),
+    start: Position = BEGINNING,
     on_error: Literal["fail", "skip"] = "fail",
     workers: int = 0,
     depth: int = 3,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The videos of the shards `paths` in order, `size` at a time, from `start` on.
 
     size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
-    workers: decoding processes; 0 decodes in the calling thread.
+    workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
+        the same. They need a POSIX system, and take about 45 MB each.
 
     Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
     filler = _Filler(schema, size, depth, start, on_error == "skip")
-    decoder, block = Decoder(schema), Block()
-    for index in range(start.shard, len(paths)):
-        position = start if index == start.shard else Position(index, 0, 0)
-        with Shard(paths[index], block) as shard:
-            for frames in shard.blocks(position.offset, position.record):
-                yield from filler.add(index, shard, frames, decoder.decode(shard.path, frames))
+    with closing(_blocks(paths, schema, start, workers)) as blocks:
+        for block in blocks:
+            yield from filler.add(block)
     yield from filler.rest()
+
+
+def _blocks(paths: Sequence[str], schema: Schema, start: Position, workers: int) -> Generator[Decoded]:
+    if workers:
+        from scorer.workers import decoded_by_workers
+
+        return decoded_by_workers(paths, schema, start, workers)
+    return decoded(list(enumerate(paths))[start.shard :], schema, start)

@@ -18,6 +18,8 @@ SIGINT and SIGTERM. The commands alone turn an error into one line on stderr and
 
 from __future__ import annotations
 
+from typing import Any
+
 PARTIAL_SUCCESS = 10
 INTERRUPTED = 130
 TERMINATED = 143
@@ -55,6 +57,14 @@ class _LocatedError(Yt8mError):
         self.reason = reason
         self.record = record
         self.offset = offset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _located, (type(self), self.path, self.reason, self.record, self.offset, self.remedy)
+
+
+def _located(kind: type[_LocatedError], path: str, reason: str, record: int, offset: int, remedy: str) -> _LocatedError:
+    """For pickle, which calls without keywords."""
+    return kind(path, reason, record=record, offset=offset, remedy=remedy)
 
 
 class ShardError(_LocatedError):

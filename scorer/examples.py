@@ -57,12 +57,6 @@ class Records:
         else:
             self._decode(layouts)
 
-    def good(self, first: int, last: int) -> int:
-        """Where the run of good rows from `first` on ends; at most `last`."""
-        if self.bad:
-            return next((row for row in range(first, last) if row in self.bad), last)
-        return last
-
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
         """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
 

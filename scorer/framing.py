@@ -70,13 +70,11 @@ class Block:
 
 @dataclass
 class Frames:
-    """The records found in one block of a shard, valid until the next is read into the same block.
+    """The n records found in one block of a shard, valid until the next is read into the same block.
 
     block: holds the bytes; `offset` is the place of its first byte in the file, `record` the index of its first record.
-    starts: int64 (n,) where each payload starts within `block`.
-    lengths: int64 (n,) payload bytes.
-    bad: errors of single records by their row in `starts`; such a record's bytes must not be used.
-    end: byte of the file at which the next record starts.
+    places: where in the block each record starts, header and all, and behind them where the next one starts: n + 1.
+    bad: errors of single records by their row, 0..n-1; such a record's bytes must not be used.
     last: whether nothing comes after this block.
     lost: why nothing from `end` on can be read; None when the shard goes on or is at its end.
     """
@@ -84,24 +82,31 @@ class Frames:
     block: Block
     offset: int
     record: int
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    end: int
+    places: list[int]
     last: bool = False
     bad: dict[int, ShardError | RecordError] = field(default_factory=dict)
     lost: ShardError | None = None
 
+    def __post_init__(self) -> None:
+        """starts, lengths: int64 (n,) where each payload starts in the block, and its bytes."""
+        places = np.array(self.places, np.int64)
+        self.starts = places[:-1] + _HEADER
+        self.lengths = places[1:] - places[:-1] - (_HEADER + _FOOTER)
+
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.places) - 1
+
+    @property
+    def end(self) -> int:
+        """Byte of the file at which the next record starts."""
+        return self.offset + self.places[-1]
 
     def payload(self, row: int) -> bytes:
-        first = int(self.starts[row])
-        return bytes(self.block.view[first : first + int(self.lengths[row])])
+        return bytes(self.block.view[self.places[row] + _HEADER : self.places[row + 1] - _FOOTER])
 
     def place(self, row: int) -> tuple[int, int]:
-        """Index in the shard and first byte in the file of the record of row `row`, which may be len(self)."""
-        byte = self.end if row == len(self) else self.offset + int(self.starts[row]) - _HEADER
-        return self.record + row, byte
+        """Index in the shard and first byte in the file of the record of row `row`, which may be n."""
+        return self.record + row, self.offset + self.places[row]
 
 
 class Shard:
@@ -177,19 +182,9 @@ class Shard:
             if place > size:
                 break
             places.append(place)
-        begins = np.array(places, np.int64)
-        end = offset + places[-1]
-        frames = Frames(
-            self._block,
-            offset,
-            record,
-            begins[:-1] + _HEADER,
-            begins[1:] - begins[:-1] - (_HEADER + _FOOTER),
-            end,
-            last=end == self.size,
-        )
-        for row in _mismatches(frames, places):
-            frames.bad[row] = self._payload_error(offset + places[row], record + row)
+        frames = Frames(self._block, offset, record, places, last=offset + places[-1] == self.size)
+        for row in _mismatches(frames):
+            frames.bad[row] = self._payload_error(*frames.place(row))
         return frames
 
     def _first(self, size: int, offset: int, record: int) -> Frames:
@@ -215,8 +210,7 @@ class Shard:
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)
-        none = np.zeros(0, np.int64)
-        return Frames(self._block, offset, record, none, none, offset, last=True, lost=lost)
+        return Frames(self._block, offset, record, [0], last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
         """A record longer than MAX_RECORD_BYTES: checked piecewise, then refused."""
@@ -227,14 +221,14 @@ class Shard:
             place += size
         self._read(stop, _FOOTER)
         (stored,) = struct.unpack_from("<I", self._block.bytes)
-        error: ShardError | RecordError = self._payload_error(offset, record)
+        error: ShardError | RecordError = self._payload_error(record, offset)
         if stored == _mask(check):
             reason = f"the record's {length} bytes are more than the {MAX_RECORD_BYTES} that are read"
             error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
-        starts, nothing, end = np.full(1, _HEADER, np.int64), np.zeros(1, np.int64), stop + _FOOTER
-        return Frames(self._block, offset, record, starts, nothing, end, last=end == self.size, bad={0: error})
+        end = stop + _FOOTER
+        return Frames(self._block, offset, record, [0, end - offset], last=end == self.size, bad={0: error})
 
-    def _payload_error(self, offset: int, record: int) -> ShardError:
+    def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
         return ShardError(self.path, reason, record=record, offset=offset, remedy=_DOWNLOAD)
 
@@ -281,12 +275,13 @@ def _mask(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _mismatches(frames: Frames, places: list[int]) -> list[int]:
-    """Rows whose payload CRC is not the one stored behind the payload. `places`: where each record starts and ends."""
+def _mismatches(frames: Frames) -> list[int]:
+    """Rows whose payload CRC is not the one stored behind the payload."""
     view = frames.block.view
-    sums = np.array([crc32c(view[first + _HEADER : last - _FOOTER]) for first, last in pairwise(places)], np.uint32)
+    sums = [crc32c(view[start + _HEADER : stop - _FOOTER]) for start, stop in pairwise(frames.places)]
+    found = np.array(sums, np.uint32)
     stored = frames.block.halves[frames.starts + frames.lengths]
-    rows: list[int] = np.flatnonzero((sums >> 15 | sums << 17) + np.uint32(0xA282EAD8) != stored).tolist()
+    rows: list[int] = np.flatnonzero((found >> 15 | found << 17) + np.uint32(0xA282EAD8) != stored).tolist()
     return rows
 
 

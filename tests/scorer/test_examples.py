@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,11 @@ GOOD = shards.example("good", [1, 300], FLOATS)
 
 def frames_of(payloads: Sequence[bytes]) -> Frames:
     """A block of these records, as Shard would find them."""
-    lengths = np.array([len(payload) for payload in payloads], np.int64)
-    ends = np.cumsum(lengths + 16)
+    places = [0, *accumulate(len(payload) + 16 for payload in payloads)]
     block = Block()
-    block.reserve(int(ends[-1]))
-    block.view[: ends[-1]] = b"".join(map(shards.frame, payloads))
-    return Frames(block, 0, 0, ends - lengths - 4, lengths, int(ends[-1]), last=True)
+    block.reserve(places[-1])
+    block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
+    return Frames(block, 0, 0, places, last=True)
 
 
 def videos(records: Records, widths: Mapping[str, int] = WIDTHS) -> list[reference.Video | None]:
