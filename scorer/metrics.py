@@ -28,6 +28,8 @@ Ints: TypeAlias = NDArray[np.int64]
 _MAP_DEPTH = 10
 _BIN_SHIFT = 13  # of a float32's 23 bits of fraction the bins keep ten
 _HALF_BINS = int(np.float32(0.5).view(np.int32)) >> _BIN_SHIFT
+_UNKNOWN = 1 << 31  # labels from here on belong to no model
+_TRUTHS_AT_ONCE = 1 << 16
 _EULER_GAMMA = 0.57721566490153286
 
 
@@ -87,19 +89,27 @@ def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, labe
 
 
 def find_hits(labels: Ints, label_values: Ints, label_splits: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Which predictions (n, k) are true, and each video's number of distinct true labels (n,)."""
-    videos = len(labels)
-    rows = np.repeat(np.arange(videos), np.diff(label_splits))
-    values = label_values[label_splits[0] : label_splits[-1]]
-    order = np.lexsort((values, rows))
-    rows, values = rows[order], values[order]
-    first = np.ones(len(rows), bool)
-    first[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
-    positives = np.bincount(rows[first], minlength=videos)
-    span = int(labels.max(initial=0)) + 1
-    findable = (values >= 0) & (values < span)
-    keys = rows[findable] * span + values[findable]
-    return _contains(keys, labels + span * np.arange(videos)[:, None]), positives
+    """Which predictions (n, k), all in 0..2^31-1, are true, and each video's number of distinct true labels (n,)."""
+    rows, values = _distinct(label_values[label_splits[0] : label_splits[-1]], np.diff(label_splits))
+    hits = np.zeros(labels.shape, bool)
+    for start in range(0, len(rows), _TRUTHS_AT_ONCE):
+        part = slice(start, start + _TRUTHS_AT_ONCE)
+        truths, places = np.nonzero(labels[rows[part]] == values[part, None])
+        hits[rows[part][truths], places] = True
+    return hits, np.bincount(rows, minlength=len(labels))
+
+
+def _distinct(values: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """The row and value of every true label, each once; values that no model has become others that none has."""
+    odd = (values < 0) | (values >= _UNKNOWN)
+    if odd.any():
+        values = values.copy()
+        values[odd] = _UNKNOWN + np.unique(values[odd], return_inverse=True)[1]
+    keys = np.repeat(np.arange(len(lengths)) << 32, lengths) + values
+    keys.sort()
+    if len(keys):
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    return keys >> 32, keys & 0xFFFFFFFF
 
 
 def average_precision(hits: NDArray[np.bool_], positives: Ints, depth: int = _MAP_DEPTH) -> Floats:
@@ -133,14 +143,6 @@ def _per_video(hits: NDArray[np.bool_], positives: Ints) -> Floats:
 def _named(means: Floats, gap: float, k: int) -> dict[str, float]:
     precision, hit, perr = means.tolist()
     return {f"MAP@{min(k, _MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
-
-
-def _contains(sorted_keys: Ints, wanted: Ints) -> NDArray[np.bool_]:
-    if not len(sorted_keys):
-        return np.zeros(wanted.shape, bool)
-    places = np.minimum(np.searchsorted(sorted_keys, wanted), len(sorted_keys) - 1)
-    found: NDArray[np.bool_] = sorted_keys[places] == wanted
-    return found
 
 
 def _bins(scores: NDArray[np.float32]) -> Ints:
