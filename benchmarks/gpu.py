@@ -18,9 +18,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +30,6 @@ from scorer.errors import DeviceError, Yt8mError
 from scorer.job import Job, score
 from scorer.model import Model
 from scorer.paths import find_shards
-from scorer.pipeline import in_lanes
 from scorer.runtime import import_runtime, open_cuda, without_graph
 
 GOAL, GOAL_RATIO = 1_000_000, 0.5
@@ -112,11 +110,15 @@ def from_memory(model: Model, seconds: float) -> float:
     features = {name: random.random((model.batch_size, width), np.float32) for name, width in model.inputs.items()}
     began = time.perf_counter()
 
-    def source() -> Generator[dict[str, Any]]:
+    def work(lane: int) -> int:
+        runs = 0
         while time.perf_counter() - began < seconds:
-            yield features
+            model.run(features)
+            runs += 1
+        return runs
 
-    runs = sum(1 for _ in in_lanes(model.run, source(), model.lanes))
+    with ThreadPoolExecutor(model.lanes) as pool:
+        runs = sum(pool.map(work, range(model.lanes)))
     return runs * model.batch_size / (time.perf_counter() - began)
 
 

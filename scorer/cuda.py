@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import mmap
 import time
 import weakref
 from collections.abc import Mapping
@@ -36,9 +38,8 @@ _TRIALS = 5
 class CudaRuntime:
     """The few calls of libcudart that a lane needs. Each raises MemoryError, or DeviceError with CUDA's own words."""
 
-    def __init__(self, library: Any = None) -> None:
-        """library: a stand-in for libcudart, for tests."""
-        self._library = library or _load_library()
+    def __init__(self) -> None:
+        self._library = _load_library()
 
     def use(self, device: int) -> None:
         """Make `device` the one that the calling thread speaks to."""
@@ -46,11 +47,13 @@ class CudaRuntime:
 
     def page_locked(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A zeroed array that the GPU reads and writes by itself, without the CPU."""
-        array = np.zeros(shape, dtype)
-        pointer = ctypes.c_void_p(array.ctypes.data)
-        self._call("cudaHostRegister", pointer, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
-        weakref.finalize(array, self._library.cudaHostUnregister, pointer)
-        return array
+        count = math.prod(shape)
+        size = -(-count * np.dtype(dtype).itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        owner = np.frombuffer(mmap.mmap(-1, size), dtype, count)  # whole pages: no page may be locked twice
+        pointer = ctypes.c_void_p(owner.ctypes.data)
+        self._call("cudaHostRegister", pointer, ctypes.c_size_t(size), ctypes.c_uint(0))
+        weakref.finalize(owner, self._library.cudaHostUnregister, pointer)
+        return owner.reshape(shape)
 
     def stream(self) -> ctypes.c_void_p:
         """A queue of copies that waits for no other queue."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
 import time
 from collections.abc import Iterator
@@ -52,6 +53,8 @@ class Cudart:
 
     def cudaHostRegister(self, pointer: ctypes.c_void_p, size: ctypes.c_size_t, flags: Any) -> int:
         assert pointer.value is not None
+        assert pointer.value % mmap.PAGESIZE == 0
+        assert size.value % mmap.PAGESIZE == 0
         self.locked.add(pointer.value)
         return self.failing.get("cudaHostRegister", 0)
 
