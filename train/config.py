@@ -170,11 +170,13 @@ PAPER = {
     "bilstm": ModelConfig("bilstm"),
 }
 
+_RECURRENT = TrainConfig(epochs=8, batch=2048, schedule="cosine", warmup=0.1, ema=0.95)
+
 DEFAULTS = {
     "dmrnet": (
-        replace(PAPER["dmrnet"], form="run", width=2048, dropout=0.5, scaling="l2"),
-        TrainConfig(epochs=20, schedule="cosine", warmup=0.1, mixup=0.4, ema=0.95),
+        replace(PAPER["dmrnet"], form="run", dropout=0.4, scaling="fisher"),
+        TrainConfig(epochs=16, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, mixup=0.4, ema=0.98),
     ),
-    "lstm": (PAPER["lstm"], TrainConfig(ema=0.95)),
-    "bilstm": (PAPER["bilstm"], TrainConfig(ema=0.95)),
+    "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.5, dropout=0.4), _RECURRENT),
+    "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.5, dropout=0.4), _RECURRENT),
 }
