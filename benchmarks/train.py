@@ -123,10 +123,10 @@ def _our_steps(training: Training) -> Iterator[int]:
     training.model.train()
     done = 0
     for epoch in range(10**6):
-        for rows in training._order(epoch):
-            training._step(rows, done)
+        for inputs, labels in training.train_data.batches(training._order(epoch).unbind()):
+            training._step(inputs, labels, done)
             done += 1
-            yield len(rows)
+            yield len(labels)
 
 
 def _plain_steps(

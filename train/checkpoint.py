@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scorer.errors import ModelError, OutputError
+from scorer.errors import ModelError
 from train.config import ModelConfig, TrainConfig
+from train.files import replace_file
 from train.models import build
 
 FORMAT = "1"
@@ -115,41 +115,11 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
 
 
-def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Have `fill` write a file and rename it to `path` once it is on the disk. Raises OutputError.
-
-    It is written in a folder of its own, since safetensors leaves files of its own naming there when it is killed; the
-    next save clears them.
-    """
-    folder = path.parent / ".saving"
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        fill(folder / path.name)
-        _flush(folder / path.name)
-        os.replace(folder / path.name, path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        remedy = "make room or choose another folder with --runs"
-        raise OutputError(f"{path}: cannot be written: {reason}", remedy=remedy) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _fill(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     save_file(dict(arrays), part, metadata)
     umask = os.umask(0)
     os.umask(umask)
     part.chmod(0o666 & ~umask)  # safetensors makes files that none but their owner can read
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _metrics(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "--valid", nargs="+", metavar="SHARD", help="to validate on [a tenth of the videos, by their ids]"
     )
     data.add_argument("--inputs", nargs="+", type=_input, metavar="NAME:WIDTH", help="[mean_rgb:1024 mean_audio:128]")
+    data.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep the decoded videos there, for data larger than memory"
+    )
     recipe = parser.add_argument_group("recipe [each model's own]")
     recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the training videos")
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, order, dropout and mixup")
@@ -132,7 +136,7 @@ def _train_all(options: argparse.Namespace, overrides: dict[str, Any], stop: Cal
         for name in options.model:
             recipe, saved = _recipe(options, name, overrides)
             key = (recipe[0].inputs, recipe[0].labels)
-            shared[key] = shared.get(key) or _load(options, recipe[0], stop)
+            shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
             try:
                 rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
             except torch.OutOfMemoryError as error:
@@ -155,8 +159,6 @@ def _train_one(
     stop: Callable[[], bool],
 ) -> Record:
     """Train one model in its folder; its best epoch's measures."""
-    from contextlib import nullcontext
-
     from scorer.lock import owned
     from train import checkpoint, curves
     from train.loop import Stopped, Training
@@ -267,20 +269,28 @@ def _parse(name: str, value: Any, current: Any) -> Any:
 _KINDS = {int: "a whole number", float: "a number"}
 
 
-def _load(options: argparse.Namespace, model: ModelConfig, stop: Callable[[], bool]) -> Data:
+def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: Callable[[], bool]) -> Data:
     """Decode the shards; without --valid, hold out a part of the training videos."""
+    from scorer.errors import TrainingError
     from scorer.paths import find_shards
-    from train.data import hold_out, load
+    from train.data import Part, Videos, load
     from train.loop import Data, Stopped
 
     def check() -> None:
         if stop():
             raise Stopped("stopped while reading")
 
-    videos = load(find_shards(options.data), model.inputs, model.labels, check=check)
-    if options.valid is None:
-        return Data(*hold_out(videos))
-    return Data(videos, load(find_shards(options.valid), model.inputs, model.labels, check=check))
+    def videos(shards: list[str], part: Part) -> Videos:
+        return load(find_shards(shards), model.inputs, model.labels, part=part, cache=options.cache, check=check)
+
+    with world.in_turn() if options.cache else nullcontext():
+        if options.valid is None:
+            data = Data(videos(options.data, "kept"), videos(options.data, "held"))
+        else:
+            data = Data(videos(options.data, "all"), videos(options.valid, "all"))
+    if not len(data.valid):
+        raise TrainingError("too few videos to hold some out", remedy="name shards with --valid")
+    return data
 
 
 def _make(folder: Path) -> Path:

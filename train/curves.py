@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.checkpoint import replace_file
+from train.files import replace_file
 from train.loop import Record
 
 

@@ -5,12 +5,15 @@ Labels are sparse: a matrix (n, P) of indices padded with -1, P being the most l
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +24,12 @@ from scorer.batches import Batch, batches
 from scorer.errors import InputError, RecordError, TrainingError
 from scorer.examples import Schema
 from scorer.framing import Shard
+from train.cache import make_arrays, name_of, read, write_rest
+from train.files import new_folder
 
 Inputs = Sequence[tuple[str, int]]
+Part = Literal["all", "kept", "held"]
+"""All videos, those that training keeps, or those that are held out."""
 
 HELD_OUT = 10
 """Without validation shards, every video whose id's CRC32 is a multiple of this is held out."""
@@ -57,78 +64,118 @@ class Videos:
         return Videos([values[chosen] for values in self.features], self.labels[chosen], ids)
 
 
-def expand(patterns: Iterable[str]) -> list[str]:
-    """The files that the glob patterns name, each pattern's sorted. Raises InputError for one that names none."""
-    paths: list[str] = []
-    for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        if not found:
-            raise InputError(f"{pattern}: no such file", remedy="check the path; quote patterns")
-        paths += found
-    return list(dict.fromkeys(paths))
-
-
-def load(paths: Sequence[str], inputs: Inputs, labels: int, *, check: Callable[[], None] = lambda: None) -> Videos:
+def load(
+    paths: Sequence[str],
+    inputs: Inputs,
+    labels: int,
+    *,
+    part: Part = "all",
+    cache: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Videos:
     """Decode labelled shards.
 
     Args:
         paths: TFRecord files, read in this order.
         inputs: name and width of each feature.
         labels: number of labels that the model has.
+        part: all videos, those "held" out for validation, or the others, "kept". Which are held out depends on their
+            ids alone, so that adding shards moves no video.
+        cache: folder for memory-mapped arrays, for data larger than memory; they are used again while the shards stay
+            as they are. Without it the arrays are in memory.
         check: called now and then, to stop the reading by raising.
 
     Raises:
         InputError, ShardError, RecordError: as the reader does; RecordError too for a label outside 0..labels-1.
-        TrainingError: a shard without labels.
+        TrainingError: a shard without labels, or more videos than fit into memory.
+        OutputError: the cache cannot be written.
     """
-    store = _Store(inputs, _capacity(paths, inputs))
+    if cache is None:
+        store = _Store(inputs, _in_memory(inputs, _capacity(paths, inputs)), part)
+        return _decode(paths, inputs, labels, store, check)
+    place = cache / name_of(paths, tuple(inputs), labels, part)
+    if not place.exists():
+        capacity = _capacity(paths, inputs)
+        with new_folder(place) as folder:
+            store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), part)
+            videos = _decode(paths, inputs, labels, store, check)
+            write_rest(folder, videos.labels, videos.ids)
+    return Videos(*read(place))
+
+
+def _decode(paths: Sequence[str], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
     for path in paths:
-        start, labelled = len(store.ids), False
+        records, labelled = 0, False
         for batch in batches([path], Schema(dict(inputs)), _READ):
             check()
-            _check_labels(batch, path, len(store.ids) - start, labels)
-            labelled = labelled or batch.labelled
+            _check_labels(batch, path, records, labels)
+            records, labelled = records + len(batch), labelled or batch.labelled
             store.append(batch)
             batch.release()
-        if not labelled and len(store.ids) > start:
+        if not labelled and records:
             raise TrainingError(f"{path}: its videos have no labels", remedy="train on labelled shards")
     return store.videos(labels)
 
 
 class _Store:
-    """Arrays that fill up. Their size is an upper bound: memory is only taken as rows are written."""
+    """Arrays that fill up with the videos of one part, and are longer than needed."""
 
-    def __init__(self, inputs: Inputs, capacity: int) -> None:
-        self.features = [np.empty((capacity, width), np.float32) for _, width in inputs]
-        self.names = [name for name, _ in inputs]
+    def __init__(self, inputs: Inputs, features: list[NDArray[np.float32]], part: Part) -> None:
+        self.names, self.features, self.part = [name for name, _ in inputs], features, part
         self.ids: list[bytes] = []
         self.label_values: list[NDArray[np.int64]] = []
         self.label_counts: list[NDArray[np.int64]] = []
 
     def append(self, batch: Batch) -> None:
-        start, end = len(self.ids), len(self.ids) + len(batch)
+        chosen = self._chosen(batch.ids)
+        start, end = len(self.ids), len(self.ids) + int(chosen.sum())
         for name, values in zip(self.names, self.features, strict=True):
-            values[start:end] = batch.features[name]
-        self.ids += batch.ids
-        self.label_values.append(batch.label_values)
-        self.label_counts.append(np.diff(batch.label_splits))
+            values[start:end] = batch.features[name][chosen]
+        self.ids += compress(batch.ids, chosen)
+        counts = np.diff(batch.label_splits)
+        self.label_values.append(batch.label_values[np.repeat(chosen, counts)])
+        self.label_counts.append(counts[chosen])
+
+    def _chosen(self, ids: list[bytes]) -> NDArray[np.bool_]:
+        if self.part == "all":
+            return np.ones(len(ids), bool)
+        held = np.array([zlib.crc32(id) % HELD_OUT == 0 for id in ids], bool)
+        return held if self.part == "held" else ~held
 
     def videos(self, labels: int) -> Videos:
         values = np.concatenate([np.zeros(0, np.int64), *self.label_values])
         counts = np.concatenate([np.zeros(0, np.int64), *self.label_counts])
-        features = [values[: len(self.ids)] for values in self.features]
+        features = [array[: len(self.ids)] for array in self.features]
         return Videos(features, padded(values, counts, labels), self.ids)
 
 
 def _capacity(paths: Sequence[str], inputs: Inputs) -> int:
     """An upper bound of the videos in the shards: a record is never smaller than the floats in it."""
-    sizes = 0
-    for path in paths:
-        try:
-            sizes += os.path.getsize(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}", remedy="check the path") from None
+    try:
+        sizes = sum(os.path.getsize(path) for path in paths)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be opened: {error.strerror}", remedy="check the path") from None
     return sizes // (4 * sum(width for _, width in inputs)) + 1
+
+
+def _in_memory(inputs: Inputs, capacity: int) -> list[NDArray[np.float32]]:
+    """Arrays in memory, float32 (capacity, width) each; pages are only taken as they are written."""
+    needed, available = 4 * capacity * sum(width for _, width in inputs), available_memory()
+    if needed > available:
+        raise TrainingError(
+            f"the videos need {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are available",
+            remedy="keep them on a disk with --cache DIR",
+        )
+    return [np.empty((capacity, width), np.float32) for _, width in inputs]
+
+
+def available_memory() -> float:
+    """Bytes that the system can give without swapping; infinite where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def _check_labels(batch: Batch, path: str, before: int, labels: int) -> None:
@@ -158,35 +205,6 @@ def padded(values: NDArray[np.int64], counts: NDArray[np.int64], labels: int) ->
     matrix = np.full((len(counts), max(1, int(distinct.max(initial=0)))), -1, np.int32)
     matrix[np.arange(matrix.shape[1]) < distinct[:, None]] = keys % labels
     return matrix
-
-
-def hold_out(videos: Videos) -> tuple[Videos, Videos]:
-    """Training and validation videos, told apart by their ids alone, so that adding shards moves no video.
-
-    Raises TrainingError when one of the two would be empty.
-    """
-    held = np.array([zlib.crc32(id) % HELD_OUT == 0 for id in videos.ids], bool)
-    if not held.any() or held.all():
-        raise TrainingError(f"{len(videos)} videos are too few to hold some out", remedy="name shards with --valid")
-    return videos.rows(np.flatnonzero(~held)), videos.rows(np.flatnonzero(held))
-
-
-class Resident:
-    """Videos on the device, from which batches are gathered there.
-
-    features: (n, width) each, in `dtype`; labels: int32 (n, P).
-    """
-
-    def __init__(self, videos: Videos, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.features = [torch.from_numpy(values).to(device, dtype) for values in videos.features]
-        self.labels = torch.from_numpy(videos.labels).to(device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def gather(self, rows: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Inputs, float32 (B, width) each, and label indices (B, P) of the videos `rows`, int64 (B,) on the device."""
-        return [values[rows].float() for values in self.features], self.labels[rows]
 
 
 def statistics(videos: Videos) -> list[tuple[Tensor, Tensor]]:

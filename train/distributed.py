@@ -43,6 +43,15 @@ class World:
             value /= self.size
         return value
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Within, the first process alone; then the others: what it has made they find."""
+        if self.size > 1 and not self.first:
+            distributed.barrier()
+        yield
+        if self.size > 1 and self.first:
+            distributed.barrier()
+
     def share(self, values: dict[str, float]) -> dict[str, float]:
         """The first process's `values`, in every process once all are here."""
         if self.size == 1:

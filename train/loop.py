@@ -27,9 +27,11 @@ from scorer import metrics
 from scorer.errors import ModelError, ResumeError, TrainingError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
-from train.data import Resident, Videos, fisher_ratios, log_odds, statistics
+from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distributed import World, spread
+from train.files import replace_file
+from train.gather import Resident, placed
 from train.losses import LOSSES, Targets, mixed, targets_of
 from train.models import build, scalings, set_prior
 
@@ -113,7 +115,7 @@ class Training:
         self.fingerprint = data.fingerprint()
         self.plan = Plan.of(len(data.train), config.batch, world)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
-        self.train_data = Resident(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
+        self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
         self.valid_data = Resident(data.valid, device)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
         torch.manual_seed(config.seed)
@@ -153,9 +155,9 @@ class Training:
         order = self._order(progress.epoch)
         self.model.train()
         start = time.monotonic()
-        while progress.step < steps:
+        for inputs, labels in self.train_data.batches(order[progress.step :].unbind()):
             done = progress.epoch * steps + progress.step
-            self.losses[progress.step] = self._step(order[progress.step], done)
+            self.losses[progress.step] = self._step(inputs, labels, done)
             progress.step += 1
             view.step(done + 1, self.config.epochs * steps)
             if self._must_stop(stop):
@@ -172,17 +174,16 @@ class Training:
         return self.world.agree(stop(), self.device)
 
     def _order(self, epoch: int) -> Tensor:
-        """The rows of each step that are this process's: int64 (steps, size / processes) on the device."""
+        """The rows of each step that are this process's: int64 (steps, size / processes)."""
         generator = torch.Generator().manual_seed(_seed(self.config.seed, "order", epoch))
         order = torch.randperm(len(self.train_data), generator=generator)[: self.plan.steps * self.plan.size]
         share = self.plan.size // self.world.size
-        return order.view(self.plan.steps, self.world.size, share)[:, self.world.rank].to(self.device)
+        return order.view(self.plan.steps, self.world.size, share)[:, self.world.rank]
 
-    def _step(self, rows: Tensor, done: int) -> Tensor:
+    def _step(self, inputs: list[Tensor], labels: Tensor, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
         torch.manual_seed(_seed(self.config.seed, "step", done, self.world.rank))
         _set_rate(self.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
-        inputs, labels = self.train_data.gather(rows)
         targets = targets_of(labels, self.config.loss)
         if self.config.mixup:
             inputs, targets = self._mix(inputs, targets, done)
@@ -260,10 +261,8 @@ class Training:
     def _write_logs(self, folder: Path) -> None:
         config = {"model": asdict(self.model_config), "train": asdict(self.config), "data": self.fingerprint}
         lines = "".join(json.dumps(record) + "\n" for record in self.progress.log)
-        checkpoint.replace_file(
-            folder / "config.json", lambda part: part.write_text(json.dumps(config, indent=2) + "\n")
-        )
-        checkpoint.replace_file(folder / "metrics.jsonl", lambda part: part.write_text(lines))
+        replace_file(folder / "config.json", lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
+        replace_file(folder / "metrics.jsonl", lambda part: part.write_text(lines))
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -333,10 +332,9 @@ def evaluate(model: nn.Module, videos: Resident, loss: str) -> Record:
     model.eval()
     total = torch.zeros((), device=videos.labels.device)
     tops = []
-    for rows in torch.arange(len(videos), device=videos.labels.device).split(_EVALUATED):
-        inputs, labels = videos.gather(rows)
+    for inputs, labels in videos.batches(torch.arange(len(videos)).split(_EVALUATED)):
         logits = model(*inputs)
-        total += LOSSES[loss](logits, targets_of(labels, loss)) * len(rows)
+        total += LOSSES[loss](logits, targets_of(labels, loss)) * len(labels)
         tops.append(_top(logits))
     top_scores, top_labels = (torch.cat(parts).cpu().numpy() for parts in zip(*tops, strict=True))
     truth = videos.labels.cpu().numpy()

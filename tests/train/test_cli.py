@@ -48,7 +48,7 @@ def last(model: str, runs: str = "runs") -> dict[str, torch.Tensor]:
 
 
 def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("--valid", "b.tfrecord") == 0
+    assert train("--valid", "b.tfrecord", "--cache", "cache") == 0
     shown = capsys.readouterr()
     for model in ("dmrnet", "lstm", "bilstm"):
         assert sorted(path.name for path in Path("runs", model).iterdir()) == [
@@ -190,7 +190,7 @@ def test_two_processes_give_the_metrics_of_one() -> None:
     ]
     assert train(*plain, "--runs", "one") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "train"]
-    arguments = [*TINY, "--data", "a.tfrecord", *plain, "--runs", "two"]
+    arguments = [*TINY, "--data", "a.tfrecord", *plain, "--runs", "two", "--cache", "cache"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from scorer.errors import InputError, RecordError, TrainingError
+from scorer.errors import InputError, OutputError, RecordError, TrainingError
 from tests.shards import example, starts, write_shard
 from tests.train.shards import INPUTS, LABELS, videos, write
-from train.data import Resident, hold_out, load, padded, statistics
+from train import data
+from train.data import Part, load, padded, statistics
+from train.gather import Resident, Streamed
+
+PARTS: tuple[Part, Part] = ("kept", "held")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -57,16 +61,58 @@ def test_an_absent_shard(tmp_path: Path) -> None:
         load([str(tmp_path / "absent.tfrecord")], INPUTS, LABELS)
 
 
-def test_the_held_out_depend_on_their_ids_alone() -> None:
-    small, large = hold_out(videos(200)), hold_out(videos(400))
-    assert set(small[1].ids) == set(large[1].ids) & set(videos(200).ids)
-    assert len(small[0]) + len(small[1]) == 200
-    assert 5 <= len(small[1]) <= 40
+def test_the_held_out_depend_on_their_ids_alone(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{seed}.tfrecord", 200, seed) for seed in (0, 1)]
+    everything = load(paths, INPUTS, LABELS)
+    kept, held = (load(paths, INPUTS, LABELS, part=part) for part in PARTS)
+    rows = [everything.ids.index(id) for id in held.ids]
+    assert sorted(kept.ids + held.ids) == sorted(everything.ids)
+    assert np.array_equal(held.features[0], everything.features[0][rows])
+    assert np.array_equal(held.labels, everything.labels[rows][:, : held.labels.shape[1]])
+    assert set(load(paths[:1], INPUTS, LABELS, part="held").ids) == {id for id in held.ids if id.startswith(b"v0")}
+    assert 20 <= len(held) <= 60
 
 
-def test_too_few_to_hold_some_out() -> None:
-    with pytest.raises(TrainingError, match="too few"):
-        hold_out(videos(2))
+def test_a_cache_is_used_until_a_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = write(tmp_path / "a.tfrecord", 30), tmp_path / "cache"
+    first = load([path], INPUTS, LABELS, cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "_decode", None)
+        again = load([path], INPUTS, LABELS, cache=cache)
+    for read in (first, again):
+        assert isinstance(read.features[0], np.memmap)
+        assert np.array_equal(read.features[1], videos(30).features[1])
+        assert np.array_equal(read.labels, videos(30).labels)
+        assert read.ids == videos(30).ids
+    write(tmp_path / "a.tfrecord", 31)
+    assert len(load([path], INPUTS, LABELS, cache=cache)) == 31
+    assert len(load([path], INPUTS, LABELS, part="held", cache=cache)) < 31
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_damaged_cache(tmp_path: Path) -> None:
+    path, cache = write(tmp_path / "a.tfrecord", 30), tmp_path / "cache"
+    load([path], INPUTS, LABELS, cache=cache)
+    (damaged,) = cache.glob("*/0.npy")
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    with pytest.raises(InputError, match="damaged cache"):
+        load([path], INPUTS, LABELS, cache=cache)
+
+
+def test_a_cache_that_cannot_be_filled_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        load([write(tmp_path / "a.tfrecord", 30)], INPUTS, LABELS, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_more_than_memory_asks_for_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "available_memory", lambda: 1000)
+    with pytest.raises(TrainingError, match="--cache"):
+        load([write(tmp_path / "a.tfrecord", 30)], INPUTS, LABELS)
 
 
 def test_statistics() -> None:
@@ -78,10 +124,26 @@ def test_statistics() -> None:
     assert constant[0] == 1
 
 
-def test_gathered_rows() -> None:
+@pytest.mark.parametrize("kind", [Resident, Streamed])
+def test_batches_are_the_rows_asked_for(kind: type[Resident | Streamed]) -> None:
     made = videos(10)
-    for dtype in (torch.float32, torch.float16):
-        inputs, labels = Resident(made, torch.device("cpu"), dtype).gather(torch.tensor([7, 2]))
-        torch.testing.assert_close(inputs[1], torch.from_numpy(made.features[1][[7, 2]]), rtol=1e-3, atol=1e-3)
-        assert inputs[0].dtype == torch.float32
-        assert labels.tolist() == made.labels[[7, 2]].tolist()
+    order = [torch.tensor([7, 2]), torch.tensor([0]), torch.tensor([2, 2, 9]), *torch.arange(10).split(1)]
+    gathered = list(kind(made, torch.device("cpu")).batches(order))
+    assert len(gathered) == len(order)
+    for rows, (inputs, labels) in zip(order, gathered, strict=True):
+        for index in range(2):
+            assert torch.equal(inputs[index], torch.from_numpy(made.features[index][rows.numpy()]))
+        assert labels.tolist() == made.labels[rows.numpy()].tolist()
+
+
+def test_half_precision_on_the_device_is_single_in_a_batch() -> None:
+    made = videos(10)
+    ((inputs, _),) = Resident(made, torch.device("cpu"), torch.float16).batches([torch.tensor([7, 2])])
+    assert inputs[1].dtype == torch.float32
+    torch.testing.assert_close(inputs[1], torch.from_numpy(made.features[1][[7, 2]]), rtol=1e-3, atol=1e-3)
+
+
+def test_streaming_stops_in_the_middle() -> None:
+    batches = Streamed(videos(10), torch.device("cpu")).batches(torch.arange(10).split(1))
+    next(batches)
+    batches.close()

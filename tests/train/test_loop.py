@@ -16,8 +16,8 @@ from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
 from tests.train.shards import recipe, videos
 from train import checkpoint
 from train.config import MODELS, TrainConfig
-from train.data import Resident
 from train.distributed import World
+from train.gather import Resident, Streamed
 from train.loop import Data, Plan, Record, Stopped, Training, evaluate, learning_rate
 
 CPU = torch.device("cpu")
@@ -225,11 +225,21 @@ def test_learning_rates() -> None:
 
 def test_the_average_follows_the_weights(data: Data) -> None:
     run = training("lstm", data, ema=0.5)
-    run._step(run._order(0)[0], 0)
-    run._step(run._order(0)[1], 1)
+    batches = list(run.train_data.batches(run._order(0).unbind()))
+    run._step(*batches[0], 0)
+    run._step(*batches[1], 1)
     expected = run.average.get_parameter("dense.weight").clone()
-    run._step(run._order(0)[2], 100)
+    run._step(*batches[2], 100)
     torch.testing.assert_close(
         run.average.get_parameter("dense.weight"),
         (expected + run.model.get_parameter("dense.weight")) / 2,
     )
+
+
+def test_streamed_videos_give_the_same_weights(data: Data, tmp_path: Path) -> None:
+    run_to_the_end("dmrnet", data, tmp_path / "resident")
+    (tmp_path / "streamed").mkdir()
+    run = training("dmrnet", data)
+    run.train_data = Streamed(data.train, CPU)
+    run.run(tmp_path / "streamed", Silent(), never)
+    assert same(tmp_path / "resident", tmp_path / "streamed")

@@ -1,5 +1,7 @@
 """What the training measures on its videos before it begins: Fisher ratios and label shares."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,6 @@ def test_prior_is_the_log_odds_of_the_labels() -> None:
     torch.testing.assert_close(odds[:2], torch.tensor([3.0, 1.0]).log())
     assert odds[2] == pytest.approx(np.log(1e-5), rel=1e-3)
     for name in PAPER:
-        model = build(type(PAPER[name])(name, inputs=(("x", 2),), labels=3, embedding=4, hidden=2, head=4, width=4))
+        model = build(replace(PAPER[name], inputs=(("x", 2),), labels=3, embedding=4, hidden=2, head=4, width=4))
         set_prior(model, odds)
-        assert torch.equal(model.classify.bias.detach(), odds)
+        assert torch.equal(model.get_parameter("classify.bias").detach(), odds)
