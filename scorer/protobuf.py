@@ -38,9 +38,11 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
     from google.protobuf.message import DecodeError
 
     try:
-        features = example_type().FromString(payload).features.feature
+        example = example_type().FromString(payload)
     except DecodeError as error:
         raise Unfit(f"not a tf.Example ({error})") from None
+    example.DiscardUnknownFields()  # for they would be serialised again below
+    features = example.features.feature
     floats = [_floats(features, name, width) for name, width in inputs.items()]
     return Row(floats, _id(features), _labels(features))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ from hypothesis import strategies as st
 
 from scorer import protobuf
 from scorer.errors import RecordError
-from scorer.examples import Decoder, Records, Schema, unpacked
-from scorer.framing import Block, Frames, Shard
+from scorer.examples import Decoder, Schema
+from scorer.framing import Shard
 from tests import shards
+from tests.fuzz.check import agree, frames_of, videos
 from tests.scorer import reference
 from tests.shards import bytes_feature, entry, example_of, field, float_feature, int64_feature, varint
 
@@ -27,37 +27,9 @@ FLOATS = {"rgb": np.array([1, -0.0, 3e-45], np.float32), "audio": np.array([0.5,
 GOOD = shards.example("good", [1, 300], FLOATS)
 
 
-def frames_of(payloads: Sequence[bytes]) -> Frames:
-    """A block of these records, as Shard would find them."""
-    places = [0, *accumulate(len(payload) + 16 for payload in payloads)]
-    block = Block()
-    block.reserve(places[-1])
-    block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
-    return Frames(block, 0, 0, places, last=True)
-
-
-def videos(records: Records, widths: Mapping[str, int] = WIDTHS) -> list[reference.Video | None]:
-    """What was decoded, in the reference's form; None for bad records."""
-    values, splits = unpacked(records.labels, records.label_sizes)
-    found: list[reference.Video | None] = []
-    for row in range(len(records.ids)):
-        rows = [np.full((1, width), np.nan, np.float32) for width in widths.values()]
-        if row in records.bad or not records.copy(row, row + 1, rows):
-            found.append(None)
-            continue
-        labels = tuple(values[splits[row] : splits[row + 1]].tolist())
-        assert records.labelled[row] or not labels
-        floats = tuple(floats.tobytes() for floats in rows)
-        found.append(reference.Video(floats, records.ids[row], labels if records.labelled[row] else None))
-    return found
-
-
 def check(payloads: Sequence[bytes], widths: Mapping[str, int] = WIDTHS) -> None:
-    """Decode twice, unknown and known layouts, alone and among good neighbours: always as the reference."""
-    expected = [reference.decode(payload, widths) for payload in payloads]
-    decoder = Decoder(Schema(widths))
-    for _ in range(2):
-        assert videos(decoder.decode("x", frames_of(payloads)), widths) == expected
+    """Decode twice, unknown and known layouts: as the reference both times."""
+    agree(payloads, Schema(widths))
 
 
 def reason(payload: bytes, widths: Mapping[str, int] = WIDTHS) -> str:
@@ -191,6 +163,13 @@ def test_unpacked_split_and_repeated_layouts() -> None:
     assert None not in videos(Decoder(Schema(WIDTHS)).decode("x", frames_of(odd)))
 
 
+def test_unknown_fields_within_lists() -> None:
+    rest = [entry("audio", float_feature(FLOATS["audio"])), entry("id", bytes_feature(b"abc"))]
+    rgb = field(2, field(1, FLOATS["rgb"].tobytes()) + field(3, b"1234"))
+    labels = [field(3, field(3, b"\1\2")), field(3, field(1, b"\1\2") + field(2, b"\3"))]
+    check([example_of([entry("rgb", rgb), entry("labels", feature), *rest]) for feature in labels])
+
+
 def test_id_goes_before_video_id() -> None:
     both = shards.example("2017", [1], FLOATS, id_key="video_id")
     both += example_of([entry("id", bytes_feature(b"2018"))])
@@ -256,7 +235,7 @@ def test_real_shards_agree_and_need_no_protobuf(pattern: str, monkeypatch: pytes
         with Shard(str(path)) as shard:
             for frames in shard.blocks():
                 expected = [reference.decode(frames.payload(row), widths) for row in range(len(frames))]
-                assert videos(decoder.decode("x", frames), widths) == expected
+                assert videos(decoder.decode("x", frames), Schema(widths)) == expected
                 assert None not in expected
 
 

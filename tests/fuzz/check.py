@@ -1,0 +1,101 @@
+"""What must hold for any bytes: no exception but the scorer's own, and no row that protobuf would not give."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from scorer.batches import Batch, Quarantined, batches
+from scorer.examples import Decoder, Records, Schema, unpacked
+from scorer.framing import Block, Frames
+from tests import shards
+from tests.scorer import reference
+from tests.scorer.reference import Video
+
+SCHEMA = Schema({"rgb": 3, "audio": 2})
+GOOD = [
+    shards.example("id0", [1, 300], {"rgb": [1, -0.0, 3e-45], "audio": [0.5, -7]}),
+    shards.example("id1", None, {"audio": [1, 2], "rgb": [1, 2, 3], "more": [4]}) + b"\x12\x00",
+    shards.example("id2", [], {"rgb": [7, 8, 9], "audio": [1, 2]}, id_key="video_id"),
+]
+
+
+def frames_of(payloads: Sequence[bytes]) -> Frames:
+    """A block of these records, as Shard would find them."""
+    places = [0, *accumulate(len(payload) + 16 for payload in payloads)]
+    block = Block()
+    block.reserve(places[-1])
+    block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
+    return Frames(block, 0, 0, places, last=True)
+
+
+def videos(records: Records, schema: Schema = SCHEMA) -> list[Video | None]:
+    """What was decoded, in the reference's form; None for bad records."""
+    values, splits = unpacked(records.labels, records.label_sizes)
+    found: list[Video | None] = []
+    for row, id in enumerate(records.ids):
+        rows = [np.full((1, width), np.nan, np.float32) for width in schema.inputs.values()]
+        if row in records.bad or not records.copy(row, row + 1, rows):
+            found.append(None)
+            continue
+        labels = tuple(values[splits[row] : splits[row + 1]].tolist())
+        assert records.labelled[row] or not labels
+        floats = tuple(floats.tobytes() for floats in rows)
+        found.append(Video(floats, id, labels if records.labelled[row] else None))
+    return found
+
+
+def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | None]:
+    """Decode twice, as unknown and as known layouts, and compare with protobuf; returns what was decoded."""
+    expected = [reference.decode(payload, schema.inputs) for payload in payloads]
+    decoder = Decoder(schema)
+    for _ in range(2):
+        assert videos(decoder.decode("x", frames_of(payloads)), schema) == expected
+    return expected
+
+
+def read(path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quarantined]]:
+    """All videos of a shard, labels absent as empty, and what was set aside. Checks that both add up."""
+    found, aside, count = [], [], 0
+    for batch in batches([path], schema, 7, on_error="skip"):
+        found += _rows(batch)
+        aside += batch.quarantined
+        count += sum(read for _, _, read in batch.finished)
+        batch.release()
+    assert count == len(found) + len(aside)
+    return found, aside
+
+
+def _rows(batch: Batch) -> list[Video]:
+    values, splits = batch.label_values.tolist(), batch.label_splits.tolist()
+    floats = [tuple(rows[i].tobytes() for rows in batch.features.values()) for i in range(len(batch))]
+    return [Video(floats[i], id, tuple(values[splits[i] : splits[i + 1]])) for i, id in enumerate(batch.ids)]
+
+
+def records_of(shard: bytes) -> list[bytes]:
+    """The payloads whose CRCs are right, up to the first length that is not: framing in the plainest words."""
+    found, place = [], 0
+    while place + 12 <= len(shard):
+        length, check = struct.unpack_from("<QI", shard, place)
+        payload = shard[place + 12 : place + 12 + length]
+        stored = shard[place + 12 + length : place + 16 + length]
+        if check != shards.masked_crc(shard[place : place + 8]) or len(stored) < 4:
+            break
+        if struct.unpack("<I", stored)[0] == shards.masked_crc(payload):
+            found.append(payload)
+        place += length + 16
+    return found
+
+
+def agree_on_shard(shard: bytes, path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quarantined]]:
+    """Read a shard of any bytes and compare with plain framing and protobuf; returns what `read` does."""
+    with open(path, "wb") as file:
+        file.write(shard)
+    decoded = [reference.decode(payload, schema.inputs) for payload in records_of(shard)]
+    expected = [video._replace(labels=video.labels or ()) for video in decoded if video]
+    found = read(path, schema)
+    assert found[0] == expected
+    return found
