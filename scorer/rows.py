@@ -32,7 +32,7 @@ _LONGEST_FAST_ID = 64  # one longer id would widen every row of the matrix
 
 
 def format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    """The rows of n videos: the same bytes as `format_rows_plain`, over twenty times as fast.
+    """The rows of n videos: the same bytes as `format_rows_plain`, more than ten times as fast.
 
     Args:
         ids: n ids.
@@ -95,8 +95,12 @@ def _id_fields(ids: Sequence[bytes]) -> NDArray[np.bytes_] | None:
     joined = b"".join(ids)
     if joined.translate(None, _ID_BYTES) or not all(ids):
         ids = [quote_id(name) for name in ids]
-    if b"\0" in joined or max(map(len, ids), default=0) > _LONGEST_FAST_ID:
+        joined = b"".join(ids)
+    lengths = set(map(len, ids))
+    if b"\0" in joined or max(lengths, default=0) > _LONGEST_FAST_ID:
         return None
+    if len(lengths) == 1:  # as in every real shard
+        return np.frombuffer(joined, f"S{lengths.pop()}")
     return np.array(ids, dtype=np.bytes_)
 
 
