@@ -3,7 +3,7 @@
     python -m benchmarks.pipeline --model models/bilstm.onnx '../shared/data/yt8m/*.tfrecord'
 
 Rounds alternate: the model alone on batches that lie in memory, in its own lanes, then the whole job from shards to the
-committed file. Printed are videos/s of both and the ratio of their medians.
+committed file. Printed are videos/s and core-microseconds a video of both, and the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -13,34 +13,52 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 from scorer.batches import Batch, batches
 from scorer.job import Job, score
 from scorer.model import Model
 from scorer.paths import find_shards
-from scorer.pipeline import in_lanes
+from scorer.pipeline import in_order
 
 
-def resident(model: Model, held: list[Batch]) -> float:
-    """Videos/s of the model alone."""
+@dataclass(frozen=True)
+class Speed:
+    """videos/s, and the microseconds of all cores together that a video took."""
+
+    rate: float
+    cost: float
+
+    @classmethod
+    def of(cls, work: Callable[[], int]) -> Speed:
+        """The speed of `work`, which returns how many videos it did."""
+        began, used = time.perf_counter(), time.process_time()
+        videos = work()
+        return cls(videos / (time.perf_counter() - began), (time.process_time() - used) / videos * 1e6)
+
+    def __str__(self) -> str:
+        return f"{self.rate:>9,.0f} videos/s {self.cost:>7.1f} us"
+
+
+def resident(model: Model, held: list[Batch]) -> int:
+    """Run the model alone."""
 
     def source() -> Generator[Batch]:
         yield from held
 
-    began = time.perf_counter()
-    for _ in in_lanes(lambda batch: model.run(batch.features), source(), model.lanes):
+    for _ in in_order(lambda batch: model.run(batch.features), source(), model.lanes, len(held)):
         pass
-    return sum(len(batch) for batch in held) / (time.perf_counter() - began)
+    return sum(len(batch) for batch in held)
 
 
-def whole(model: Model, shards: list[str], workers: int) -> float:
-    """Videos/s of a job."""
+def whole(model: Model, shards: list[str], workers: int) -> int:
+    """Do a job."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
         report = score(job, model, threading.Event(), lambda progress: None)
-    return report.record["scored"] / report.seconds
+    return int(report.record["scored"])
 
 
 def main() -> None:
@@ -58,10 +76,10 @@ def main() -> None:
     resident(model, held[:2])
     alone, jobs = [], []
     for _ in range(options.rounds):
-        alone.append(resident(model, held))
-        jobs.append(whole(model, shards, options.workers))
-        print(f"model alone {alone[-1]:>9,.0f}  job {jobs[-1]:>9,.0f} videos/s", flush=True)
-    ratio = statistics.median(jobs) / statistics.median(alone)
+        alone.append(Speed.of(lambda: resident(model, held)))
+        jobs.append(Speed.of(lambda: whole(model, shards, options.workers)))
+        print(f"model alone {alone[-1]}   job {jobs[-1]}", flush=True)
+    ratio = statistics.median(job.rate for job in jobs) / statistics.median(speed.rate for speed in alone)
     print(
         f"median of {options.rounds}: {ratio:.1%} of the model's own throughput, "
         f"batches of {model.batch_size:,} in {model.lanes} lanes"

@@ -1,8 +1,6 @@
-"""Shards to predictions, in order: reading and decoding overlap with inference, which runs in the model's own lanes.
+"""Shards to predictions, in order: while some threads are in the model, another reads and decodes the next batch.
 
-    decoding: a thread, or worker processes | inference, and what is made of it: a thread per lane | the caller
-
-Every queue between them is bounded, and a video's answer depends neither on its batch nor on workers or restarts.
+A video's answer depends neither on its batch nor on threads, workers or restarts.
 """
 
 from __future__ import annotations
@@ -21,14 +19,15 @@ from numpy.typing import NDArray
 from scorer.batches import Batch, Position, batches
 from scorer.cores import usable_cores
 from scorer.model import Model
-from scorer.pipeline import ahead, in_lanes
+from scorer.pipeline import in_order
 
 T = TypeVar("T")
 OnError: TypeAlias = Literal["fail", "skip"]
 
 BEGINNING = Position(0, 0, 0)
-_DECODED_AHEAD = 2  # batches that wait for a lane
-_ANSWERED_AHEAD = 8  # what was made of answers, small, that waits to be written while a disk is slow
+_MORE_THREADS = 1  # than lanes: one decodes and formats while the others keep the cores busy
+_MORE_THREADS_FOR_GPU = 3  # which has to be fed faster
+_VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
 _WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
@@ -69,14 +68,15 @@ class Answers(Generic[T]):
         self._model, self._shards, self._k, self._then = model, shards, k, then
         self._on_error, self._tell = on_error, tell
         self._may_add_workers = workers is None
+        self._threads = model.lanes + (_MORE_THREADS if model.device == "cpu" else _MORE_THREADS_FOR_GPU)
 
     def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[T]:
-        """What `then` made of the answers from `start` on, ahead of the caller; the end comes early once `stop` is set.
+        """What `then` made of the answers from `start` on, made ahead; the end comes early once `stop` is set.
 
         Raises what `scorer.batches.batches` and `Model.run` raise, after the answers before it.
         """
-        decoded = ahead(self._decoded(start), _DECODED_AHEAD, stop)
-        return ahead(in_lanes(self._answered, decoded, self._model.lanes + 1), _ANSWERED_AHEAD, stop)
+        window = self._threads + _VIDEOS_AHEAD // self._model.batch_size
+        return in_order(self._answered, self._decoded(start), self._threads, window, stop)
 
     def _decoded(self, start: Position) -> Generator[Batch]:
         if self._may_add_workers and self._enough_to_read(start):
@@ -113,11 +113,10 @@ class Answers(Generic[T]):
             start=start,
             on_error=self._on_error,
             workers=self.workers,
-            depth=self._model.lanes + _DECODED_AHEAD + 2,
+            depth=self._threads,
         )
 
     def _answered(self, batch: Batch) -> T:
-        """One thread more than the model has lanes does this, so that every lane is busy while one calls `then`."""
         scores, labels = self._model.run(batch.features, self._k)
         batch.release()
         return self._then(Answer(batch, scores, labels))

@@ -1,114 +1,123 @@
-"""Stages that overlap: a stage in a thread of its own, and a stage of several ordered lanes.
+"""Work that overlaps and yet comes out in order: threads that take turns at a source and work side by side.
 
-Threads are enough: ONNX Runtime and NumPy's large operations release Python's lock. Every queue is bounded, order is
-kept, an error surfaces where the item it belongs to would have, and closing the last stage ends them all.
+Threads are enough: ONNX Runtime and NumPy's large operations release Python's lock. Each thread takes an item from the
+source, works on it, and comes back, so what one reads is still in its core's cache when it works on it, and no time
+goes into handing items from thread to thread.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_POLL_SECONDS = 0.1  # how soon a stage that waits notices that it is to end
-_STUCK_SECONDS = 2.0  # what a job that was told to stop waits for a stage, say one that reads a hanging file system
+_POLL_SECONDS = 0.1  # how soon the consumer notices that it is to stop
+_STUCK_SECONDS = 2.0  # what a job that was told to stop waits for a thread, say one that reads a hanging file system
 
 
-@dataclass(frozen=True)
-class _Item(Generic[T]):
-    value: T
+def in_order(
+    work: Callable[[T], R], source: Generator[T], threads: int, window: int, stop: threading.Event | None = None
+) -> Generator[R]:
+    """`work(item)` for each item of `source`, in order, in `threads` threads.
 
+    Args:
+        window: how many items may be under way or waiting to be taken.
+        stop: ends the results early, without an error, once it is set, even where `source` is stuck.
 
-@dataclass(frozen=True)
-class _End:
-    error: BaseException | None
-
-
-def ahead(source: Generator[T], depth: int, stop: threading.Event | None = None) -> Generator[T]:
-    """The items of `source`, made in a thread that runs at most `depth` items ahead.
-
-    Ends early once `stop` is set, even where `source` is stuck. An error in `source` is raised after the items before
-    it.
+    Raises:
+        whatever `source` or `work` raised, after the results before it.
     """
-    items: queue.Queue[_Item[T] | _End] = queue.Queue(depth)
-    closed = threading.Event()
-    thread = threading.Thread(target=_produce, args=(source, items, closed), daemon=True)
-    thread.start()
+    turns = _Turns(work, source, window)
+    crew = [threading.Thread(target=turns.run, daemon=True, name=f"lane {lane}") for lane in range(threads)]
+    for thread in crew:
+        thread.start()
     try:
-        while (item := _next(items, stop)) is not None:
-            if isinstance(item, _Item):
-                yield item.value
-            elif item.error is not None:
-                raise item.error
-            else:
-                return
+        yield from turns.results(stop)
     finally:
-        closed.set()
-        thread.join(None if stop is None or not stop.is_set() else _STUCK_SECONDS)
+        turns.close()
+        patience = _STUCK_SECONDS if stop is not None and stop.is_set() else None
+        for thread in crew:
+            thread.join(patience)
+        if not any(thread.is_alive() for thread in crew):
+            source.close()
 
 
-def _produce(source: Generator[T], items: queue.Queue[_Item[T] | _End], closed: threading.Event) -> None:
-    end = _End(None)
-    try:
-        with closing(source):
-            for value in source:
-                if not _put(items, _Item(value), closed):
-                    return
-    except BaseException as error:
-        end = _End(error)
-    _put(items, end, closed)
+@dataclass(frozen=True)
+class _Result(Generic[R]):
+    """What came of an item: a value, or an error, or (no value) that there was no item."""
+
+    values: tuple[R, ...] = ()
+    error: BaseException | None = None
 
 
-def _put(items: queue.Queue[_Item[T] | _End], item: _Item[T] | _End, closed: threading.Event) -> bool:
-    """Whether the item was taken before the consumer closed."""
-    while not closed.is_set():
-        try:
-            items.put(item, timeout=_POLL_SECONDS)
-            return True
-        except queue.Full:
-            continue
-    return False
+class _Turns(Generic[T, R]):
+    """The state that the threads of `in_order` share."""
 
+    def __init__(self, work: Callable[[T], R], source: Generator[T], window: int) -> None:
+        self._work, self._source, self._window = work, source, window
+        self._turn = threading.Lock()  # held by the thread that takes an item
+        self._changed = threading.Condition()  # guards what follows
+        self._done: dict[int, _Result[R]] = {}  # results that wait for their turn
+        self._taken = 0  # items
+        self._given = 0  # results that were taken by the consumer
+        self._closed = False
 
-def _next(items: queue.Queue[_Item[T] | _End], stop: threading.Event | None) -> _Item[T] | _End | None:
-    """The next item, or None once `stop` is set."""
-    while stop is None or not stop.is_set():
-        try:
-            return items.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-    return None
+    def run(self) -> None:
+        """Take items and work on them until there are no more."""
+        while (taken := self._take()) is not None:
+            index, item = taken
+            try:
+                result = _Result((self._work(item),))
+            except BaseException as error:
+                result = _Result[R](error=error)
+                self.close()
+            self._put(index, result)
 
+    def results(self, stop: threading.Event | None) -> Generator[R]:
+        """The results in order, up to the first that is an error or the end."""
+        while (result := self._next(stop)).values:
+            yield result.values[0]
+        if result.error is not None:
+            raise result.error
 
-def in_lanes(work: Callable[[T], R], source: Generator[T], lanes: int) -> Generator[R]:
-    """`work(item)` for each item of `source`, in order, up to `lanes` at once and one more item waiting for a lane."""
-    failure: BaseException | None = None
-    pending: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-    try:
-        with closing(source):
-            while True:
-                try:
-                    item = next(source)
-                except StopIteration:
-                    break
-                except Exception as error:  # after what was read before it
-                    failure = error
-                    break
-                pending.append(pool.submit(work, item))
-                if len(pending) > lanes:
-                    yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-        if failure is not None:
-            raise failure
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def close(self) -> None:
+        """Let nobody take another item."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _take(self) -> tuple[int, T] | None:
+        with self._turn:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._taken - self._given < self._window)
+                if self._closed:
+                    return None
+            index, self._taken = self._taken, self._taken + 1
+            try:
+                return index, next(self._source)
+            except StopIteration:
+                self._put(index, _Result())
+            except BaseException as error:
+                self._put(index, _Result(error=error))
+            self.close()
+            return None
+
+    def _put(self, index: int, result: _Result[R]) -> None:
+        with self._changed:
+            self._done[index] = result
+            self._changed.notify_all()
+
+    def _next(self, stop: threading.Event | None) -> _Result[R]:
+        """The next result; an empty one once `stop` is set."""
+        with self._changed:
+            while self._given not in self._done:
+                if stop is not None and stop.is_set():
+                    return _Result()
+                self._changed.wait(_POLL_SECONDS)
+            self._given += 1
+            self._changed.notify_all()
+            return self._done.pop(self._given - 1)

@@ -1,19 +1,20 @@
-"""Stages overlap, keep order, pass errors on in their place, and end when they are closed."""
+"""Work overlaps, comes out in order, passes errors on in their place, and ends when it is closed."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from itertools import count
 
 import pytest
 
-from scorer.pipeline import ahead, in_lanes
+from scorer.pipeline import in_order
 
 
-def numbers(count: int, *, fail: bool = False, closed: list[bool] | None = None) -> Generator[int]:
+def numbers(end: int, *, fail: bool = False, closed: list[bool] | None = None) -> Generator[int]:
     try:
-        yield from range(count)
+        yield from range(end)
         if fail:
             raise ValueError("at the end")
     finally:
@@ -21,81 +22,89 @@ def numbers(count: int, *, fail: bool = False, closed: list[bool] | None = None)
             closed.append(True)
 
 
-def threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name != "MainThread"}
+def same(item: int) -> int:
+    return item
 
 
-def test_all_items_come_in_order() -> None:
-    before = threads()
-    assert list(ahead(numbers(100), 3)) == list(range(100))
-    assert threads() == before
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
 
 
-def test_lanes_keep_the_order_however_long_an_item_takes() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_all_results_come_in_order_however_long_one_takes(threads: int, window: int) -> None:
     def slow(item: int) -> int:
-        time.sleep((item * 7 % 5) / 1000)
+        time.sleep((item * 7 % 5) / 2000)
         return item * 10
 
-    assert list(in_lanes(slow, numbers(50), 4)) == [item * 10 for item in range(50)]
+    assert list(in_order(slow, numbers(50), threads, window)) == [item * 10 for item in range(50)]
 
 
-def test_lanes_work_at_the_same_time() -> None:
+def test_nothing_comes_of_nothing() -> None:
+    assert list(in_order(same, numbers(0), 3, 5)) == []
+
+
+def test_threads_work_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=60)
-    assert list(in_lanes(lambda item: (both.wait(), item)[1], numbers(6), 2)) == list(range(6))
+    assert list(in_order(lambda item: (both.wait(), item)[1], numbers(6), 2, 4)) == list(range(6))
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_an_error_in_the_source_comes_after_the_items_before_it(lanes: int) -> None:
-    items = ahead(in_lanes(lambda item: item, ahead(numbers(10, fail=True), 2), lanes), 2)
-    assert [next(items) for _ in range(10)] == list(range(10))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_the_source_comes_after_the_results_before_it(threads: int) -> None:
+    results = in_order(same, numbers(10, fail=True), threads, 4)
+    assert [next(results) for _ in range(10)] == list(range(10))
     with pytest.raises(ValueError, match="at the end"):
-        next(items)
+        next(results)
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_an_error_in_a_lane_comes_after_the_items_before_it_and_ends_the_source(lanes: int) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_in_the_work_comes_after_the_results_before_it_and_ends_the_source(threads: int) -> None:
     closed: list[bool] = []
-    items = in_lanes(lambda item: 1 // (item - 5), numbers(1000, closed=closed), lanes)
-    assert [next(items) for _ in range(5)] == [-1] * 5
+    results = in_order(lambda item: 1 // (item - 5), numbers(1000, closed=closed), threads, 4)
+    assert [next(results) for _ in range(5)] == [-1] * 5
     with pytest.raises(ZeroDivisionError):
-        next(items)
+        next(results)
     assert closed == [True]
 
 
-def test_the_source_is_never_far_ahead() -> None:
-    made = 0
-
-    def source() -> Generator[int]:
-        nonlocal made
-        for item in range(1000):
-            made += 1
-            yield item
-
-    items = ahead(source(), 2)
-    next(items)
+def test_no_more_than_the_window_is_under_way() -> None:
+    made = count()
+    results = in_order(lambda item: next(made), numbers(1000), 3, 4)
+    next(results)
     time.sleep(0.05)
-    assert made <= 4  # one taken, two waiting, one in hand
-    items.close()
+    assert next(made) <= 1 + 4
+    results.close()
 
 
-def test_closing_ends_every_stage() -> None:
-    before, closed = threads(), list[bool]()
-    items = ahead(in_lanes(lambda item: item, ahead(numbers(10**9, closed=closed), 2), 2), 2)
-    assert next(items) == 0
-    items.close()
+def test_closing_early_ends_threads_and_source() -> None:
+    closed: list[bool] = []
+    results = in_order(same, numbers(10**9, closed=closed), 3, 5)
+    assert next(results) == 0
+    results.close()
     assert closed == [True]
-    assert threads() == before
 
 
-def test_a_stop_ends_the_items_though_the_source_is_stuck() -> None:
+def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.pipeline._STUCK_SECONDS", 0.01)
     stuck, stop = threading.Event(), threading.Event()
+    closed: list[bool] = []
 
     def source() -> Generator[int]:
         yield 1
         stuck.wait()
+        closed.append(True)
 
-    items = ahead(source(), 1, stop)
-    assert next(items) == 1
+    results = in_order(same, source(), 2, 3, stop)
+    assert next(results) == 1
     stop.set()
-    assert list(items) == []
+    assert list(results) == []
+    assert not closed
     stuck.set()
+    while threading.active_count() > 1 and not closed:
+        time.sleep(0.01)
+    for thread in threading.enumerate():
+        if thread.name.startswith("lane"):
+            thread.join()
