@@ -123,7 +123,7 @@ def _scaling(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
     if module.scaling == "fisher":
         x = t.scale(_join(name, "weight"), x, _array(module.weight))
     width = t.ops[x].width
-    return t.scale(name, t.unary(_join(name, "unit"), "normalise", x, eps=1e-12 * width), width**0.5)
+    return t.scale(name, t.unary(_join(name, "unit"), "normalise", x, eps=models.EPSILON * width), width**0.5)
 
 
 def _recurrent(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:

@@ -19,6 +19,9 @@ from torch.nn import functional
 
 from train.config import ModelConfig
 
+EPSILON = 1e-6
+"""Added to a vector's mean square before the root, for vectors of zeros; ONNX Runtime's fusions lose one of 1e-12."""
+
 
 class Scaling(nn.Module):
     """One input's scaling: (B, F) -> (B, F).
@@ -57,7 +60,7 @@ class Scaling(nn.Module):
         if self.scaling == "fisher":
             x_BF = x_BF * self.weight
         if self.scaling in ("l2", "fisher"):
-            return x_BF * torch.rsqrt(x_BF.square().mean(dim=1, keepdim=True) + 1e-12)
+            return x_BF * torch.rsqrt(x_BF.square().mean(dim=1, keepdim=True) + EPSILON)
         if self.scaling == "standard":
             return (x_BF - self.mean) / self.std
         return x_BF
