@@ -21,6 +21,7 @@ from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp
 from scorer.model import Model
+from scorer.paths import absolute
 from scorer.rows import HEADER, format_rows
 from scorer.stream import Stream, streamed
 from scorer.tally import count_duplicates, id_keys, measure, observe
@@ -263,7 +264,7 @@ class _Run:
             "duplicates": duplicates,
             "metrics": metrics,
             "shards": [
-                {"path": os.path.abspath(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
+                {"path": absolute(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
                 for path, (stamp, records) in zip(job.shards, finished, strict=True)
             ],
         }
@@ -272,8 +273,7 @@ class _Run:
 def _sink(job: Job, model: Model) -> AbstractContextManager[Output | Stream]:
     where = places(job.output)
     if where is not None:
-        shards = [os.path.abspath(path) for path in job.shards]
-        return opened(where, _options(job, model), shards, job.leftovers)
+        return opened(where, _options(job, model), [absolute(path) for path in job.shards], job.leftovers)
     if job.leftovers == "resume":
         raise UsageError(f"--resume needs a file, and {job.output} is none", remedy="leave --resume out")
     return streamed(job.output)

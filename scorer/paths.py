@@ -29,6 +29,14 @@ def find_shards(names: Sequence[str], output: str | None = None) -> list[str]:
     return shards
 
 
+def absolute(path: str) -> str:
+    """`path` from the root of the file system. Raises InputError where the working folder was removed."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: the working folder is gone", remedy="change to another") from None
+
+
 def find_model(name: str | None) -> tuple[str, str]:
     """The model file for --model `name`, and in words where it came from.
 

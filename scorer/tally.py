@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scorer.metrics import Metrics, find_hits
 
 _BLOCK_ROWS = 1 << 13
-_PASS_ROWS = 1 << 20  # keys sorted at once: 8 MB
+_PASS_ROWS = 1 << 19  # keys sorted at once: 4 MB, and as much to gather them
 _LONG_ID = 64  # bytes; longer ids are hashed one by one
 _WORDS = np.arange(1, _LONG_ID // 8 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # one constant a word
 
@@ -39,7 +39,7 @@ def id_keys(ids: Sequence[bytes]) -> bytes:
 def count_duplicates(keys: BinaryIO, rows: int) -> int:
     """How many of the first `rows` keys in the file stand there already: rows less distinct keys.
 
-    One pass over the file per 1,048,576 rows, each sorting the keys of one remainder class.
+    One pass over the file per 524,288 rows, each sorting the keys of one remainder class.
     """
     passes = -(-rows // _PASS_ROWS)
     return sum(_duplicates_among(keys, rows, passes, remainder) for remainder in range(passes))

@@ -35,7 +35,7 @@ def test_keys_of_similar_ids_differ() -> None:
     assert len(np.unique(np.frombuffer(id_keys(ids), np.uint64))) == len(ids)
 
 
-@pytest.mark.parametrize("pass_rows", [10, 1 << 20])
+@pytest.mark.parametrize("pass_rows", [10, 1 << 19])
 def test_duplicates_are_rows_less_distinct_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pass_rows: int) -> None:
     monkeypatch.setattr(tally, "_PASS_ROWS", pass_rows)
     assert duplicates([], tmp_path) == 0
