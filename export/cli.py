@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
 def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, list[str]]) -> None:
     from export.build import export_to, open_source
     from export.names import read_names
-    from export.report import show
+    from export.report import show, time_files
     from train.checkpoint import load
 
     loaded = load(checkpoint)
@@ -118,12 +119,15 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
-        path = options.out / f"{source.checkpoint.config.name}{suffix}.onnx"
-        written.append(export_to(path, source, precision, check, calibration))
-        _copy(path, options.out / "default.onnx")
+        path = options.out / f"{loaded.config.name}{suffix}.onnx"
+        with _status(f"{path}: converting and checking"):
+            written.append(export_to(path, source, precision, check, calibration))
+            _copy(path, options.out / "default.onnx")
     if options.draw:
         _draw(options.out / f"{loaded.config.name}.png", source)
-    show(source, written, check, speed=not options.no_speed)
+    with _status(f"{loaded.config.name}: timing against the plain export"):
+        speed = None if options.no_speed else time_files(source, written, check)
+    show(source, written, check, speed)
 
 
 def _videos(paths: dict[str, list[str]], source: Source, precisions: Sequence[str]) -> tuple[Videos, Videos]:
@@ -182,6 +186,13 @@ def _copy(source: Path, target: Path) -> None:
 
     with replacing(target) as part:
         shutil.copyfile(source, part)
+
+
+def _status(text: str) -> AbstractContextManager[object]:
+    """A line that moves on standard error while something takes its time; nothing where that is no terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
 
 
 def _tell(line: str) -> None:

@@ -1,10 +1,13 @@
-"""What `export` shows: the graph before and after, the gates' reports, and the speed against the plain export."""
+"""What `export` shows: the graph before and after, speed against the plain export, and the gates' reports."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,32 +18,57 @@ from export.speed import measure
 from export.videos import Videos
 from scorer.model import Model
 
+_PLAIN = "plain export"
 
-def show(source: Source, written: Sequence[Exported], check: Videos, *, speed: bool) -> None:
+
+@dataclass(frozen=True)
+class Speed:
+    """What was timed: videos/s by file name, the plain export's among them, and its size in bytes."""
+
+    rates: Mapping[str, float]
+    plain_bytes: int
+
+    def cells(self, name: str) -> list[str]:
+        return [f"{self.rates[name]:,.0f}", f"{self.rates[name] / self.rates[_PLAIN]:.2f}"]
+
+
+def time_files(source: Source, written: Sequence[Exported], check: Videos) -> Speed:
+    """Time each file against the plain export of the same checkpoint, about a second each."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.onnx"
+        size = write(path, plain_export(source.model, source.checkpoint.config.inputs, source.metadata))
+        models = {_PLAIN: Model.open(str(path), device="cpu")}
+        models |= {exported.path.name: Model.open(str(exported.path), device="cpu") for exported in written}
+        return Speed(measure(models, check), size)
+
+
+def show(source: Source, written: Sequence[Exported], check: Videos, speed: Speed | None) -> None:
     """Print tables on standard output."""
-    console = Console()
-    console.print(_graph_table(source, written))
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(_graphs(source, written, speed))
     if source.after is None:
-        console.print("no rule of the exporter reads this model: it was exported plainly")
-    for exported in written:
-        console.print(f"{exported.path}: {_gates(exported)}", highlight=False)
-    if speed:
-        for line in _speed_lines(source, written, check):
-            console.print(line, highlight=False)
+        console.print("export/trace.py does not know this model's layers: it was exported plainly")
+    console.print(_gates(written))
+    console.print(f"checked on {check.source}, alone and in batches of up to 1,024")
+    if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):
+        console.print("quality was not measured: that takes 2,000 labelled videos, given with --check")
+    if any(exported.precision == "fp16" for exported in written):
+        console.print("fp16 is for CUDA: on a CPU it is no faster than fp32")
 
 
-def _graph_table(source: Source, written: Sequence[Exported]) -> Table:
-    table = Table("", "operators", "parameters", "FLOPs/video", "bytes", title=source.checkpoint.config.name)
+def _graphs(source: Source, written: Sequence[Exported], speed: Speed | None) -> Table:
+    columns = ["", "operators", "parameters", "FLOPs/video", "bytes", *(["videos/s", "x plain"] if speed else [])]
+    table = Table(*columns, title=source.checkpoint.config.name)
     for column in table.columns[1:]:
         column.justify = "right"
     before, after = source.before, source.after
     if before:
-        table.add_row(
-            "checkpoint", *_numbers(len(before.ops), before.parameters(), before.flops(), 4 * before.parameters())
-        )
+        size = speed.plain_bytes if speed else 4 * before.parameters()
+        row = _numbers(len(before.ops), before.parameters(), before.flops(), size)
+        table.add_row("as trained", *row, *(speed.cells(_PLAIN) if speed else []))
     for exported in written:
-        flops = after.flops() if after else 0
-        table.add_row(exported.path.name, *_numbers(exported.nodes, exported.parameters, flops, exported.bytes))
+        row = _numbers(exported.nodes, exported.parameters, after.flops() if after else 0, exported.bytes)
+        table.add_row(exported.path.name, *row, *(speed.cells(exported.path.name) if speed else []))
     return table
 
 
@@ -48,36 +76,22 @@ def _numbers(*values: int) -> list[str]:
     return [f"{value:,}" for value in values]
 
 
-def _gates(exported: Exported) -> str:
-    report = exported.report
-    texts = []
+def _gates(written: Sequence[Exported]) -> Table:
+    table = Table("written", "against the checkpoint", "in other company")
+    for exported in written:
+        bits = exported.report["independence"]["same_bits"]
+        company = "the same bits" if bits else f"within {exported.report['independence']['bound']:.0e}"
+        table.add_row(str(exported.path), _agreement(exported.report), company)
+    return table
+
+
+def _agreement(report: Mapping[str, Any]) -> str:
     if "pytorch" in report:
         parity = report["pytorch"]
-        texts.append(f"within {parity['max_difference']:.0e} of PyTorch (bound {parity['bound']:.0e}), batches of "
-                     f"{', '.join(map(str, parity['batches']))}, {parity['videos']}")  # fmt: skip
-    if "quality" in report:
-        texts.append(_quality(report["quality"]))
-    if exported.precision == "fp16":
-        texts.append("for CUDA: on a CPU it is no faster than fp32")
-    bits = "the same bits" if report["independence"]["same_bits"] else "the same answers"
-    texts.append(f"{bits} alone and in company")
-    return "; ".join(texts)
-
-
-def _quality(quality: dict) -> str:
-    overlap = f"{quality['overlap']:.2%} of the top-10 kept on {quality['videos']}"
-    if quality["quality"] == "not measured":
-        return f"{overlap}; quality was not measured: --check had too few labelled videos"
-    changes = ", ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in quality["quality"].items())
-    return f"{overlap}; {changes}"
-
-
-def _speed_lines(source: Source, written: Sequence[Exported], check: Videos) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plain.onnx"
-        write(path, plain_export(source.model, source.checkpoint.config.inputs, source.metadata))
-        models = {"plain export": Model.open(str(path), device="cpu")}
-        models |= {str(exported.path): Model.open(str(exported.path), device="cpu") for exported in written}
-        rates = measure(models, check)
-    plain = rates["plain export"]
-    return [f"{name}: {rate:,.0f} videos/s, {rate / plain:.2f} x the plain export" for name, rate in rates.items()]
+        return f"within {parity['max_difference']:.0e} of each probability (bound {parity['bound']:.0e}), same top-10"
+    quality = report["quality"]
+    lines = [f"{quality['overlap']:.2%} of the top-10"]
+    if quality["quality"] != "not measured":
+        changes = [(name, *pair) for name, pair in quality["quality"].items() if name[:4] in ("MAP@", "GAP@")]
+        lines += [f"{name} {before:.4f} -> {after:.4f}" for name, before, after in changes]
+    return ", ".join(lines)
