@@ -19,6 +19,7 @@ job that was killed between any two of them.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -345,9 +346,12 @@ def _replace_with(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` survive a power loss."""
+    """Make renames and removals in `folder` survive a power loss, where its file system can do that."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
