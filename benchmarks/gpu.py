@@ -80,7 +80,7 @@ class Resident:
         runtime = import_runtime()
         self.size = model.batch_size
         self.session = open_cuda(runtime, path, gpu, tf32=tf32)
-        self.options = without_graph(runtime)
+        self.options = runtime.RunOptions() if graph else without_graph(runtime)
         if graph:
             self.options.add_run_config_entry("gpu_graph_id", "1")
         kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
@@ -89,6 +89,7 @@ class Resident:
         for name, width in model.inputs.items():
             values = random.normal(size=(self.size, width)).astype(kind)
             self.binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(values, "cuda", gpu))
+        self.binding.bind_ortvalue_input("k", runtime.OrtValue.ortvalue_from_numpy(np.array([10])))
         outputs: tuple[tuple[str, type], ...] = (("scores", np.float32), ("labels", np.int64))
         for name, number in outputs:
             tensor = runtime.OrtValue.ortvalue_from_shape_and_type([self.size, 10], number, "cuda", gpu)
