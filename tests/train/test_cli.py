@@ -19,7 +19,8 @@ from train import checkpoint
 from train.cli import main
 
 TINY = shlex.split(
-    "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16"
+    "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16 "
+    "schedule=constant warmup=0"
 )
 ROOT = Path(__file__).parents[2]
 
@@ -203,8 +204,10 @@ def test_two_processes_give_the_metrics_of_one() -> None:
         for runs in ("one", "two")
     )
     for expected, found in zip(one, two, strict=True):
-        for name in ("loss", "valid_loss", "MAP@10", "GAP@20", "Hit@1", "PERR"):
-            assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+        for name in ("loss", "valid_loss"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+        for name in ("MAP@10", "GAP@20", "Hit@1", "PERR"):
+            assert found[name] == pytest.approx(expected[name], abs=0.005), name
 
 
 def test_help_imports_nothing_heavy() -> None:
