@@ -16,7 +16,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.batches import Batch, Position, batches
+from scorer.batches import BEGINNING, Batch, Position, batches
 from scorer.cores import usable_cores
 from scorer.model import Model
 from scorer.pipeline import in_order
@@ -24,7 +24,6 @@ from scorer.pipeline import in_order
 T = TypeVar("T")
 OnError: TypeAlias = Literal["fail", "skip"]
 
-BEGINNING = Position(0, 0, 0)
 _MORE_THREADS = 1  # than lanes: one decodes and formats while the others keep the cores busy
 _MORE_THREADS_FOR_GPU = 3  # which has to be fed faster
 _VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scorer.answers import BEGINNING, Answer, Answers, OnError
-from scorer.batches import Batch
+from scorer.answers import Answer, Answers, OnError
+from scorer.batches import BEGINNING, Batch
 from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp

@@ -1,9 +1,10 @@
 """Kill `score` at random moments, resume it, and compare its bytes with those of an uninterrupted run.
 
-    python -m tests.scorer.crash --kills 200 --model models/default.onnx '../shared/data/yt8m/validate00[01]*.tfrecord'
+    python -m tests.scorer.crash --kills 200 --model scorer/bundled/default.onnx '../shared/data/yt8m/validate00[01]*.tfrecord'
 
-Every run commits after each batch, so that kills land between, before and within commits; every resumed run takes
-another batch size and number of threads. A run that ends before it is killed is compared and the next one begins anew.
+Every run commits after each batch, so that kills land between, before and within commits, and takes another batch size
+and another number of threads and of decoding processes. A run that ends before it is killed is compared and the next
+one begins anew.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _one_job(
 ) -> None:
     """Begin a job, kill and resume it until it ends by itself, compare, and clear up."""
     while True:
-        options = ["--resume", "--batch-size", str(chance.choice((1, 7, 64, 150))), "--threads", chance.choice("12")]
+        options = ["--resume", "--batch-size", str(chance.choice((1, 7, 64, 150)))]
+        options += ["--threads", chance.choice("12"), "--workers", chance.choice("002")]
         process = _start(shards, model, output, *options)
         if tally.kills < kills:
             try:
