@@ -1,6 +1,6 @@
 """Kill `score` at random moments, resume it, and compare its bytes with those of an uninterrupted run.
 
-    python -m tests.scorer.crash --kills 200 --model scorer/bundled/default.onnx '../shared/data/yt8m/validate00[01]*.tfrecord'
+    python -m tests.scorer.crash --kills 200 '../shared/data/yt8m/validate00[01]*.tfrecord'
 
 Every run commits after each batch, so that kills land between, before and within commits, and takes another batch size
 and another number of threads and of decoding processes. A run that ends before it is killed is compared and the next
@@ -21,6 +21,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from scorer.paths import BUNDLED
 
 KILLED = -signal.SIGKILL
 
@@ -122,7 +124,7 @@ def _files_of(output: Path) -> dict[str, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+")
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
