@@ -34,8 +34,9 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
     taken = sorted(set(graph.inputs) & set(RESERVED))
     if taken:
         raise ModelError(f"a feature called {taken[0]!r} cannot be an input", remedy="rename it in the shards")
-    writer = _Writer(np.float16 if precision == "fp16" else np.float32)
+    writer = _Writer()
     for name, op in graph.ops.items():
+        writer.enter(name, op)
         _WRITERS[op.kind](writer, name, op)
     body = helper.make_graph(writer.nodes, "yt8m", [], [], writer.initialisers)
     finish(body, graph.output, graph.inputs)
@@ -90,11 +91,19 @@ def _output_infos() -> list[Any]:
 class _Writer:
     """Collects nodes and initialisers; equal initialisers are stored once."""
 
-    def __init__(self, weights: type[np.float16] | type[np.float32]) -> None:
-        self._weights = weights
+    def __init__(self) -> None:
+        self._half: set[str] = set()
+        self._weights: type[np.float16] | type[np.float32] = np.float32
         self.nodes: list[NodeProto] = []
         self.initialisers: list[TensorProto] = []
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def enter(self, name: str, op: Op) -> None:
+        """Operator `name` is next: what follows a cast to float16 has float16 weights, up to the cast back."""
+        half = op.kind == "half" or (op.kind != "single" and any(i in self._half for i in op.inputs))
+        if half:
+            self._half.add(name)
+        self._weights = np.float16 if half else np.float32
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node of one output and give that output's name, which is the node's as well."""
@@ -102,7 +111,7 @@ class _Writer:
         return output
 
     def floats(self, name: str, value: NDArray) -> str:
-        """Store float64 weights, rounded once to the precision of the file; gives the initialiser's name."""
+        """Store float64 weights, rounded once to the precision of the operator; gives the initialiser's name."""
         return self.exact(name, np.asarray(value, self._weights))
 
     def exact(self, name: str, value: NDArray) -> str:
@@ -176,7 +185,7 @@ def _narrow(values: NDArray) -> NDArray:
 def _normalise(writer: _Writer, name: str, op: Op) -> None:
     x = op.inputs[0]
     total = writer.node("ReduceSumSquare", [x], f"{name}.sum", axes=[1], keepdims=1)
-    safe = writer.node("Add", [total, writer.exact(f"{name}.eps", op.values["eps"].astype(np.float32))], f"{name}.safe")
+    safe = writer.node("Add", [total, writer.floats(f"{name}.eps", op.values["eps"])], f"{name}.safe")
     writer.node("Div", [x, writer.node("Sqrt", [safe], f"{name}.norm")], name)
 
 

@@ -10,7 +10,7 @@ int8 (`quantise`): every Dense multiplies 8-bit integers, unsigned activations b
   reading 7-bit weights would cost a whole one.
 - Everything between two Dense stays float32, as do sums, biases and the final Sigmoid.
 
-fp16 (`halve`): weights and activations in half precision, for CUDA's tensor cores; inputs, their normalisation and the
+fp16 (`halve`): weights and activations in half precision, for CUDA's tensor cores; inputs, their scaling and the
 final Sigmoid stay float32.
 """
 
@@ -122,7 +122,7 @@ def _quantised_concats(graph: Graph) -> Graph:
 
 
 def halve(graph: Graph) -> Graph:
-    """`graph` in fp16 from behind its inputs (and their normalisation) to its logits.
+    """`graph` in fp16 from behind its inputs (and their scaling) to its logits.
 
     Raises ModelError where a weight does not fit into fp16.
     """
@@ -132,7 +132,7 @@ def halve(graph: Graph) -> Graph:
     ops: dict[str, Op] = {}
     half: dict[str, str] = {}
     for name, op in graph.ops.items():
-        single = op.kind == "input" or (op.kind == "normalise" and graph.ops[op.inputs[0]].kind == "input")
+        single = op.kind == "input" or (op.kind in ("affine", "normalise") and op.inputs[0] in half)
         ops[name] = op if single else replace(op, inputs=tuple(half.get(i, i) for i in op.inputs))
         if single:
             half[name] = f"{name}.half"

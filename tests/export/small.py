@@ -13,7 +13,7 @@ from torch import nn
 from tests.shards import example, write_shard
 from train.checkpoint import Checkpoint, save
 from train.config import PAPER, ModelConfig, TrainConfig
-from train.models import build
+from train.models import Scaling, build
 
 SIZES: dict[str, Any] = {
     "inputs": (("mean_rgb", 24), ("mean_audio", 6)),
@@ -36,12 +36,13 @@ CONFIGS = {
     "dmrnet": replace(PAPER["dmrnet"], **SIZES),
     "dmrnet-deep": replace(PAPER["dmrnet"], **SIZES, input_blocks=3, joint_blocks=2),
     "dmrnet-run": replace(PAPER["dmrnet"], **SIZES, form="run", scaling="l2"),
+    "dmrnet-fisher": replace(PAPER["dmrnet"], **SIZES, form="run", scaling="fisher"),
     "dmrnet-run-deep": replace(PAPER["dmrnet"], **SIZES, form="run", input_blocks=2, joint_blocks=3),
 }
 
 
 def small_model(config: ModelConfig) -> nn.Module:
-    """The model in evaluation mode; BatchNorms have seen data, some of their scales are negative."""
+    """The model in evaluation mode; BatchNorms and scalings have seen data, some scales are negative."""
     torch.manual_seed(0)
     model = build(config)
     for module in model.modules():
@@ -52,11 +53,9 @@ def small_model(config: ModelConfig) -> nn.Module:
             module.running_var.uniform_(0.5, 2)
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
-    for name, buffer in model.named_buffers():
-        if name.endswith(".std"):
-            buffer.uniform_(0.5, 2)
-        if name.endswith(".mean"):
-            buffer.normal_(0, 0.3)
+        if isinstance(module, Scaling):
+            for buffer in module.buffers():
+                buffer.uniform_(0.5, 2)
     return model.eval()
 
 

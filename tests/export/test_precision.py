@@ -23,7 +23,9 @@ from scorer.errors import ModelError
 from scorer.model import Model
 from tests.export.small import CONFIGS, small_model
 
-METADATA = {"yt8m.format": "1", "yt8m.labels": "40"}
+
+def metadata(graph: Graph) -> dict[str, str]:
+    return {"yt8m.format": "1", "yt8m.labels": str(graph.labels)}
 
 
 def reduced(name: str) -> tuple[Graph, Features]:
@@ -48,7 +50,7 @@ def answers(path: Path, features: Features) -> np.ndarray:
 def test_int8_runs_as_the_integers_say(name: str, tmp_path: Path) -> None:
     graph, features = reduced(name)
     quantised = quantise(graph, features)
-    onnx.save(to_onnx(quantised, "int8", METADATA), tmp_path / "model.onnx")
+    onnx.save(to_onnx(quantised, "int8", metadata(graph)), tmp_path / "model.onnx")
     assert np.abs(answers(tmp_path / "model.onnx", features) - probabilities(quantised, features)).max() < 1e-5
     assert np.abs(probabilities(quantised, features) - probabilities(graph, features)).max() < 0.1
     assert "dense" not in {op.kind for op in quantised.ops.values()}
@@ -57,7 +59,7 @@ def test_int8_runs_as_the_integers_say(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bilstm", "dmrnet-run"])
 def test_int8_gives_a_video_the_same_bits_in_any_company(name: str, tmp_path: Path) -> None:
     graph, features = reduced(name)
-    onnx.save(to_onnx(quantise(graph, features), "int8", METADATA), tmp_path / "model.onnx")
+    onnx.save(to_onnx(quantise(graph, features), "int8", metadata(graph)), tmp_path / "model.onnx")
     together = answers(tmp_path / "model.onnx", features)
     for row in range(20):
         alone = answers(tmp_path / "model.onnx", {n: v[row : row + 1] for n, v in features.items()})
@@ -88,7 +90,7 @@ def test_activation_ranges_are_covered_and_zero_is_exact(low: float, high: float
 
 def test_calibrating_twice_gives_the_same_file() -> None:
     graph, features = reduced("lstm")
-    first, second = (to_onnx(quantise(graph, features), "int8", METADATA).SerializeToString() for _ in range(2))
+    first, second = (to_onnx(quantise(graph, features), "int8", metadata(graph)).SerializeToString() for _ in range(2))
     assert first == second
 
 
@@ -101,7 +103,7 @@ def test_int8_wants_a_dense() -> None:
 @pytest.mark.parametrize("name", ["bilstm", "lstm-l2", "dmrnet"])
 def test_fp16_is_near(name: str, tmp_path: Path) -> None:
     graph, features = reduced(name)
-    onnx.save(to_onnx(halve(graph), "fp16", METADATA), tmp_path / "model.onnx")
+    onnx.save(to_onnx(halve(graph), "fp16", metadata(graph)), tmp_path / "model.onnx")
     assert np.abs(answers(tmp_path / "model.onnx", features) - probabilities(graph, features)).max() < 5e-3
 
 
@@ -118,7 +120,7 @@ def test_fp16_refuses_weights_that_it_cannot_hold() -> None:
 def test_the_reference_evaluator_agrees(name: str, precision: str) -> None:
     graph, features = reduced(name)
     graph = quantise(graph, features) if precision == "int8" else graph
-    model = to_onnx(graph, precision, METADATA)
+    model = to_onnx(graph, precision, metadata(graph))
     onnx.checker.check_model(model, full_check=True)
     if precision == "int8":  # the evaluator knows DequantizeLinear from opset 19 on, which means the same
         model.opset_import[0].version = 19
