@@ -26,12 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
+from scorer.contract import OUTPUTS
 from scorer.errors import DeviceError, Yt8mError
 from scorer.job import Job, score
 from scorer.model import Model
 from scorer.paths import find_shards
 from scorer.runtime import import_runtime, open_cuda, without_graph
 
+K = 10
 GOAL, GOAL_RATIO = 1_000_000, 0.5
 
 
@@ -85,15 +87,19 @@ class Resident:
             self.options.add_run_config_entry("gpu_graph_id", "1")
         kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
         random = np.random.default_rng(0)
+        tensors = {
+            name: runtime.OrtValue.ortvalue_from_numpy(random.normal(size=(self.size, width)).astype(kind), "cuda", gpu)
+            for name, width in model.inputs.items()
+        }
+        tensors["k"] = runtime.OrtValue.ortvalue_from_numpy(np.array([K]))
+        make = runtime.OrtValue.ortvalue_from_shape_and_type
+        tensors["scores"] = make([self.size, K], np.float32, "cuda", gpu)
+        tensors["labels"] = make([self.size, K], np.int64, "cuda", gpu)
+        self.tensors = tensors  # the binding does not keep them
         self.binding = self.session.io_binding()
-        for name, width in model.inputs.items():
-            values = random.normal(size=(self.size, width)).astype(kind)
-            self.binding.bind_ortvalue_input(name, runtime.OrtValue.ortvalue_from_numpy(values, "cuda", gpu))
-        self.binding.bind_ortvalue_input("k", runtime.OrtValue.ortvalue_from_numpy(np.array([10])))
-        outputs: tuple[tuple[str, type], ...] = (("scores", np.float32), ("labels", np.int64))
-        for name, number in outputs:
-            tensor = runtime.OrtValue.ortvalue_from_shape_and_type([self.size, 10], number, "cuda", gpu)
-            self.binding.bind_ortvalue_output(name, tensor)
+        for name, tensor in tensors.items():
+            bind = self.binding.bind_ortvalue_output if name in OUTPUTS else self.binding.bind_ortvalue_input
+            bind(name, tensor)
         self.rate(0.1)
 
     def rate(self, seconds: float) -> float:

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.contract import OUTPUTS
 from scorer.errors import DeviceError
 from scorer.runtime import CUDA, Session, without_graph
 
@@ -141,7 +142,8 @@ class CudaLane:
         make = self._runtime.OrtValue.ortvalue_from_shape_and_type
         tensors = {name: make(list(shape), kind, "cuda", self._device) for name, (shape, kind) in shapes.items()}
         arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
-        buffers = Buffers(arrays, tensors, self._bind(tensors, list(inputs), k))
+        tensors["k"] = self._runtime.OrtValue.ortvalue_from_numpy(np.array([k], np.int64))
+        buffers = Buffers(arrays, tensors, self._bind(tensors))
         for name in inputs:
             self._cuda.upload(tensors[name].data_ptr(), arrays[name], self._stream)  # zeros
         self._cuda.wait(self._stream)
@@ -167,13 +169,12 @@ class CudaLane:
         self._cuda.wait(stream)
         return scores[:videos, :k].copy(), labels[:videos, :k].copy()
 
-    def _bind(self, tensors: Mapping[str, Any], inputs: list[str], k: int) -> Any:
+    def _bind(self, tensors: Mapping[str, Any]) -> Any:
+        """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""
         binding = self._session.io_binding()
-        for name in inputs:
-            binding.bind_ortvalue_input(name, tensors[name])
-        binding.bind_ortvalue_input("k", self._runtime.OrtValue.ortvalue_from_numpy(np.array([k], np.int64)))
-        for name in ("scores", "labels"):
-            binding.bind_ortvalue_output(name, tensors[name])
+        for name, tensor in tensors.items():
+            bind = binding.bind_ortvalue_output if name in OUTPUTS else binding.bind_ortvalue_input
+            bind(name, tensor)
         return binding
 
     def _choose_graph(self, buffers: Buffers) -> None:

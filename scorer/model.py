@@ -69,7 +69,7 @@ class _CpuLane:
         """Nothing to prepare: memory is found while a batch runs."""
 
     def run(self, features: Arrays, k: int) -> Answers:
-        """A video alone runs as two: the matrix-vector kernel, where one is chosen, rounds otherwise than the matrix's."""
+        """A video alone runs as two: a matrix-vector kernel, where one is chosen, rounds otherwise."""
         videos = len(next(iter(features.values())))
         if videos == 1:
             features = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}
