@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from scorer.errors import PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
+from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
 from scorer.progress import printable
 from scorer.signals import StopRequest, stop_on_signals
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scorer.job import Job, Progress, Report
     from scorer.model import Model
 
-BROKEN_PIPE = 141
 _PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
 
 _EPILOG = """\
@@ -90,6 +89,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:N or cuda:N,M [auto: CUDA where it opens]"
     )
+    group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products, of 10 bits")
     group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
 
 
@@ -109,7 +109,6 @@ def _add_error_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch-size", type=_at_least(1), metavar="N", help="videos per run of the model")
-    group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products of 10 bits")
     group.add_argument("--threads", type=_at_least(1), metavar="N", help="CPU threads that compute [all usable cores]")
     group.add_argument(
         "--workers", type=_at_least(0), metavar="N", help="decoding processes [none until the model waits]"

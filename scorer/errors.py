@@ -13,7 +13,8 @@
     └── TrainingError           12    training that cannot go on (NaN loss, no labels, too few videos)
 
 Codes without an exception: 0 done, 1 a bug of ours, 10 done with records set aside, 130 and 143 stopped by
-SIGINT and SIGTERM. The commands alone turn an error into one line on stderr and its exit code.
+SIGINT and SIGTERM, 141 the reader of a pipe has gone. The commands alone turn an error into one line on stderr and its
+exit code.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 PARTIAL_SUCCESS = 10
-INTERRUPTED = 130
-TERMINATED = 143
+BROKEN_PIPE = 141
 
 
 class Yt8mError(Exception):

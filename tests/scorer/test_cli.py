@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from scorer import cli
+from scorer.errors import BROKEN_PIPE
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
 
@@ -299,7 +300,7 @@ def test_a_closed_pipe_ends_quietly(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scorer", shard, "-o", "-", "--model", model]
     result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    assert (result.returncode, result.stderr) == (cli.BROKEN_PIPE, "")
+    assert (result.returncode, result.stderr) == (BROKEN_PIPE, "")
 
 
 def test_help_imports_nothing_heavy() -> None:
