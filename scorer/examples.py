@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scorer import protobuf
 from scorer.errors import RecordError, ShardError
 from scorer.framing import Frames
-from scorer.layouts import Ints, Layouts, Places
+from scorer.layouts import Ints, Layouts
 
 Octets: TypeAlias = NDArray[np.uint8]
 
@@ -92,7 +92,7 @@ class Records:
         self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
 
     def _decode(self, layouts: Layouts) -> None:
-        places = self._find(layouts)
+        places = layouts.find(self._frames.block, self._frames.starts, self._frames.lengths)
         self._at, self.labelled = places.at, places.labelled
         odd = ~places.known
         if odd.any():
@@ -105,15 +105,6 @@ class Records:
         self.labels = _labels(octets, places.at[-1], self.label_sizes, odd)
         if odd.any():
             self._mend(np.flatnonzero(odd).tolist())
-
-    def _find(self, layouts: Layouts) -> Places:
-        frames = self._frames
-        places = layouts.find(frames.block.words, frames.starts, frames.lengths)
-        if not places.known.all():
-            strange = [row for row in np.flatnonzero(~places.known).tolist() if row not in self.bad]
-            if layouts.learn(frames.payload(row) for row in strange):
-                return layouts.find(frames.block.words, frames.starts, frames.lengths)
-        return places
 
     def _mend(self, rows: Iterable[int]) -> None:
         """Decode `rows` through protobuf, as far as they are not known to be bad."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import InputError, RecordError, ShardError
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 2 << 20
 """Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile."""
 MAX_RECORD_BYTES = 8 << 20
 """A longer payload is checked piecewise and refused, so that no shard can fill the memory."""

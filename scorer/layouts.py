@@ -6,18 +6,19 @@ A tf.Example as every common writer makes it is
 
 with one entry of the map per feature, where kind is 0A bytes_list, 12 float_list or 1A int64_list and tag is 0A. All
 of an entry but its data is its header. Equal headers mean equal structure, so a header is taken apart once
-(`Layouts.learn`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
+(`_entry`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
 free. A record with anything else in it is left to protobuf.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scorer.framing import Block
 
 Ints = NDArray[np.int64]
 
@@ -29,6 +30,8 @@ MAX_HEADER_BYTES = 256
 
 _MAX_ENTRIES = 32
 _MAX_HEADERS = 1024
+_MAX_LEARNT = 64  # headers at a time
+_MAX_ROUNDS = 8  # times in a block, so that a shard made to be learnt from costs no more than to parse it
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
 _WORD = 8
 _HASH, _HASH_SHIFT = np.int64(-7046029254386353131), 50  # 2**64 / golden ratio; 14 bits stay
@@ -76,51 +79,60 @@ class Layouts:
         self._sure = 0  # how many entries every record had so far: no need to look for an end before them
         self._index()
 
-    def find(self, words: Ints, starts: Ints, lengths: Ints) -> Places:
-        """Take apart n >= 1 records.
-
-        words: int64, the eight bytes from every byte of the block on; it reaches MAX_HEADER_BYTES past the last record.
-        starts, lengths: int64 (n,) where each payload starts, and its length.
-        """
-        begins, stops, known = _spans(words, starts, lengths)
-        kinds, places, ends, full = self._walk(words, begins, stops)
-        known &= ends == stops
-        equal = self._equal(words, places, kinds)
-        if not equal.all():
-            known &= (equal.all(axis=2) | (kinds == _NOTHING)).all(axis=0)
-        if known.all():
-            self._sure = full
-        elif self._sure:
-            self._sure = 0
-            return self.find(words, starts, lengths)
+    def find(self, block: Block, starts: Ints, lengths: Ints) -> Places:
+        """Take apart n >= 1 records: int64 (n,) where each payload starts in `block`, and its length."""
+        begins, stops, framed = _spans(block.words, starts, lengths)
+        rounds = 0
+        while True:
+            kinds, places, ends, full = self._walk(block.words, begins, stops)
+            known = framed & (ends == stops)
+            equal = self._equal(block.words, places, kinds)
+            if not equal.all():
+                same = equal.all(axis=2) | (kinds == _NOTHING)
+                known &= same.all(axis=0)
+            if known.all():
+                self._sure = full
+                break
+            if self._sure:
+                self._sure = 0  # perhaps some records have fewer entries than all had until now
+            elif rounds == _MAX_ROUNDS or equal.all() or not self._learn(block, places, stops, framed, same):
+                break
+            else:
+                rounds += 1
         return self._collect(known, kinds, places)
 
-    def learn(self, payloads: Iterable[bytes]) -> bool:
-        """Remember the headers of these records as far as they are of this kind; whether any was new."""
-        new: dict[bytes, _Header] = {}
-        for payload in payloads:
-            found = [self._header(*entry) for entry in _entries(payload)]
-            if None not in found:  # else the record stays protobuf's
-                new |= {header.content: header for header in found if header and header.content not in self._headers}
+    def _learn(
+        self, block: Block, places: Ints, stops: Ints, framed: NDArray[np.bool_], same: NDArray[np.bool_]
+    ) -> bool:
+        """Remember the headers that the walk did not know, one of each first word; whether any was new."""
+        rows = np.flatnonzero(framed & ~same.all(axis=0))
+        at = places[same[:, rows].argmin(axis=0), rows]
+        _, some = np.unique(block.words[at], return_index=True)
+        found = [self._header(block, int(at[i]), int(stops[rows[i]])) for i in some[:_MAX_LEARNT].tolist()]
+        new = {header.content: header for header in found if header and header.content not in self._headers}
         if len(new) + len(self._headers) > _MAX_HEADERS:
             self._headers.clear()
-        self._headers |= dict(islice(new.items(), _MAX_HEADERS))
+        self._headers |= new
         if new:
             self._index()
         return bool(new)
 
-    def _header(self, content: bytes, key: str, kind: int, length: int) -> _Header | None:
-        """None when records with this entry are protobuf's: of the wrong kind or size, or with data to be checked."""
-        if len(content) > MAX_HEADER_BYTES:
+    def _header(self, block: Block, first: int, stop: int) -> _Header | None:
+        """The header at byte `first`; None when it is protobuf's: of another form, or with data to be checked."""
+        try:
+            content, key, kind, length = _entry(block.view, first, stop)
+        except ValueError:
             return None
-        if key in self._columns:
+        column = self._columns.get(key, -1)
+        if column >= 0:
             fits = kind == _FLOAT_LIST and length == 4 * self._widths[key]
-            return _Header(content, length, self._columns[key]) if fits else None
-        if key in ID_KEYS:
-            return _Header(content, length, self._id) if kind == _BYTES_LIST and 0 < length <= MAX_ID_BYTES else None
-        if key == LABELS_KEY:
-            return _Header(content, length, self._labels) if kind == _INT64_LIST and length <= MAX_LABEL_BYTES else None
-        return _Header(content, length, -1) if kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4) else None
+        elif key in ID_KEYS:
+            column, fits = self._id, kind == _BYTES_LIST and 0 < length <= MAX_ID_BYTES
+        elif key == LABELS_KEY:
+            column, fits = self._labels, kind == _INT64_LIST and length <= MAX_LABEL_BYTES
+        else:
+            fits = kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4)
+        return _Header(content, length, column) if fits and len(content) <= MAX_HEADER_BYTES else None
 
     def _index(self) -> None:
         """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, but are of one place."""
@@ -240,51 +252,40 @@ def _spans(words: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints, NDArra
     return starts + heads[0], stops, words[starts] & heads[1] == heads[2]
 
 
-def _entries(payload: bytes) -> Iterator[tuple[bytes, str, int, int]]:
-    """The entries of a record: their header, key, kind of list and bytes of data. None when it is of another form."""
-    payload = payload.removesuffix(b"\x12\x00")
-    try:
-        place, end = _enter(payload, 0, len(payload), 0x0A)
-        entries = []
-        while place < end:
-            entries.append(_entry(payload, place, end))
-            place += len(entries[-1][0]) + entries[-1][3]
-    except (ValueError, IndexError):
-        return iter(())
-    return iter(entries)
+def _entry(data: memoryview, first: int, stop: int) -> tuple[bytes, str, int, int]:
+    """The header of the entry at byte `first`, its key, its kind of list and its bytes of data.
 
-
-def _entry(payload: bytes, first: int, stop: int) -> tuple[bytes, str, int, int]:
-    """The entry at byte `first`. Raises ValueError or IndexError when it is of another form."""
-    place, end = _open(payload, first, stop, 0x0A)
-    key_at, key_end = _open(payload, place, end, 0x0A)
-    place, _ = _enter(payload, key_end, end, 0x12)
-    kind = payload[place]
-    place, _ = _enter(payload, place, end, kind)
+    Raises ValueError when the entry is of another form than all others here, or goes on after `stop`.
+    """
+    place, end = _open(data, first, stop, 0x0A)
+    key_at, key_end = _open(data, place, end, 0x0A)
+    place = _enter(data, key_end, end, 0x12)
+    kind = data[place]
     if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
         raise ValueError("not a list")
+    place = _enter(data, place, end, kind)
     if place < end:
-        place, _ = _enter(payload, place, end, 0x0A)
-    return payload[first:place], payload[key_at:key_end].decode(), kind, end - place
+        place = _enter(data, place, end, 0x0A)
+    return bytes(data[first:place]), bytes(data[key_at:key_end]).decode(), kind, end - place
 
 
-def _enter(payload: bytes, place: int, stop: int, tag: int) -> tuple[int, int]:
-    """Where the content of the field at `place` starts and ends, which has to be at `stop`."""
-    start, end = _open(payload, place, stop, tag)
+def _enter(data: memoryview, place: int, stop: int, tag: int) -> int:
+    """Where the content of the field at `place` starts. Raises ValueError if it does not end at `stop`."""
+    start, end = _open(data, place, stop, tag)
     if end != stop:
         raise ValueError("something follows the field")
-    return start, end
+    return start
 
 
-def _open(payload: bytes, place: int, stop: int, tag: int) -> tuple[int, int]:
-    """Where the content of the field at `place` starts and ends."""
-    if payload[place] != tag:
+def _open(data: memoryview, place: int, stop: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `place` starts and ends. Raises ValueError if that is after `stop`."""
+    if data[place] != tag:
         raise ValueError("another field")
     length = 0
     for i in range(4):  # a base-128 varint below 2**28
         place += 1
-        length |= (payload[place] & 0x7F) << 7 * i
-        if payload[place] < 0x80:
+        length |= (data[place] & 0x7F) << 7 * i
+        if data[place] < 0x80:
             break
     else:
         raise ValueError("no length")

@@ -29,7 +29,7 @@ from scorer.errors import InputError, RecordError, ShardError, Yt8mError
 from scorer.examples import Schema
 from scorer.framing import BLOCK_BYTES
 
-_SLOTS = 8
+_SLOTS = 4
 """Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than the record did."""
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scorer.workers import serve; serve()"
 
