@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -85,6 +86,21 @@ def test_another_contract_is_refused(change: dict[str, str], message: str, tmp_p
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         saved(tmp_path / "absent" / "best.safetensors")
+
+
+def test_a_limit_on_the_size_of_files_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The kernel's own refusal, as of a full disk."""
+    path = tmp_path / "last.safetensors"
+    checkpoint.write(path, {"a": torch.ones(10)}, {})
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputError, match="File too large"):
+            checkpoint.write(path, {"a": torch.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(checkpoint.read(path)[0]["a"], torch.ones(10))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_kill_while_saving_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
