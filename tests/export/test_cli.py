@@ -56,12 +56,15 @@ def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
         here = tmp_path / folder
         here.mkdir(parents=True)
         monkeypatch.chdir(here)
-        save_run(Path("runs"), "bilstm")
-        assert main(["--model", "bilstm", "--no-speed"]) == 0
-        contents.append((here / "models/bilstm.onnx").read_bytes())
+        save_run(Path("runs"), "lstm-wide")
+        write_videos(Path("check.tfrecord"), CONFIGS["lstm-wide"], 2100)
+        assert main(["--model", "lstm", "--precision", "all", "--check", "check.tfrecord", "--no-speed"]) == 0
+        contents.append({path.name: path.read_bytes() for path in Path("models").iterdir()})
+    assert sorted(contents[0]) == ["default.onnx", "lstm.fp16.onnx", "lstm.int8.onnx", "lstm.onnx"]
     assert contents[0] == contents[1]
-    for trace in (b"/home", b"/root", str(tmp_path).encode(), b".py"):
-        assert trace not in contents[0]
+    for data in contents[0].values():
+        for trace in (b"/home", b"/root", str(tmp_path).encode(), b".py", b"tfrecord"):
+            assert trace not in data
 
 
 def test_broken_weights_leave_no_model(
