@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import UsageError
+from scorer.errors import ModelError, UsageError
 
 HEADER = b"VideoId,LabelConfidencePairs\n"
 
@@ -40,7 +40,8 @@ def format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray
         scores: float32 (n, k) in [0, 1].
 
     Raises:
-        UsageError: a score that is not in [0, 1], or shapes that do not belong together.
+        ModelError: a score that is not in [0, 1].
+        UsageError: shapes that do not belong together.
     """
     _check(ids, labels, scores)
     starts = range(0, len(ids), _BLOCK)
@@ -87,7 +88,8 @@ def _check(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.f
     if labels.ndim != 2 or labels.shape != scores.shape or len(ids) != len(labels):
         raise UsageError(f"{len(ids)} ids, labels {labels.shape} and scores {scores.shape} do not make rows")
     if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN fails both
-        raise UsageError("scores must lie in [0, 1] to be written", remedy="check the model with `yt8m inspect`")
+        row = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1))[0]
+        raise ModelError(f"the scores of video {ids[row]!r} are not in [0, 1]", remedy="export the model again")
 
 
 def _id_fields(ids: Sequence[bytes]) -> NDArray[np.bytes_] | None:

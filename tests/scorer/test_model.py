@@ -138,6 +138,16 @@ def test_wrong_arrays_are_refused(tmp_path: Path, given: Any, k: int, message: s
         Model.open(save_model(tmp_path / "m.onnx", **SMALL)).run(given, k)
 
 
+def test_a_model_that_divides_by_the_norm_of_its_features_opens(tmp_path: Path) -> None:
+    """Its answer about features of zeros alone would be NaN."""
+    proto = build_model(inputs={"mean_rgb": 8}, labels=30)
+    proto.graph.node[0].input[0] = "scaled"
+    proto.graph.node.insert(0, helper.make_node("LpNormalization", ["mean_rgb"], ["scaled"], axis=1, p=2))
+    onnx.save(proto, tmp_path / "m.onnx")
+    scores, _ = Model.open(str(tmp_path / "m.onnx")).run(features(3, {"mean_rgb": 8}))
+    assert np.isfinite(scores).all()
+
+
 def test_lanes_share_the_threads(tmp_path: Path) -> None:
     path = save_model(tmp_path / "m.onnx", **SMALL)
     assert [Model.open(path, threads=n).lanes for n in (1, 2, 5, 40)] == [1, 2, 5, 16]

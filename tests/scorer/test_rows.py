@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scorer.errors import UsageError
+from scorer.errors import ModelError, UsageError
 from scorer.rows import HEADER, format_rows, format_rows_plain, quote_id
 
 Table = tuple[list[bytes], NDArray[np.int64], NDArray[np.float32]]
@@ -106,8 +106,9 @@ def test_an_id_that_starts_with_a_dash_stays_bare() -> None:
 @pytest.mark.parametrize("format_them", [format_rows, format_rows_plain])
 def test_scores_outside_of_0_to_1_are_refused(score: float, format_them: object) -> None:
     assert callable(format_them)
-    with pytest.raises(UsageError, match=r"\[0, 1\]"):
-        format_them([b"a"], np.array([[1, 2]]), np.array([[score, 0.5]], np.float32))
+    scores = np.array([[1, 0.5], [score, 0.5]], np.float32)
+    with pytest.raises(ModelError, match=r"the scores of video b'b' are not in \[0, 1\]"):
+        format_them([b"a", b"b"], np.array([[1, 2], [1, 2]]), scores)
 
 
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
