@@ -141,7 +141,7 @@ def check_quality(model: Runner, reference: Reference, videos: Videos) -> Report
     if videos.labelled >= LABELLED:
         before = evaluate(order, best, videos.label_values, videos.label_splits)
         after = evaluate(labels, scores, videos.label_values, videos.label_splits)
-        report["quality"] = {name: [round(before[name], 5), round(after[name], 5)] for name in before}
+        report["quality"] = {name: [round(before[name], 6), round(after[name], 6)] for name in before}
         for name, bound in ((f"MAP@{TOP}", MAP_DROP), (f"GAP@{depth}", GAP_DROP)):
             if not before[name] - after[name] <= bound:
                 failures.append(f"{name} falls from {before[name]:.4f} to {after[name]:.4f}, by more than {bound}")
