@@ -19,12 +19,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scorer.paths import BUNDLED
 
 KILLED = -signal.SIGKILL
+AT_WORK = 0.8  # share of the kills that wait for a commit first; the others come at any time from the start
 
 
 @dataclass
@@ -73,8 +75,10 @@ def _one_job(
         options += ["--threads", chance.choice("12"), "--workers", chance.choice("002")]
         process = _start(shards, model, output, *options)
         if tally.kills < kills:
+            if chance.random() < AT_WORK:
+                _wait_for_work(process, output)
             try:
-                process.wait(chance.uniform(0.1, 1.1 * seconds))
+                process.wait(chance.uniform(0, seconds))
             except subprocess.TimeoutExpired:
                 process.kill()
         _, errors = process.communicate()
@@ -89,12 +93,27 @@ def _one_job(
         output.with_name(output.name + name).unlink()
 
 
+def _wait_for_work(process: subprocess.Popen[str], output: Path) -> None:
+    """Until the process has changed its journal, or has ended."""
+    journal = output.with_name(f".{output.name}.journal")
+    before = _stamp(journal)
+    while process.poll() is None and _stamp(journal) == before:
+        time.sleep(0.002)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
+
+
 def _state(output: Path, expected: dict[str, bytes]) -> str:
     """What a kill left; an output under its final name must be whole."""
     journal = output.with_name(f".{output.name}.journal")
     if output.exists():
         assert output.read_bytes() == expected[""]
-        return "with the rows in place" if journal.exists() else "after the end"
+        return "between the last renames" if journal.exists() else "after the end"
     if not journal.exists():
         return "before the journal"
     lines = journal.read_bytes().count(b"\n") - 1
