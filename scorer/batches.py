@@ -196,9 +196,14 @@ def batches(
     workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
         the same. They need a POSIX system, and take about 45 MB each.
 
+    Memory is that of the batches in use and of one block (scorer.framing.BLOCK_BYTES) and what is made of it, however
+    large or many the shards and whatever is in them.
+
     Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
+    if size < 1:
+        raise ValueError("a batch holds at least one video")
     filler = _Filler(schema, size, depth, start, on_error == "skip")
     with closing(_blocks(paths, schema, start, workers)) as blocks:
         for block in blocks:

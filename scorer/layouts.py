@@ -12,6 +12,7 @@ free. A record with anything else in it is left to protobuf.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ MAX_HEADER_BYTES = 256
 
 _MAX_ENTRIES = 32
 _MAX_HEADERS = 1024
+_MAX_CHAIN = 32
 _MAX_LEARNT = 64  # headers at a time
 _MAX_ROUNDS = 8  # times in a block, so that a shard made to be learnt from costs no more than to parse it
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
@@ -155,10 +157,13 @@ class Layouts:
         """
         self._first = np.zeros(1 << 64 - _HASH_SHIFT, np.int64)
         self._next = np.zeros(len(self._words), np.int64)
-        hashes = self._words[:, 0] * _HASH >> _HASH_SHIFT
-        for kind in range(2, len(self._words)):
-            self._next[kind] = self._first[hashes[kind]]
-            self._first[hashes[kind]] = kind
+        hashes = (self._words[:, 0] * _HASH >> _HASH_SHIFT).tolist()
+        chained = Counter[int]()
+        for kind, number in list(enumerate(hashes))[2:]:
+            chained[number] += 1
+            if chained[number] <= _MAX_CHAIN:  # more can only be meant to cost time
+                self._next[kind] = self._first[number]
+                self._first[number] = kind
         self._chained = bool(self._next.any())
 
     def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, int]:

@@ -260,3 +260,10 @@ def test_common_layouts_do_not_even_load_protobuf(tmp_path: Path) -> None:
     )
     output = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout == f"{len(LAYOUTS)} False\n"
+
+
+def test_more_headers_of_one_hash_than_are_followed() -> None:
+    widths = {"rgb": 3}
+    names = [f"feature_{i:03}" for i in range(60)]
+    payloads = [shards.example(f"id{i}", [i], {"rgb": [1, 2, i], name: [0.0] * 40}) for i, name in enumerate(names)]
+    check(payloads * 2, widths)
