@@ -92,7 +92,7 @@ class Records:
         self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
 
     def _decode(self, layouts: Layouts) -> None:
-        places = layouts.find(self._frames.block, self._frames.starts, self._frames.lengths)
+        places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
         self._at, self.labelled = places.at, places.labelled
         odd = ~places.known
         if odd.any():

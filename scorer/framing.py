@@ -14,7 +14,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import repeat
 from types import TracebackType
 from typing import Any
 
@@ -88,10 +88,10 @@ class Frames:
     lost: ShardError | None = None
 
     def __post_init__(self) -> None:
-        """starts, lengths: int64 (n,) where each payload starts in the block, and its bytes."""
+        """starts, stops: int64 (n,) where each payload starts and ends in the block."""
         places = np.array(self.places, np.int64)
         self.starts = places[:-1] + _HEADER
-        self.lengths = places[1:] - places[:-1] - (_HEADER + _FOOTER)
+        self.stops = places[1:] - _FOOTER
 
     def __len__(self) -> int:
         return len(self.places) - 1
@@ -172,16 +172,17 @@ class Shard:
 
     def _scan(self, size: int, offset: int, record: int) -> Frames:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
-        lengths, unpack, data = _LENGTHS, _UNPACK_HEADER, self._block.bytes
         places = [0]
         place, limit = 0, size - _HEADER - _FOOTER
-        for _ in range(MAX_BLOCK_RECORDS):
-            if place > limit:
-                break
-            place += lengths[unpack(data, place)[0]] + (_HEADER + _FOOTER)
+        if place <= limit:
+            sizes, unpack, data, append = _SIZES, _UNPACK_HEADER, self._block.bytes, places.append
+            for _ in repeat(None, MAX_BLOCK_RECORDS):
+                place += sizes[unpack(data, place)[0]]
+                append(place)
+                if place > limit:
+                    break
             if place > size:
-                break
-            places.append(place)
+                places.pop()
         frames = Frames(self._block, offset, record, places, last=offset + places[-1] == self.size)
         for row in _mismatches(frames):
             frames.bad[row] = self._payload_error(*frames.place(row))
@@ -192,8 +193,8 @@ class Shard:
         left = self.size - offset
         if left < _HEADER:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
-        length = _LENGTHS[bytes(self._block.view[:_HEADER])]
-        if length == _BAD:
+        length = _SIZES[bytes(self._block.view[:_HEADER])] - _HEADER - _FOOTER
+        if length >= 1 << 64:
             return self._bad_length(bytes(self._block.view[: min(size, 64)]), offset, record)
         if length > left - _HEADER - _FOOTER:
             reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
@@ -250,8 +251,8 @@ class Shard:
         return done
 
 
-class _Lengths(dict[bytes, int]):
-    """The payload length that a 12-byte record header states, or _BAD when it fails its CRC.
+class _Sizes(dict[bytes, int]):
+    """How many bytes a record with this 12-byte header has in all; more than any when the length fails its CRC.
 
     Shards have few different lengths, so that a header seen before needs no second CRC.
     """
@@ -259,15 +260,14 @@ class _Lengths(dict[bytes, int]):
     def __missing__(self, header: bytes) -> int:
         length, stored = struct.unpack("<QI", header)
         if stored != _mask(crc32c(header[:8])):
-            return _BAD
+            return 1 << 65
         if len(self) >= 1 << 16:
             self.clear()
-        self[header] = length
-        return int(length)
+        self[header] = _HEADER + int(length) + _FOOTER
+        return self[header]
 
 
-_BAD = 1 << 64
-_LENGTHS = _Lengths()
+_SIZES = _Sizes()
 _UNPACK_HEADER = struct.Struct(f"{_HEADER}s").unpack_from
 
 
@@ -278,10 +278,10 @@ def _mask(crc: int) -> int:
 def _mismatches(frames: Frames) -> list[int]:
     """Rows whose payload CRC is not the one stored behind the payload."""
     view = frames.block.view
-    sums = [crc32c(view[start + _HEADER : stop - _FOOTER]) for start, stop in pairwise(frames.places)]
-    found = np.array(sums, np.uint32)
-    stored = frames.block.halves[frames.starts + frames.lengths]
-    rows: list[int] = np.flatnonzero((found >> 15 | found << 17) + np.uint32(0xA282EAD8) != stored).tolist()
+    payloads = zip(frames.starts.tolist(), frames.stops.tolist(), strict=True)
+    sums = np.array([crc32c(view[start:stop]) for start, stop in payloads], np.uint32)
+    masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
+    rows: list[int] = np.flatnonzero(masked != frames.block.halves[frames.stops]).tolist()
     return rows
 
 

@@ -81,9 +81,9 @@ class Layouts:
         self._sure = 0  # how many entries every record had so far: no need to look for an end before them
         self._index()
 
-    def find(self, block: Block, starts: Ints, lengths: Ints) -> Places:
-        """Take apart n >= 1 records: int64 (n,) where each payload starts in `block`, and its length."""
-        begins, stops, framed = _spans(block.words, starts, lengths)
+    def find(self, block: Block, starts: Ints, stops: Ints) -> Places:
+        """Take apart n >= 1 records: int64 (n,) where each payload starts and ends in `block`."""
+        begins, stops, framed = _spans(block.words, starts, stops)
         rounds = 0
         while True:
             kinds, places, ends, full = self._walk(block.words, begins, stops)
@@ -245,12 +245,11 @@ def _heads(lengths: Ints) -> Ints:
 _HEADS = _heads(np.arange(1 << 14))
 
 
-def _spans(words: Ints, starts: Ints, lengths: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+def _spans(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
     """Where the Features of each Example start and end, and whether there is nothing else but perhaps _TAIL.
 
     The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
     """
-    stops = starts + lengths
     stops = stops - 2 * (words[stops - 2] & 0xFFFF == _TAIL)
     lengths = stops - starts
     heads = _HEADS.take(lengths, axis=1) if int(lengths.max()) < _HEADS.shape[1] else _heads(lengths)

@@ -47,7 +47,7 @@ def test_masked_crc_is_tensorflows() -> None:
     """The mask of tensorflow/core/lib/hash/crc32c.h: rotate right by 15, add a constant."""
     header = bytes.fromhex("0500000000000000eab2043e")  # of the record b"12345" as TensorFlow writes it
     assert shards.frame(b"12345")[:12] == header
-    assert framing._LENGTHS[header] == 5
+    assert framing._SIZES[header] == 12 + 5 + 4
 
 
 def test_reads_whole_records(path: str) -> None:
