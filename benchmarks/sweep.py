@@ -53,10 +53,10 @@ def points(threads: list[int]) -> list[Point]:
 
 def rate(path: str, shards: list[str], point: Point) -> float:
     """Videos/s of one job."""
-    model = Model.open(path, threads=point.threads)
+    model = Model.open(path, threads=point.threads, batch_size=point.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "preds.csv")
-        job = Job(shards, output, batch_size=point.batch_size, workers=point.workers)
+        job = Job(shards, output, workers=point.workers)
         report = score(job, model, threading.Event(), lambda progress: None)
     return float(report.record["scored"] / report.seconds)
 

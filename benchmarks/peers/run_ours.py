@@ -9,6 +9,6 @@ from scorer.model import Model
 
 if __name__ == "__main__":
     options = arguments()
-    model = Model.open(options.model, device="cpu", threads=options.threads)
-    job = Job(options.shards, options.output, batch_size=options.batch, leftovers="restart")
+    model = Model.open(options.model, device="cpu", threads=options.threads, batch_size=options.batch)
+    job = Job(options.shards, options.output, leftovers="restart")
     report(lambda: score(job, model, threading.Event(), lambda progress: None).record["scored"])
