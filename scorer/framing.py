@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from scorer.errors import InputError, RecordError, ShardError
 
 BLOCK_BYTES = 2 << 20
-"""Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile."""
-MAX_RECORD_BYTES = 8 << 20
-"""A longer payload is checked piecewise and refused, so that no shard can fill the memory."""
+"""Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile.
+
+A record that is longer is checked piecewise and refused: parsed, it could take up to twenty times the memory.
+"""
 MAX_BLOCK_RECORDS = 4096
 
 _HEADER, _FOOTER = 12, 4
@@ -43,19 +44,13 @@ class Block:
     """
 
     def __init__(self) -> None:
-        self.capacity = 0
-        self.reserve(BLOCK_BYTES)
-
-    def reserve(self, size: int) -> None:
-        """Hold at least `size` bytes; what was in the block is lost when it grows."""
-        if size > self.capacity:
-            self.capacity = size
-            self.bytes = bytearray(size + _SLACK)
-            self.view = memoryview(self.bytes)
-            self.octets: NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
-            self.words: NDArray[np.int64] = self._from_every_byte("<i8")
-            self.halves: NDArray[np.uint32] = self._from_every_byte("<u4")
-            self._items: dict[int, NDArray[np.void]] = {}
+        self.capacity = BLOCK_BYTES
+        self.bytes = bytearray(self.capacity + _SLACK)
+        self.view = memoryview(self.bytes)
+        self.octets: NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
+        self.words: NDArray[np.int64] = self._from_every_byte("<i8")
+        self.halves: NDArray[np.uint32] = self._from_every_byte("<u4")
+        self._items: dict[int, NDArray[np.void]] = {}
 
     def items(self, size: int) -> NDArray[np.void]:
         """The `size` bytes from every byte on; size is at most the capacity."""
@@ -166,7 +161,7 @@ class Shard:
         """One block: at least one record, unless `offset` is the end or the rest is lost."""
         if self.size == 0:
             return self._rest_is_lost(offset, record, "the file is empty")
-        size = self._read(offset, BLOCK_BYTES)
+        size = self._read(offset, self._block.capacity)
         frames = self._scan(size, offset, record)
         return frames if len(frames) or frames.last else self._first(size, offset, record)
 
@@ -199,9 +194,7 @@ class Shard:
         if length > left - _HEADER - _FOOTER:
             reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
             return self._rest_is_lost(offset, record, reason)
-        if length > MAX_RECORD_BYTES:
-            return self._too_long(offset, record, length)
-        return self._scan(self._read(offset, _HEADER + length + _FOOTER), offset, record)
+        return self._too_long(offset, record, length)
 
     def _bad_length(self, start: bytes, offset: int, record: int) -> Frames:
         if offset == 0:
@@ -214,17 +207,18 @@ class Shard:
         return Frames(self._block, offset, record, [0], last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
-        """A record longer than MAX_RECORD_BYTES: checked piecewise, then refused."""
+        """A record longer than a block: checked piecewise, then refused."""
         place, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while place < stop:
-            size = self._read(place, min(stop - place, BLOCK_BYTES))
+            size = self._read(place, min(stop - place, self._block.capacity))
             check = crc32c(self._block.view[:size], check)
             place += size
         self._read(stop, _FOOTER)
         (stored,) = struct.unpack_from("<I", self._block.bytes)
         error: ShardError | RecordError = self._payload_error(record, offset)
         if stored == _mask(check):
-            reason = f"the record's {length} bytes are more than the {MAX_RECORD_BYTES} that are read"
+            limit = self._block.capacity - _HEADER - _FOOTER
+            reason = f"the record has {length} bytes; at most {limit} are read"
             error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
         end = stop + _FOOTER
         return Frames(self._block, offset, record, [0, end - offset], last=end == self.size, bad={0: error})
@@ -236,7 +230,6 @@ class Shard:
     def _read(self, offset: int, count: int) -> int:
         """Read `count` bytes from `offset` into the block, fewer only at the end that the file had when opened."""
         count = min(count, self.size - offset)
-        self._block.reserve(count)
         done = 0
         try:
             self._file.seek(offset)

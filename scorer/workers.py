@@ -30,7 +30,7 @@ from scorer.examples import Schema
 from scorer.framing import BLOCK_BYTES
 
 _SLOTS = 4
-"""Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than the record did."""
+"""Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than their records did."""
 _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scorer.workers import serve; serve()"
 
 
@@ -39,7 +39,8 @@ class SharedRows:
     """The records of a block decoded elsewhere: see scorer.examples.Records.
 
     bad: in ascending order.
-    features: float32 (good rows, width) for each input; not sent when they are in `slot` of the shared memory.
+    slot: where in the shared memory the features are, float32 (good rows, width) for each input.
+    features: views of them in the parent, nothing before.
     """
 
     ids: list[bytes]
@@ -47,8 +48,8 @@ class SharedRows:
     label_sizes: NDArray[np.int64]
     labelled: NDArray[np.bool_]
     bad: dict[int, ShardError | RecordError]
+    slot: int
     features: list[NDArray[np.float32]] = field(default_factory=list)
-    slot: int | None = None
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
         """As Records.copy; here all bad rows are known."""
@@ -90,13 +91,11 @@ class _Worker:
         last = False
         while not last:
             block, rows = self._receive()
-            if rows.slot is not None:
-                rows.features = _features(self._memory, rows.slot, len(block) - len(rows.bad), self._widths)
+            rows.features = _features(self._memory, rows.slot, len(block) - len(rows.bad), self._widths)
             yield block
             last = block.last
-            if rows.slot is not None:
-                with suppress(ConnectionError):  # all that it had to send may be here already
-                    self._connection.send(rows.slot)
+            with suppress(ConnectionError):  # all that it had to send may be here already
+                self._connection.send(rows.slot)
 
     def _receive(self) -> tuple[Decoded, SharedRows]:
         try:
@@ -147,23 +146,17 @@ def _serve(task: _Task, connection: Connection[Any, Any], memory: mmap.mmap) -> 
     for block in decoded(task.shards, task.schema, task.start):
         while not free or connection.poll():
             free.append(connection.recv())
-        rows = _shared(block, memory, free[-1], widths)
-        if rows.slot is not None:
-            free.pop()
+        rows = _shared(block, memory, free.pop(), widths)
         connection.send((replace(block, rows=rows), rows))
 
 
 def _shared(block: Decoded, memory: mmap.mmap, slot: int, widths: list[int]) -> SharedRows:
-    """The rows with the features of the good ones in `slot`, or where that is too small in the message itself."""
+    """The rows, with the features of the good ones in `slot`."""
     source = block.rows
-    while True:
-        good = len(block) - len(source.bad)
-        fits = 4 * good * sum(widths) <= BLOCK_BYTES
-        features = _features(memory, slot, good, widths) if fits else [np.empty((good, w), np.float32) for w in widths]
-        if _copy_good(block, features):
-            bad = dict(sorted(source.bad.items()))
-            shared = SharedRows(source.ids, source.labels, source.label_sizes, source.labelled, bad)
-            return replace(shared, slot=slot) if fits else replace(shared, features=features)
+    while not _copy_good(block, _features(memory, slot, len(block) - len(source.bad), widths)):
+        pass  # there are fewer good ones now
+    bad = dict(sorted(source.bad.items()))
+    return SharedRows(source.ids, source.labels, source.label_sizes, source.labelled, bad, slot)
 
 
 def _copy_good(block: Decoded, features: list[NDArray[np.float32]]) -> bool:

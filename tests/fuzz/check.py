@@ -5,9 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from itertools import accumulate
+from unittest import mock
 
 import numpy as np
 
+from scorer import framing
 from scorer.batches import Batch, Quarantined, batches
 from scorer.examples import Decoder, Records, Schema, unpacked
 from scorer.framing import Block, Frames
@@ -26,8 +28,8 @@ GOOD = [
 def frames_of(payloads: Sequence[bytes]) -> Frames:
     """A block of these records, as Shard would find them."""
     places = [0, *accumulate(len(payload) + 16 for payload in payloads)]
-    block = Block()
-    block.reserve(places[-1])
+    with mock.patch.object(framing, "BLOCK_BYTES", places[-1]):
+        block = Block()
     block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
     return Frames(block, 0, 0, places, last=True)
 

@@ -145,7 +145,7 @@ def test_names_that_look_alike_need_no_protobuf(monkeypatch: pytest.MonkeyPatch)
     check([shards.example(f"id{i}", [i], values) for i in range(20)], widths)
 
 
-@pytest.mark.parametrize("width", [1, 28, 31, 32, 4000, 4096, 600_000])
+@pytest.mark.parametrize("width", [1, 28, 31, 32, 4000, 4096, 500_000])
 def test_any_width_needs_no_protobuf(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protobuf, "parse", never)
     check([shards.example("abc", [1], {"x": np.full(width, i, np.float32)}) for i in range(3)], {"x": width})

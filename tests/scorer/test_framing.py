@@ -65,7 +65,7 @@ def test_place_is_index_and_byte(path: str) -> None:
     assert [frames.place(row) for row in range(4)] == [(5 + i, at) for i, at in enumerate(shards.starts(path))]
 
 
-@given(st.lists(st.binary(max_size=200), min_size=1), st.integers(16, 400))
+@given(st.lists(st.binary(max_size=200), min_size=1), st.integers(216, 700))
 def test_block_borders_do_not_matter(
     tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], size: int
 ) -> None:
@@ -129,28 +129,28 @@ def test_length_past_the_end_is_truncation(path: str, length: int) -> None:
     assert read(path) == ([b"a"], f"truncated: a record of {length} bytes, of which the file holds 5")
 
 
-def test_oversized_record_is_refused_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framing, "MAX_RECORD_BYTES", 400)
+def test_record_longer_than_a_block_is_refused_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framing, "BLOCK_BYTES", 300)
-    shards.write_shard(path, [b"a", b"b" * 1001, b"c", b"d" * 500])
+    shards.write_shard(path, [b"a", b"b" * 1001, b"c", b"d" * 285, b"e" * 284])
     with Shard(path) as shard:
-        blocks = list(shard.blocks())
-    errors = [error for frames in blocks for error in frames.bad.values()]
+        errors = [error for frames in shard.blocks() for error in frames.bad.values()]
     assert [type(error) for error in errors] == [RecordError, RecordError]
+    assert [error.reason for error in errors] == [
+        f"the record has {n} bytes; at most 284 are read" for n in (1001, 285)
+    ]
     assert [error.record for error in errors] == [1, 3]
-    assert read(path)[0][::2] == [b"a", b"c"]
+    assert read(path)[0][::2] == [b"a", b"c", b"e" * 284]
 
 
-def test_oversized_record_with_a_bad_crc_is_a_shard_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framing, "MAX_RECORD_BYTES", 400)
+def test_long_record_with_a_bad_crc_is_a_shard_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(framing, "BLOCK_BYTES", 300)
     shards.write_shard(path, [b"b" * 1001])
     shards.flip_bit(path, 900)
     assert read(path) == (["the payload fails its CRC32C"], "")
 
 
-def test_record_longer_than_a_block_is_read(path: str) -> None:
-    payloads = [b"a", bytes(framing.BLOCK_BYTES + 1), b"b"]
+def test_record_as_long_as_a_block_is_read(path: str) -> None:
+    payloads = [b"a", bytes(framing.BLOCK_BYTES - 16), b"b"]
     assert read(shards.write_shard(path, payloads)) == (payloads, "")
 
 
