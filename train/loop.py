@@ -27,6 +27,7 @@ from scorer import metrics
 from scorer.errors import ModelError, ResumeError, TrainingError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
+from train.cpu import quicken
 from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distributed import World, spread
@@ -123,6 +124,8 @@ class Training:
         self._measure(data.train)
         self.average = deepcopy(self.model) if config.ema else self.model
         self.optimizer = _optimizer(self.model, config)
+        if device.type == "cpu":
+            quicken(self.model, bf16=self.bf16)
         spread_model = spread(self.model) if world.size > 1 else self.model
         self.forward = torch.compile(spread_model) if config.compile else spread_model
         self.losses = torch.zeros(self.plan.steps, device=device)

@@ -1,0 +1,59 @@
+"""What PyTorch does slowly on a CPU in training, done faster: dropout, and the gradient of a Dense layer's weights.
+
+Both compute what PyTorch's own modules compute, and take their place in a model for as long as it trains, so that the
+models, their checkpoints and their export know nothing of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def quicken(model: nn.Module, *, bf16: bool) -> None:
+    """Turn the model's Dropout and, where it trains in bfloat16, Linear layers into those of this file, in place."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = ByteDropout
+        elif type(module) is nn.Linear and bf16:
+            module.__class__ = TransposedLinear
+
+
+class ByteDropout(nn.Dropout):
+    """Dropout that draws one byte a unit, so its probability is rounded to a multiple of 1/256 (and the scale with it).
+
+    PyTorch draws a float a unit, and all of them in one thread: a sixth of a BiLSTM's training step on two cores.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        threshold = round(256 * self.p)
+        if not self.training or not threshold:
+            return x
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+        return torch.where(kept, x * (256 / (256 - threshold)), 0)
+
+
+class TransposedLinear(nn.Linear):
+    """A Dense layer whose backward pass transposes the gradient in memory before the product that gives the weights'
+    gradient, which in bfloat16 takes twice the time when it is read across its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x, self.weight, self.bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(ctx: Any, x_BF: Tensor, weight_UF: Tensor, bias_U: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BF, weight_UF)
+        return nn.functional.linear(x_BF, weight_UF, bias_U)
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, gradient_BU: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
+        x_BF, weight_UF = ctx.saved_tensors
+        gradient_x_BF = gradient_BU @ weight_UF if ctx.needs_input_grad[0] else None
+        return gradient_x_BF, gradient_BU.t().contiguous() @ x_BF, gradient_BU.sum(0)
