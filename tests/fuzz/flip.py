@@ -17,7 +17,6 @@ from scorer.examples import Schema
 from tests import shards
 from tests.fuzz import check
 
-
 SMALL = Schema({"mean_rgb": 128, "mean_audio": 16})
 
 
