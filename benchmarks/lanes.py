@@ -4,7 +4,8 @@
 
 `lanes` is one session of one thread called from as many threads as there are cores; `one call` is one session of that
 many threads, which at the end of every operator sleep (`sleeping`) or burn their cores (`spinning`) until the next.
-Features lie in memory; rounds alternate; printed are medians of videos/s.
+Features lie in memory; rounds alternate; printed are medians of videos/s and, which other programs disturb less, of the
+microseconds of a core that a video costs. A core that waits costs nothing there, one that spins does.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def session(path: str, threads: int, spin: bool) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def rate(opened: Any, callers: int, features: dict[str, np.ndarray], seconds: float) -> float:
-    """Videos/s of `callers` threads that call the session over and over."""
+def rate(opened: Any, callers: int, features: dict[str, np.ndarray], seconds: float) -> tuple[float, float]:
+    """Videos/s of `callers` threads that call the session over and over, and core-microseconds a video."""
     batch = len(next(iter(features.values())))
     done = [0] * callers
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
 
     def work(caller: int) -> None:
         while time.perf_counter() - began < seconds:
@@ -52,7 +53,7 @@ def rate(opened: Any, callers: int, features: dict[str, np.ndarray], seconds: fl
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(done) / (time.perf_counter() - began)
+    return sum(done) / (time.perf_counter() - began), (time.process_time() - used) / sum(done) * 1e6
 
 
 def sweep(path: str, cores: int, batches: list[int], rounds: int, seconds: float) -> Table:
@@ -70,7 +71,8 @@ def sweep(path: str, cores: int, batches: list[int], rounds: int, seconds: float
         for _ in range(rounds):
             for name, (opened, callers) in ways.items():
                 rates[name].append(rate(opened, callers, features, seconds))
-        table.add_row(f"{batch:,}", *(f"{statistics.median(rates[name]):,.0f}" for name in ways))
+        medians = [[statistics.median(column) for column in zip(*rates[name], strict=True)] for name in ways]
+        table.add_row(f"{batch:,}", *(f"{speed:,.0f}  {cost:,.0f} us" for speed, cost in medians))
     return table
 
 
