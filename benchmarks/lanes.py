@@ -27,6 +27,7 @@ from scorer.cores import usable_cores
 from scorer.model import Model
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
+PAUSE_SECONDS = 0.2  # a session that spins goes on for a while after its last call, at the cost of whoever comes next
 
 
 def session(path: str, threads: int, spin: bool) -> Any:
@@ -44,7 +45,7 @@ def rate(opened: Any, callers: int, features: dict[str, np.ndarray], seconds: fl
     began, used = time.perf_counter(), time.process_time()
 
     def work(caller: int) -> None:
-        while time.perf_counter() - began < seconds:
+        while done[caller] == 0 or time.perf_counter() - began < seconds:
             opened.run(None, features)
             done[caller] += batch
 
@@ -70,6 +71,7 @@ def sweep(path: str, cores: int, batches: list[int], rounds: int, seconds: float
         rates = defaultdict(list)
         for _ in range(rounds):
             for name, (opened, callers) in ways.items():
+                time.sleep(PAUSE_SECONDS)
                 rates[name].append(rate(opened, callers, features, seconds))
         medians = [[statistics.median(column) for column in zip(*rates[name], strict=True)] for name in ways]
         table.add_row(f"{batch:,}", *(f"{speed:,.0f}  {cost:,.0f} us" for speed, cost in medians))
