@@ -184,6 +184,7 @@ class Output:
             _sync_folder(self.where.final.parent)
             _replace_with(self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
             self._remove_work()
+            _sync_folder(self.where.final.parent)
 
     def start(self) -> None:
         """Begin from nothing: what an earlier run left is removed."""
@@ -276,7 +277,6 @@ class Output:
         _remove(self.where.journal)  # first: without it the others mean nothing
         for name in _GROWING:
             _remove(getattr(self.where, name))
-        _sync_folder(self.where.final.parent)
 
 
 @contextmanager

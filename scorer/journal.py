@@ -41,7 +41,7 @@ class Growing:
     def __init__(self, path: Path, mark: Mark = Mark()) -> None:
         self.path = path
         self.mark = mark
-        self._synced = False
+        self._synced = True  # up to `mark`, which was committed after that
         self._descriptor = os.open(path, _FLAGS, 0o666)
         try:
             self._check()
