@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from export.graph import to_onnx
 from export.ops import Graph, Op, evaluate
-from export.precision import _scale_and_zero, _weight_scales, halve, quantise
+from export.precision import _scale_and_zero, _weight_scales, halve, quantise, smooth_inputs
 from export.reduce import reduce
 from export.trace import trace
 from export.videos import Features, random_videos
@@ -92,6 +92,41 @@ def test_calibrating_twice_gives_the_same_file() -> None:
     graph, features = reduced("lstm")
     first, second = (to_onnx(quantise(graph, features), "int8", metadata(graph)).SerializeToString() for _ in range(2))
     assert first == second
+
+
+def skewed() -> tuple[Graph, Features]:
+    """A Dense over features whose sizes differ a thousandfold, each mattering as much as it is large."""
+    random = np.random.default_rng(5)
+    sizes = np.logspace(-3, 0, 64)
+    values = {"weight": random.normal(size=(64, 8)), "bias": np.zeros(8)}
+    ops = {"x": Op("input", width=64), "y": Op("dense", ("x",), values, 8)}
+    return Graph(ops, "y"), {"x": (random.normal(size=(400, 64)) * sizes).astype(np.float32)}
+
+
+def test_smoothing_changes_nothing_but_the_rounding() -> None:
+    graph, features = skewed()
+    smooth = smooth_inputs(graph, features)
+    exact = evaluate(graph, features)["y"]
+    assert np.abs(evaluate(smooth, features)["y"] - exact).max() < 1e-12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.precision._EXPONENTS", (0.0,))
+        rough = evaluate(quantise(graph, features), features)["y"]
+    fine = evaluate(quantise(graph, features), features)["y"]
+    assert np.square(fine - exact).mean() < 0.5 * np.square(rough - exact).mean()
+
+
+def test_a_feature_that_calibration_never_saw_is_not_blown_up() -> None:
+    graph, features = skewed()
+    features["x"][:, 7] = 0
+    smooth = smooth_inputs(graph, features)
+    (scales,) = (op.values["scale"] for op in smooth.ops.values() if op.kind == "affine")
+    assert scales.max() / scales.min() <= 1001
+    assert smooth_inputs(graph, {"x": np.zeros((9, 64), np.float32)}) is graph
+
+
+def test_features_of_one_size_are_left_alone() -> None:
+    graph, features = reduced("bilstm")
+    assert smooth_inputs(graph, features) is graph
 
 
 def test_int8_wants_a_dense() -> None:
