@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from scorer import cli
-from scorer.errors import BROKEN_PIPE
+from scorer.errors import BROKEN_PIPE, InputError
+from scorer.paths import absolute
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
 
@@ -312,3 +313,12 @@ def test_help_imports_nothing_heavy() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.startswith("usage: score")
     assert result.stderr == "[]\n"
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InputError, match="the working folder is gone"):
+        absolute("a.tfrecord")
