@@ -21,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +190,9 @@ def main() -> None:
     options = parser.parse_args()
     shards = [os.path.abspath(path) for path in find_shards(options.data)]
     with tempfile.TemporaryDirectory() as folder:
-        rows = contestants(plain_file(options.plain, folder), options.models, options.peers)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # torch here would count as everyone's peak memory
+            plain = pool.submit(plain_file, options.plain, folder).result()
+        rows = contestants(plain, options.models, options.peers)
         measure(rows, shards, options.rounds, options.threads)
     Console(width=160).print(table(rows, sum(1 for _ in true_labels(shards))))
     if options.plot:
