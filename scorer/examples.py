@@ -42,7 +42,7 @@ class Records:
     """The decoded records of one block, n of them, good and bad; valid as long as its `frames`.
 
     ids: n ids as they are in the records (UTF-8); b"" in bad ones.
-    labels: uint8, the labels of all records as packed varints (see `unpacked`).
+    labels: uint8, the labels of all good records as packed varints (see `unpacked`).
     label_sizes: int64 (n,) bytes of `labels` of each record.
     labelled: bool (n,) whether the record has a `labels` feature at all.
     bad: errors by row. Numbers that are not finite are found by `copy` only.
@@ -95,6 +95,7 @@ class Records:
         places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
         self._at, self.labelled = places.at, places.labelled
         odd = ~places.known
+        odd[list(self.bad)] = True
         if odd.any():
             # They are copied with the others and then overwritten: from where another record's numbers are.
             places.at[:, odd] = 0 if odd.all() else places.at[:, [np.argmin(odd)]]
@@ -110,6 +111,7 @@ class Records:
         """Decode `rows` through protobuf, as far as they are not known to be bad."""
         labels = np.split(self.labels, np.cumsum(self.label_sizes)[:-1])
         for row in rows:
+            self.ids[row], labels[row] = b"", labels[row][:0]
             if row in self.bad:
                 continue
             try:

@@ -170,6 +170,11 @@ def test_unknown_fields_within_lists() -> None:
     check([example_of([entry("rgb", rgb), entry("labels", feature), *rest]) for feature in labels])
 
 
+def test_cut_labels_do_not_run_into_the_next_record() -> None:
+    rest = [entry(name, float_feature(values)) for name, values in FLOATS.items()] + [entry("id", bytes_feature(b"a"))]
+    check([GOOD, example_of([entry("labels", field(3, field(1, b"\1\x82"))), *rest]), GOOD])
+
+
 def test_id_goes_before_video_id() -> None:
     both = shards.example("2017", [1], FLOATS, id_key="video_id")
     both += example_of([entry("id", bytes_feature(b"2018"))])
