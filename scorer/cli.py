@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scorer.job import Job, Progress, Report
     from scorer.model import Model
 
+_MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 20, 256, 64  # a slip of the pen must not exhaust the machine
 _PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
 
 _EPILOG = """\
@@ -108,17 +109,24 @@ def _add_error_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_speed_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=_at_least(1), metavar="N", help="videos per run of the model")
-    group.add_argument("--threads", type=_at_least(1), metavar="N", help="CPU threads that compute [all usable cores]")
+    group.add_argument("--batch-size", type=_at_least(1, _MOST_VIDEOS), metavar="N", help="videos per run of the model")
     group.add_argument(
-        "--workers", type=_at_least(0), metavar="N", help="decoding processes [none until the model waits]"
+        "--threads", type=_at_least(1, _MOST_THREADS), metavar="N", help="CPU threads that compute [all usable cores]"
+    )
+    group.add_argument(
+        "--workers",
+        type=_at_least(0, _MOST_WORKERS),
+        metavar="N",
+        help="decoding processes [none until the model waits]",
     )
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        if most is not None and int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is more than {most}")
         return int(text)
 
     return number
