@@ -32,7 +32,9 @@ class Resident:
         return len(self.labels)
 
     def batches(self, order: Sequence[Tensor]) -> Generator[Gathered, None, None]:
-        """A batch for each item of `order`, int64 (B,) indices of videos."""
+        """A batch for each item of `order`, int64 (B,) indices of videos; none where a stop left an epoch no steps."""
+        if not len(order):
+            return
         rows = torch.cat(tuple(order)).to(self.labels.device)
         for rows_B in rows.split([len(part) for part in order]):
             yield [values[rows_B].float() for values in self.features], self.labels[rows_B]
