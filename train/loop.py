@@ -41,6 +41,7 @@ SAVE_EVERY = 60.0
 """Seconds between state files: a gigabyte for the paper's BiLSTM, so not after every epoch of a few seconds."""
 _EVALUATED = 2048
 _AGREE_EVERY = 20
+_LOWER_RATE = "what was saved before it stands; train with a lower rate, e.g. --set lr=0.0003"
 
 Record = dict[str, float]
 """One epoch: epoch, loss, MAP@10, GAP@20, Hit@1, PERR, valid_loss, train_MAP@10, train_loss, videos_per_second, ..."""
@@ -221,7 +222,7 @@ class Training:
             step, epoch = int(bad[0]) + 1, self.progress.epoch + 1
             raise TrainingError(
                 f"{self.model_config.name}: the loss is {losses[step - 1]:g} at step {step} of epoch {epoch}",
-                remedy="what was saved before it stands; train with a lower rate, e.g. --set lr=0.0003",
+                remedy=_LOWER_RATE,
             )
         return float(losses.mean())
 
@@ -236,6 +237,7 @@ class Training:
             sample = evaluate(self.average, self.sample_data, self.config.loss)
             record |= {"train_loss": sample["valid_loss"], "train_MAP@10": sample["MAP@10"]}
         record = self.world.share(record)
+        self._check_finite(record)
         seconds += time.monotonic() - start
         if record["MAP@10"] > progress.best:
             progress.best = record["MAP@10"]
@@ -244,6 +246,15 @@ class Training:
         record["seconds"] = progress.seconds
         progress.log.append(record)
         return record
+
+    def _check_finite(self, record: Record) -> None:
+        """Raise TrainingError when the weights diverged in the epoch's last step, which no loss of a step has seen."""
+        for name in ("valid_loss", "train_loss"):
+            if not math.isfinite(record[name]):
+                raise TrainingError(
+                    f"{self.model_config.name}: the {name} is {record[name]:g} after epoch {record['epoch']:.0f}",
+                    remedy=_LOWER_RATE,
+                )
 
     def _save(self, folder: Path, *, force: bool) -> None:
         """Write the best weights and the state, in this order: a best newer than the state is found again on resume."""

@@ -153,7 +153,8 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> st
         (["--runs", "a.tfrecord"], 8, "cannot be made"),
         (["--device", "cuda:99"], 7, "CUDA"),
         (["--device", "tpu"], 7, "tpu"),
-        (["--set", "lr=1e30"], 12, "the loss is"),
+        (["--set", "batch=16", "lr=1e30"], 12, "the loss is"),
+        (["--epochs", "1", "--set", "lr=1e38"], 12, "loss is nan after epoch 1"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
