@@ -3,7 +3,8 @@
 A run's folder holds two of them:
 
     best.safetensors   the weights (averaged ones where the run averages) of the epoch with the best MAP@10. Metadata:
-                       format "1", config (ModelConfig as JSON), train (TrainConfig as JSON), metrics (JSON).
+                       format "1", config (ModelConfig as JSON), train (TrainConfig as JSON), metrics (JSON), and
+                       sha256 (of the weights; files of before it was added are read without).
     last.safetensors   everything that --resume needs (train/loop.py says what).
 
 A file is written beside its place, flushed to the disk and renamed, so that a full disk, a kill or a power cut leaves
@@ -12,6 +13,7 @@ the previous one.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -50,18 +52,26 @@ class Checkpoint:
 
 
 def load(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a best.safetensors. Raises ModelError when it is absent, damaged, or of another format or model."""
+    """Read a best.safetensors, its half-precision weights as float32.
+
+    Raises ModelError when it is absent, damaged, of another format or model, or holds a weight that is not finite.
+    """
     tensors, metadata = read(Path(path))
     config = ModelConfig.from_json(metadata.get("config", ""))
     check_fits(Path(path), config, tensors)
-    return Checkpoint(config, tensors, _metrics(Path(path), metadata))
+    if metadata.get("sha256", digest := _digest(tensors)) != digest:
+        raise ModelError(f"{path}: the checkpoint is damaged: its weights have another sha256", remedy="train again")
+    _check_finite(Path(path), tensors)
+    state = {name: _widened(tensor) for name, tensor in tensors.items()}
+    return Checkpoint(config, state, _metrics(Path(path), metadata))
 
 
 def save(
     path: Path, config: ModelConfig, train: TrainConfig, state: Mapping[str, Tensor], metrics: Mapping[str, float]
 ) -> None:
     """Write a best.safetensors. Raises OutputError; what stood at `path` then stands there still."""
-    write(path, state, {"config": config.to_json(), "train": train.to_json(), "metrics": json.dumps(metrics)})
+    about = {"config": config.to_json(), "train": train.to_json(), "metrics": json.dumps(metrics)}
+    write(path, state, about | {"sha256": _digest(state)})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -113,6 +123,27 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex sha256 of the tensors' names, types and bytes, whatever their order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{path}: {name} holds values that are not finite", remedy="train again at a lower rate")
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """Floats as the float32 that the model computes in: half precision would fail in the first product."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _fill(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from scorer.errors import ModelError, OutputError
+from tests.shards import flip_bit
 from tests.train.shards import recipe
 from train import checkpoint
 from train.models import build
@@ -81,6 +83,36 @@ def test_another_contract_is_refused(change: dict[str, str], message: str, tmp_p
     save_file(tensors, tmp_path / "other.safetensors", metadata | change)
     with pytest.raises(ModelError, match=message):
         checkpoint.load(tmp_path / "other.safetensors")
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    model, config = recipe("bilstm")
+    state = build(model).state_dict()
+    state["dense.weight"][0, 0] = math.nan
+    checkpoint.save(tmp_path / "best.safetensors", model, config, state, METRICS)
+    with pytest.raises(ModelError, match=r"dense\.weight holds values that are not finite"):
+        checkpoint.load(tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, config = recipe("bilstm")
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in build(model).state_dict().items()}
+    checkpoint.save(tmp_path / "best.safetensors", model, config, state, METRICS)
+    loaded = checkpoint.load(tmp_path / "best.safetensors").state
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.values() if tensor.is_floating_point())
+    assert torch.equal(loaded["dense.weight"], state["dense.weight"].float())
+
+
+def test_a_flipped_bit_of_a_weight_is_damage_unless_no_sha256_says_so(tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    flip_bit(str(path), path.stat().st_size - 4)
+    with pytest.raises(ModelError, match="is damaged"):
+        checkpoint.load(path)
+    del metadata["sha256"]
+    save_file(tensors, path, metadata)
+    assert torch.equal(checkpoint.load(path).state["dense.weight"], tensors["dense.weight"])
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
