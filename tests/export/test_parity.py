@@ -89,6 +89,22 @@ def test_quality_that_falls_fails() -> None:
         assert part in str(caught.value)
 
 
+def test_quality_of_no_numbers_fails() -> None:
+    def broken(features: Features) -> NDArray[np.float32]:
+        return np.full_like(reference(features), np.nan)
+
+    with pytest.raises(GateError, match="of the file's scores are not finite"):
+        check_quality(Stub(noise=float("nan")), reference, labelled(20))
+    with pytest.raises(GateError, match=r"of the checkpoint's scores.*of the file's scores"):
+        check_quality(Stub(noise=float("nan")), broken, labelled(2500))
+
+
+def test_quality_of_a_model_with_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.export.test_parity.LABELS", 7)
+    report = check_quality(Stub(), reference, labelled(2500))
+    assert set(report["quality"]) == {"MAP@7", "GAP@7", "Hit@1", "PERR"}
+
+
 def test_too_few_labels_leave_quality_unmeasured() -> None:
     report = check_quality(Stub(noise=1e-4), reference, labelled(1999))
     assert report["quality"] == "not measured"
