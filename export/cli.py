@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scorer.errors import DeviceError, InputError, UsageError, Yt8mError
+from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mError
 from train.config import MODELS
 
 if TYPE_CHECKING:
-    from export.build import Source
+    from export.build import Exported, Source
+    from export.report import Speed
     from export.videos import Videos
 
 SAMPLES = "samples/*.tfrecord"
@@ -108,7 +109,7 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
 def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, list[str]]) -> None:
     from export.build import export_to, open_source
     from export.names import read_names
-    from export.report import show, time_files
+    from export.report import show
     from train.checkpoint import load
 
     loaded = load(checkpoint)
@@ -126,8 +127,21 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     if options.draw:
         _draw(options.out / f"{loaded.config.name}.png", source)
     with _status(f"{loaded.config.name}: timing against the plain export"):
-        speed = None if options.no_speed else time_files(source, written, check)
+        speed = None if options.no_speed else _speed(source, written, check)
     show(source, written, check, speed)
+
+
+def _speed(source: Source, written: Sequence[Exported], check: Videos) -> Speed | None:
+    """What was timed; None, and a line that says why, where it could not be: the models are written by then."""
+    from export.report import time_files
+
+    try:
+        return time_files(source, written, check)
+    except OSError as error:
+        _tell(f"export: not timed: {error.strerror or error}")
+    except ModelError as error:
+        _tell(f"export: not timed: {error.message}")
+    return None
 
 
 def _videos(paths: dict[str, list[str]], source: Source, precisions: Sequence[str]) -> tuple[Videos, Videos]:

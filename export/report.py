@@ -33,7 +33,10 @@ class Speed:
 
 
 def time_files(source: Source, written: Sequence[Exported], check: Videos) -> Speed:
-    """Time each file against the plain export of the same checkpoint, about a second each."""
+    """Time each file against the plain export of the same checkpoint, about a second each.
+
+    Raises OSError where the temporary folder has no room for the plain export, ModelError where there can be none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.onnx"
         size = write(path, plain_export(source.model, source.checkpoint.config.inputs, source.metadata))

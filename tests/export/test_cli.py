@@ -253,3 +253,18 @@ def test_speed_is_measured_against_the_plain_export(tmp_path: Path, capsys: pyte
     save_run(tmp_path / "runs", "lstm")
     assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
     assert re.search(r"as trained.*1\.00", capsys.readouterr().out)
+
+
+def test_a_full_temporary_folder_leaves_speed_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, proto: onnx.ModelProto) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("export.report.write", full)
+    save_run(tmp_path / "runs", "lstm")
+    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "export: not timed: No space left on device\n"
+    assert "same top-10" in captured.out
+    assert files(tmp_path / "models") == ["default.onnx", "lstm.onnx"]
