@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from export.graph import contrib_operators, json_text, set_metadata, to_onnx
+from export.graph import check_inputs, contrib_operators, json_text, set_metadata, to_onnx
 from export.ops import Graph
 from export.parity import (
     BOUND,
@@ -94,7 +94,9 @@ def _graphs(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> tuple[Graph,
         before = trace(model, inputs)
     except Untranslatable:
         return None, None
-    return before, reduce(before)
+    after = reduce(before)
+    check_inputs(before.inputs, set(before.inputs) - set(after.inputs))  # a new operator took an input's place
+    return before, after
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:

@@ -7,7 +7,7 @@ Sigmoid and TopK close the graph. Names, order and bytes depend on the Graph alo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from export.ops import Graph, Op
 from scorer.errors import ModelError
 
 TOP_K = 10
-RESERVED = ("k", "scores", "labels")
+RESERVED = ("k", "scores", "labels", "probabilities", "logits")
+"""Names that `finish` gives, and the plain export's result."""
 
 OPSET = {"fp32": 11, "fp16": 11, "int8": 13}
 """The lowest that serves: TopK's order came with 11, a scale per output channel with 13."""
@@ -31,9 +32,7 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
 
     Raises ModelError where an input's name is one that the contract uses otherwise.
     """
-    taken = sorted(set(graph.inputs) & set(RESERVED))
-    if taken:
-        raise ModelError(f"a feature called {taken[0]!r} cannot be an input", remedy="rename it in the shards")
+    check_inputs(graph.inputs, RESERVED)
     writer = _Writer()
     for name, op in graph.ops.items():
         writer.enter(name, op)
@@ -46,8 +45,21 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
     return model
 
 
+def check_inputs(inputs: Iterable[str], taken: Iterable[str]) -> None:
+    """Raise ModelError where an input has one of the names `taken` by values of the graph."""
+    both = sorted(set(inputs) & set(taken))
+    if both:
+        reason = f"a feature called {both[0]!r} cannot be an input: the network has a value of that name"
+        raise ModelError(reason, remedy="rename it in the shards")
+
+
 def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int]) -> None:
-    """Put Sigmoid and TopK behind `logits`, and give the graph the inputs and outputs of the contract."""
+    """Put Sigmoid and TopK behind `logits`, and give the graph the inputs and outputs of the contract.
+
+    Raises ModelError where an input has the name of another value.
+    """
+    computed = [name for node in graph.node for name in node.output]
+    check_inputs(inputs, [*RESERVED, *computed, *(tensor.name for tensor in graph.initializer)])
     k = numpy_helper.from_array(np.array([TOP_K], np.int64), "k")
     graph.initializer.append(k)
     graph.node.extend(

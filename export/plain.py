@@ -12,7 +12,7 @@ import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
-from export.graph import finish, set_metadata
+from export.graph import RESERVED, check_inputs, finish, set_metadata
 from train.models import Recurrent
 
 
@@ -20,8 +20,9 @@ def plain_export(model: nn.Module, inputs: Sequence[tuple[str, int]], metadata: 
     """What torch.onnx.export makes of `model`, with Sigmoid and TopK behind it, to the scorer's contract.
 
     Recurrent layers are exported as the nn.LSTM that they are. Traces of where it was made (stack traces, paths, names
-    of functions) are taken out.
+    of functions) are taken out. Raises ModelError where an input has the name of another value.
     """
+    check_inputs([name for name, _ in inputs], RESERVED)
     wanted = {name: {0: "batch"} for name, _ in inputs}
     features = tuple(torch.zeros(2, width) for _, width in inputs)
     with _as_torch_runs_it(model), _quiet(), torch.no_grad():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.graph import check_inputs
 from export.ops import Array, Graph, Op
 from train import models
 
@@ -25,7 +26,8 @@ class Untranslatable(Exception):
 def trace(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> Graph:
     """The graph of `model`, in evaluation mode, whose forward takes one (B, width) tensor per (name, width).
 
-    Raises Untranslatable for a module that is none of train/models.py's or torch's that they use.
+    Raises Untranslatable for a module that is none of train/models.py's or torch's that they use, ModelError where an
+    input has the name of a part of the model.
     """
     tracer = _Tracer()
     features = [tracer.add(name, Op("input", width=width)) for name, width in inputs]
@@ -40,6 +42,8 @@ class _Tracer:
         self.ops: dict[str, Op] = {}
 
     def add(self, name: str, op: Op) -> str:
+        if name in self.ops and self.ops[name].kind == "input":
+            check_inputs([name], self.ops)
         if name in self.ops:
             raise ValueError(f"two operators called {name}")
         self.ops[name] = op

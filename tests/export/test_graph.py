@@ -1,0 +1,28 @@
+"""Names of inputs that the graph needs for values of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from export.build import convert, open_source
+from export.plain import plain_export
+from export.videos import random_videos
+from scorer.errors import ModelError
+from tests.export.small import CONFIGS, small_model
+from train.checkpoint import Checkpoint
+
+
+@pytest.mark.parametrize("name", ["k", "probabilities", "classify", "classify.weight", "branches.0.recurrent.i"])
+def test_a_feature_with_the_name_of_another_value_is_refused(name: str) -> None:
+    config = replace(CONFIGS["lstm"], inputs=((name, 24), ("mean_audio", 6)))
+    checkpoint = Checkpoint(config, dict(small_model(config).state_dict()), {})
+    with pytest.raises(ModelError, match=f"a feature called '{name}' cannot be an input.*rename it"):
+        convert(open_source(checkpoint), "fp32", random_videos(dict(config.inputs), 1))
+
+
+def test_the_plain_export_refuses_it_too() -> None:
+    config = replace(CONFIGS["lstm"], inputs=(("logits", 24), ("mean_audio", 6)))
+    with pytest.raises(ModelError, match="'logits' cannot be an input"):
+        plain_export(small_model(config), config.inputs, {})
