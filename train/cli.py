@@ -161,7 +161,7 @@ def _train_one(
     """Train one model in its folder; its best epoch's measures."""
     from scorer.lock import owned
     from train import checkpoint, curves
-    from train.loop import Stopped, Training
+    from train.loop import CURVES, Stopped, Training
     from train.view import view
 
     model, config = recipe
@@ -178,7 +178,7 @@ def _train_one(
             raise Stopped(f"{folder} is saved") from None
         finally:
             if world.first and training.progress.log:
-                curves.draw(folder / "curves.png", model.name, training.progress.log)
+                curves.draw(folder / CURVES, model.name, training.progress.log)
     return training.best() | {"parameters": training.parameters, "seconds": training.progress.seconds}
 
 

@@ -35,6 +35,15 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_file(path: Path) -> None:
+    """Remove `path` if it is there. Raises OutputError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = "choose another folder with --runs"
+        raise OutputError(f"{path}: cannot be removed: {error.strerror}", remedy=remedy) from None
+
+
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
     """A folder to be filled, which is `place` afterwards unless another process has made that meanwhile.

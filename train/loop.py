@@ -31,12 +31,13 @@ from train.cpu import quicken
 from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distributed import World, spread
-from train.files import replace_file
+from train.files import remove_file, replace_file
 from train.gather import Resident, placed
 from train.losses import LOSSES, Targets, mixed, targets_of
 from train.models import build, scalings, set_prior
 
 TOP = 20
+CURVES = "curves.png"
 SAVE_EVERY = 60.0
 """Seconds between state files: a gigabyte for the paper's BiLSTM, so not after every epoch of a few seconds."""
 _EVALUATED = 2048
@@ -266,6 +267,8 @@ class Training:
             self._best = None
         self._write_logs(folder)
         checkpoint.write(folder / checkpoint.LAST, self._tensors(), self._metadata())
+        if not self.progress.log:
+            _remove_results(folder)
         self._saved = time.monotonic()
 
     def best(self) -> Record:
@@ -389,6 +392,12 @@ def _floats(model: nn.Module) -> list[Tensor]:
 def _sample(videos: Videos, count: int) -> Videos:
     """`count` videos evenly spread."""
     return videos.rows(np.linspace(0, len(videos) - 1, min(count, len(videos))).astype(np.int64))
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove what an earlier run left and this one, before its first epoch's end, has nothing to put in place of."""
+    for name in (checkpoint.BEST, CURVES):
+        remove_file(folder / name)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

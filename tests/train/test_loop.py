@@ -18,7 +18,7 @@ from train import checkpoint
 from train.config import MODELS, TrainConfig
 from train.distributed import World
 from train.gather import Resident, Streamed
-from train.loop import Data, Plan, Record, Stopped, Training, evaluate, learning_rate
+from train.loop import CURVES, Data, Plan, Record, Stopped, Training, evaluate, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -125,6 +125,14 @@ def test_what_a_run_leaves(data: Data, tmp_path: Path) -> None:
         "last.safetensors",
         "metrics.jsonl",
     ]
+
+
+def test_a_run_stopped_in_its_first_epoch_leaves_nothing_of_the_one_before(data: Data, tmp_path: Path) -> None:
+    run_to_the_end("lstm", data, tmp_path, epochs=1)
+    (tmp_path / CURVES).write_bytes(b"the earlier run's")
+    with pytest.raises(Stopped):
+        training("lstm", data, seed=1).run(tmp_path, Silent(), after(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "last.safetensors", "metrics.jsonl"]
 
 
 def test_standard_scaling_comes_from_the_training_videos(data: Data) -> None:
