@@ -140,13 +140,14 @@ def _device(text: str) -> str:
 
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
     from scorer.commit import places
-    from scorer.paths import find_model, find_shards
+    from scorer.paths import check_model_apart, find_model, find_shards
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts records that are set aside", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
     places(options.output)  # what is wrong with it is said before anything is opened
     path, origin = find_model(options.model)
+    check_model_apart(path, options.output)
 
     from scorer.model import Model
 

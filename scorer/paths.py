@@ -55,6 +55,12 @@ def find_model(name: str | None) -> tuple[str, str]:
     raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
 
 
+def check_model_apart(model: str, output: str) -> None:
+    """Raises UsageError where the output would replace the model."""
+    if (identity := _identity(model)) is not None and identity == _identity(output):
+        raise UsageError(f"{model} is the model and the output {output} too", remedy="choose another output")
+
+
 def _expand(name: str) -> Iterable[str]:
     if os.path.isdir(name):
         return _found(

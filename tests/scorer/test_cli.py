@@ -184,6 +184,16 @@ def socket(path: str) -> str:
     return path
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_model_is_never_the_output(run: Callable[..., Outcome], model: str, linked: bool) -> None:
+    Path("m.onnx").write_bytes(before := Path(model).read_bytes())
+    output = link("m.onnx", "preds.csv") if linked else "m.onnx"
+    outcome = run(good(), "-o", output, "--model", "./m.onnx", "--restart")
+    assert outcome.code == 2
+    assert f"is the model and the output {output} too" in outcome.err
+    assert Path("m.onnx").read_bytes() == before
+
+
 @pytest.mark.parametrize("wrong", BAD_COMMANDS)
 def test_a_bad_command_is_one_line_and_no_output(run: Callable[..., Outcome], wrong: str) -> None:
     make, code, says = BAD_COMMANDS[wrong]
