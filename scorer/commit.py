@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scorer.errors import OutputError, ResumeError
-from scorer.journal import Commit, Growing, Mark, Stamp, entries, line, write_all
+from scorer.journal import Commit, Growing, Mark, Stamp, entries, holds, line, write_all
 from scorer.lock import owned
 
 STANDARD_OUTPUT = "-"
@@ -172,15 +172,24 @@ class Output:
         self.finish()
 
     def finish(self) -> None:
-        """What completion does once its record is in the journal; may be repeated from the start after a crash."""
+        """What completion does once its record is in the journal; may be repeated from the start after a crash.
+
+        Raises:
+            OutputError: what was committed is gone; then nothing was touched, and an older output stands as it was.
+        """
         assert self.completed is not None
+        assert self.last is not None
+        moves = [(self.where.rows, self.where.final, self.last.marks["rows"])]
+        if self.completed["quarantined"]:
+            moves.insert(0, (self.where.quarantine, self.where.final_quarantine, self.last.marks["quarantine"]))
         with writing(self.where.final):
+            for move in moves:
+                _check_there(*move)
             _remove(self.where.done)  # it describes an older file
-            if self.completed["quarantined"]:
-                _move(self.where.quarantine, self.where.final_quarantine)
-            else:
+            if not self.completed["quarantined"]:
                 _remove(self.where.final_quarantine)
-            _move(self.where.rows, self.where.final)
+            for move in moves:
+                _move(*move)
             _sync_folder(self.where.final.parent)
             _replace_with(self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
             self._remove_work()
@@ -328,9 +337,27 @@ def _remove(path: Path) -> None:
         os.unlink(path)
 
 
-def _move(source: Path, target: Path) -> None:
-    with suppress(FileNotFoundError):  # moved already, before a crash
+def _move(source: Path, target: Path, mark: Mark) -> None:
+    try:
         os.replace(source, target)
+    except FileNotFoundError:
+        _check_there(source, target, mark)
+
+
+def _check_there(source: Path, target: Path, mark: Mark) -> None:
+    """Refuse to go on unless the bytes of `mark` are at `source`, or at `target` since a crash after the move.
+
+    Where `source` is there its length will do: its bytes were checked, or written, by who holds the lock.
+    """
+    try:
+        there = os.lstat(source).st_size == mark.length
+    except FileNotFoundError:  # a cleaner of temporary files may have taken it: only the bytes tell that from a move
+        there = holds(target, mark)
+    if not there:
+        raise OutputError(
+            f"{target}: its rows or records were in {source}, which was removed or changed meanwhile",
+            remedy="begin again with --restart, in a folder that nothing cleans",
+        )
 
 
 def _replace_with(path: Path, data: bytes) -> None:

@@ -52,9 +52,7 @@ class Growing:
             raise
 
     def _check(self) -> None:
-        crc = 0
-        for start in range(0, self.mark.length, _CHUNK):
-            crc = crc32c(os.pread(self._descriptor, min(_CHUNK, self.mark.length - start), start), crc)
+        crc = _crc_of(self._descriptor, self.mark.length)
         if os.fstat(self._descriptor).st_size < self.mark.length or crc != self.mark.crc:
             raise ResumeError(
                 f"{self.path}: its first {self.mark.length} bytes are not what was committed",
@@ -75,6 +73,26 @@ class Growing:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def holds(path: Path, mark: Mark) -> bool:
+    """Whether the file at `path` is there and is what `mark` describes, no less and no more."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        size = os.fstat(descriptor).st_size
+        return size == mark.length and _crc_of(descriptor, size) == mark.crc
+    finally:
+        os.close(descriptor)
+
+
+def _crc_of(descriptor: int, length: int) -> int:
+    crc = 0
+    for start in range(0, length, _CHUNK):
+        crc = crc32c(os.pread(descriptor, min(_CHUNK, length - start), start), crc)
+    return crc
 
 
 def write_all(descriptor: int, data: bytes) -> None:

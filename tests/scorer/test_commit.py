@@ -1,0 +1,55 @@
+"""What an output refuses, so that what stands under its final name is always whole and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scorer.errors import OutputError
+from scorer.job import Job
+from tests import shards
+from tests.scorer.fakes import FakeModel, do, write_shards
+
+OLD = b"what stood there before\n"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Two shards, a record of the second damaged, over an older output with its record."""
+    paths = write_shards(tmp_path / "shards", [9, 7])
+    shards.damage_payload(paths[1], 3)
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "preds.csv"
+    output.write_bytes(OLD)
+    output.with_name("preds.csv.done.json").write_bytes(OLD)
+    return Job(paths, str(output), on_error="skip", commit_seconds=0.0)
+
+
+class Cleaner(FakeModel):
+    """Removes a file while the job runs, as a cleaner of temporary files may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(lanes=0)
+        self.target = path
+
+    def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+        self.target.unlink(missing_ok=True)
+        return super().run(features, k)
+
+
+@pytest.mark.parametrize("kind", ["partial", "quarantine"])
+def test_work_that_was_removed_meanwhile_is_missed(job: Job, kind: str) -> None:
+    output = Path(job.output)
+    removed = output.with_name(f".preds.csv.{kind}")
+    for leftovers in ("refuse", "resume"):
+        with pytest.raises(OutputError, match=rf"{removed.name}, which was removed .* --restart"):
+            do(replace(job, leftovers=leftovers), Cleaner(removed))  # type: ignore[arg-type]
+        assert output.read_bytes() == OLD, "an older output is left alone"
+        assert output.with_name("preds.csv.done.json").read_bytes() == OLD
+    do(replace(job, leftovers="restart"))
+    assert output.read_bytes() != OLD
