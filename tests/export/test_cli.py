@@ -19,7 +19,7 @@ from export.ops import Graph
 from export.reduce import reduce as original
 from export.trace import Untranslatable
 from scorer.model import Model
-from tests.export.small import CONFIGS, save_run, write_videos
+from tests.export.small import CONFIGS, save_run, small_checkpoint, write_videos
 from tests.shards import damage_payload
 
 
@@ -146,6 +146,18 @@ def test_a_checkpoint_of_another_version(tmp_path: Path, capsys: pytest.CaptureF
     save_file({"x": torch.zeros(1)}, tmp_path / "new.safetensors", {"format": "2"})
     assert run(tmp_path, tmp_path / "models", "--checkpoint", str(tmp_path / "new.safetensors")) == 6
     assert "format 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "value"), [("dropout", 7), ("width", 2.5)])
+def test_a_configuration_that_no_model_has(
+    key: str, value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = small_checkpoint("dmrnet")
+    path = tmp_path / "odd.safetensors"
+    config = json.dumps({**json.loads(good.config.to_json()), key: value})
+    save_file(good.state, path, {"format": "1", "config": config, "metrics": "{}"})
+    assert run(tmp_path, tmp_path / "models", "--checkpoint", str(path)) == 6
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_all_wants_every_run_before_it_writes_one(tmp_path: Path) -> None:
