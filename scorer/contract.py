@@ -93,12 +93,20 @@ def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
     count = metadata.get("yt8m.labels", "")
     if not (count.isascii() and count.isdigit() and 0 < int(count) < 1 << 31):
         raise ValueError(f"its yt8m.labels is {count[:40]!r}, not a number of labels")
-    names = json.loads(metadata.get("yt8m.names", "null"))  # JSONDecodeError is a ValueError
+    names = _read_names(metadata.get("yt8m.names", "null"))
     if names is not None and not (isinstance(names, list) and len(names) == int(count)):
         raise ValueError(f"its yt8m.names is not a list of {count} names")
     if names is not None and not all(isinstance(name, str) for name in names):
         raise ValueError("its yt8m.names holds something that is no name")
     return int(count), names
+
+
+def _read_names(text: str) -> Any:
+    """Whatever JSON it holds. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its yt8m.names is nested too deeply") from None
 
 
 def _check_answer(session: Session, contract: Contract, run_options: Any) -> None:

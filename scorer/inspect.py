@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scorer.errors import Yt8mError
+from scorer.errors import BROKEN_PIPE, ModelError, Yt8mError
+from scorer.onnx_file import EXPORT_IT
 
 if TYPE_CHECKING:
     from scorer.model import Model
@@ -22,7 +24,8 @@ examples:
   yt8m inspect models/bilstm.onnx
   yt8m inspect bilstm --json
 
-exit codes: 0 done, 2 a wrong command line, 6 no model or one of another contract, 7 no ONNX Runtime
+exit codes: 0 done, 2 a wrong command line, 6 no model or one of another contract, 7 no ONNX Runtime,
+141 the reader of a pipe has gone
 """
 _PREFIX = "yt8m."
 
@@ -35,9 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scorer.paths import find_model
 
         model = Model.open(find_model(options.model)[0], device="cpu")
-        text = json.dumps(as_json(model), indent=2, ensure_ascii=False) if options.json else describe(model)
-        print(text)
+        _show(_text(model, as_object=options.json))
         return 0
+    except BrokenPipeError:
+        _forget_output()
+        return BROKEN_PIPE
     except Yt8mError as error:
         print(f"inspect: {error}", file=sys.stderr)
         return error.exit_code
@@ -55,6 +60,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _text(model: Model, *, as_object: bool) -> str:
+    """What is to be printed. Raises ModelError where metadata is nested more deeply than Python follows."""
+    try:
+        return json.dumps(as_json(model), indent=2) if as_object else describe(model)
+    except RecursionError:
+        raise ModelError(f"{model.path}: its metadata is nested too deeply", remedy=EXPORT_IT) from None
+
+
+def _show(text: str) -> None:
+    """Print what the terminal's encoding has, escapes for the rest; flushed here, where a closed pipe is expected."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _forget_output() -> None:
+    """What is still buffered goes nowhere, else Python complains of the closed pipe once more at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def as_json(model: Model) -> dict[str, Any]:
     """The contract and all metadata, JSON entries parsed, keys without their `yt8m.`."""
     entries = {key.removeprefix(_PREFIX): _parsed(value) for key, value in sorted(model.metadata.items())}
@@ -63,6 +89,7 @@ def as_json(model: Model) -> dict[str, Any]:
         "bytes": Path(model.path).stat().st_size,
         "sha256": model.sha256,
         "inputs": model.inputs,
+        "dtype": model.dtype.__name__,
         "outputs": {"scores": "float32 [batch, k]", "labels": "int64 [batch, k]"},
         "metadata": entries,
     }
@@ -77,7 +104,7 @@ def describe(model: Model) -> str:
         ("model", f"{metadata.pop('model', 'unnamed')}, {metadata.pop('precision', 'precision unknown')}"),
         ("file", f"{facts['path']}, {facts['bytes']:,} bytes"),
         ("sha256", facts["sha256"]),
-        ("reads", ", ".join(f"{name} float32 [batch, {width}]" for name, width in model.inputs.items())),
+        ("reads", ", ".join(f"{name} {facts['dtype']} [batch, {width}]" for name, width in model.inputs.items())),
         ("answers", ", ".join(f"{name} {kind}" for name, kind in facts["outputs"].items()) + "; k is 10 or as asked"),
         ("labels", f"{model.labels:,}, {'such as ' + ', '.join(names[:3]) if names else 'without names'}"),
     ]

@@ -94,6 +94,7 @@ class Model:
     path, sha256: the file. runtime: name and version of ONNX Runtime, and what else decides the bits of an answer.
     device: "cpu", "cuda:0" or "cuda:0,1"; provider: ONNX Runtime's name for it; reason: why this device.
     inputs: TFRecord feature -> width. labels: how many there are. names: theirs, if the file has them. metadata: all.
+    dtype: of the file's own inputs; `run` takes float32 and converts.
     batch_size: videos that run at once in a lane. lanes: batches that run at once.
     notes: what a user should know about the run, such as batches that were halved for want of memory.
     """
@@ -107,7 +108,7 @@ class Model:
         self.device, self.provider, self.reason = placement.device, placement.provider, placement.reason
         self.batch_size, self.lanes = batch_size, len(placement.lanes)
         self.notes = [BOTH_INSTALLED] if len(installed_runtimes()) > 1 else []
-        self._dtype = contract.dtype
+        self.dtype = contract.dtype
         self._halving = open_cpu(import_runtime(), HALVE_ONNX, 1) if contract.dtype is np.float16 else None
         self._k = 0  # the most answers that the lanes are fitted for
         self._refitting = threading.Lock()
@@ -246,7 +247,7 @@ class Model:
             try:
                 with device_errors(self.device):
                     for lane in lanes:
-                        lane.fit(self.inputs, self._dtype, size, k)
+                        lane.fit(self.inputs, self.dtype, size, k)
                 return size
             except MemoryError:
                 size //= 2
