@@ -6,8 +6,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,6 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 def _train_all(options: argparse.Namespace, overrides: dict[str, Any], stop: Callable[[], bool]) -> int:
     """Train the models one after the other on the same videos, and print them side by side."""
-    import torch
-
     from train.devices import choose_device, use_all_cores
     from train.distributed import joined
 
@@ -137,16 +135,27 @@ def _train_all(options: argparse.Namespace, overrides: dict[str, Any], stop: Cal
             recipe, saved = _recipe(options, name, overrides)
             key = (recipe[0].inputs, recipe[0].labels)
             shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
-            try:
+            with _enough_memory(name):
                 rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
-            except torch.OutOfMemoryError as error:
-                reason = str(error).splitlines()[0]
-                raise DeviceError(f"{name}: {reason}", remedy="use a smaller batch, e.g. --set batch=1024") from None
         if world.first:
             from train.view import print_table
 
             print_table(rows)
     return 0
+
+
+@contextmanager
+def _enough_memory(name: str) -> Iterator[None]:
+    """Turn what PyTorch raises when memory runs out, on a GPU or a CPU, into a DeviceError."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        remedy = "use a smaller batch, e.g. --set batch=1024, or a smaller model"
+        raise DeviceError(f"{name}: {str(error).splitlines()[0]}", remedy=remedy) from None
 
 
 def _train_one(

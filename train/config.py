@@ -7,6 +7,8 @@ recipes that `train` uses: the same three models with what was found to train th
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -62,8 +64,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_ranges(self)
         if not self.inputs:
             raise UsageError("a model needs at least one input")
+        if len({name for name, _ in self.inputs}) < len(self.inputs):
+            raise UsageError("two inputs have the same name", remedy="name each feature once")
         for name in ("labels", "embedding", "hidden", "head", "steps", "width", "bottleneck"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", remedy="it must be at least 1")
@@ -79,7 +84,7 @@ class ModelConfig:
         """The reverse of to_json. Raises ModelError for anything that is not a model configuration."""
         try:
             values = _known_fields(ModelConfig, json.loads(text))
-            values["inputs"] = tuple((str(name), int(width)) for name, width in values["inputs"])
+            values["inputs"] = tuple(_input(name, width) for name, width in values["inputs"])
             return ModelConfig(**values)
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise ModelError(f"not a model configuration: {error}") from error
@@ -119,6 +124,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        _check_ranges(self)
         if self.epochs < 1 or self.batch < 2:
             raise UsageError("epochs must be at least 1 and a batch at least 2 videos (BatchNorm needs two)")
         if not (self.lr > 0 and 0 <= self.warmup < 1 and 0 <= self.ema < 1 and self.mixup >= 0):
@@ -137,12 +143,28 @@ class TrainConfig:
             raise ModelError(f"not a training configuration: {error}") from error
 
 
-def _known_fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known)
+def _known_fields(kind: type, values: Any) -> dict[str, Any]:
+    """`values`, if it is an object with fields of `kind`, of their types. Raises TypeError, ValueError."""
+    if not isinstance(values, dict):
+        raise TypeError("not an object")
+    known = {field.name: str(field.type) for field in fields(kind)}
+    unknown = sorted(values.keys() - known.keys())
     if unknown:
         raise ValueError(f"unknown fields {', '.join(unknown)}")
+    for name, value in values.items():
+        if type(value) not in _TYPES.get(known[name], (type(value),)):
+            raise TypeError(f"{name} is {value!r}, not of type {known[name]}")
     return values
+
+
+_TYPES = {"int": (int,), "float": (float, int), "bool": (bool,)}
+"""What JSON may hold for each annotation; the other ones are checked by their values."""
+
+
+def _input(name: Any, width: Any) -> tuple[str, int]:
+    if type(name) is not str or type(width) is not int or width < 1:
+        raise TypeError(f"the input {name!r} of width {width!r} cannot be")
+    return name, width
 
 
 _CHOICES = {
@@ -162,6 +184,33 @@ def _check_choices(config: ModelConfig | TrainConfig) -> None:
         value = getattr(config, field.name)
         if field.name in _CHOICES and value not in _CHOICES[field.name]:
             raise UsageError(f"{field.name} is {value!r}", remedy=f"choose from {', '.join(_CHOICES[field.name])}")
+
+
+def _is_dropout(value: float) -> bool:
+    """Dropout in steps of 1/256 has no scale for what it keeps near 1."""
+    return 0 <= value < 0.99
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dropout": (_is_dropout, "at least 0 and less than 0.99"),
+    "cell_dropout": (_is_dropout, "at least 0 and less than 0.99"),
+    "input_blocks": (lambda value: value >= 0, "at least 0"),
+    "joint_blocks": (lambda value: value >= 0, "at least 0"),
+    "leaky_slope": (math.isfinite, "a finite number"),
+    "bn_eps": (lambda value: 0 < value < math.inf, "positive"),
+    "bn_momentum": (lambda value: 0 < value <= 1, "positive and at most 1"),
+    "lr": (math.isfinite, "a finite number"),
+    "mixup": (math.isfinite, "a finite number"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "at least 0"),
+    "seed": (lambda value: 0 <= value < 2**63, "at least 0 and less than 2**63"),
+}
+
+
+def _check_ranges(config: ModelConfig | TrainConfig) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in _RANGES and not _RANGES[field.name][0](value):
+            raise UsageError(f"{field.name} is {value}", remedy=f"it must be {_RANGES[field.name][1]}")
 
 
 PAPER = {

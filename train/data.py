@@ -9,7 +9,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorer.batches import Batch, batches
-from scorer.errors import InputError, RecordError, TrainingError
+from scorer.errors import InputError, RecordError, ShardError, TrainingError
 from scorer.examples import Schema
 from scorer.framing import Shard
 from train.cache import make_arrays, name_of, read, write_rest
@@ -106,7 +106,7 @@ def load(
 def _decode(paths: Sequence[str], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
     for path in paths:
         records, labelled = 0, False
-        for batch in batches([path], Schema(dict(inputs)), _READ):
+        for batch in _batches(path, inputs):
             check()
             _check_labels(batch, path, records, labels)
             records, labelled = records + len(batch), labelled or batch.labelled
@@ -115,6 +115,18 @@ def _decode(paths: Sequence[str], inputs: Inputs, labels: int, store: _Store, ch
         if not labelled and records:
             raise TrainingError(f"{path}: its videos have no labels", remedy="train on labelled shards")
     return store.videos(labels)
+
+
+def _batches(path: str, inputs: Inputs) -> Iterator[Batch]:
+    """The shard's batches. An error's remedy is training's own: the reader's is an option that scoring alone has."""
+    try:
+        yield from batches([path], Schema(dict(inputs)), _READ)
+    except RecordError as error:
+        error.remedy = "leave the shard out, or name the features and widths that it has with --inputs"
+        raise
+    except ShardError as error:
+        error.remedy = "download the shard again, or leave it out"
+        raise
 
 
 class _Store:
