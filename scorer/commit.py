@@ -112,8 +112,9 @@ def writing(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = f"{error.filename} is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
         raise OutputError(
-            f"{path}: cannot write: {error.strerror or error}",
+            f"{path}: cannot write: {reason}",
             remedy="mend that; a file that was begun goes on with --resume",
         ) from error
 
@@ -363,7 +364,7 @@ def _check_there(source: Path, target: Path, mark: Mark) -> None:
 def _replace_with(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
     part = path.with_name(f".{path.name}.partial")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         write_all(descriptor, data)
         os.fsync(descriptor)

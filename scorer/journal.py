@@ -19,7 +19,7 @@ from scorer.batches import Position
 from scorer.errors import ResumeError
 
 _CHUNK = 1 << 20  # bytes read at once where a prefix is checked
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True)

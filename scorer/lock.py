@@ -6,6 +6,7 @@ inherit it, and it holds on network file systems that support locks at all.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -15,6 +16,10 @@ from pathlib import Path
 
 from scorer.errors import OutputError, ResumeError
 
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
+# A link that someone else placed in a folder open to all would have its target emptied.
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
 
 @contextmanager
 def owned(path: Path, output: str) -> Iterator[None]:
@@ -22,14 +27,14 @@ def owned(path: Path, output: str) -> Iterator[None]:
 
     Raises:
         ResumeError: another live process holds it; the message says which.
-        OutputError: the lock file cannot be made, or the file system has no locks.
+        OutputError: the lock file cannot be made or is a symbolic link, or the file system has no locks.
     """
     try:
         descriptor = _acquire(path, output)
     except OSError as error:
-        raise OutputError(
-            f"{output}: cannot lock {path}: {error.strerror}", remedy="write to a local folder"
-        ) from error
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        remedy = "write to a local folder" if error.errno in _NO_LOCKS else "mend that or choose another output"
+        raise OutputError(f"{output}: cannot lock {path}: {reason}", remedy=remedy) from error
     try:
         yield
     finally:
@@ -40,7 +45,7 @@ def owned(path: Path, output: str) -> Iterator[None]:
 
 def _acquire(path: Path, output: str) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, _FLAGS, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -62,6 +67,6 @@ def _acquire(path: Path, output: str) -> int:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether `path` still names the file behind `descriptor`: its last owner may just have removed it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False

@@ -53,3 +53,18 @@ def test_work_that_was_removed_meanwhile_is_missed(job: Job, kind: str) -> None:
         assert output.with_name("preds.csv.done.json").read_bytes() == OLD
     do(replace(job, leftovers="restart"))
     assert output.read_bytes() != OLD
+
+
+@pytest.mark.parametrize("kind", ["lock", "partial", "journal", "done.json.partial"])
+def test_a_link_in_place_of_a_work_file_is_not_followed(job: Job, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "precious"
+    target.write_bytes(OLD)
+    link = Path(job.output).with_name(f".preds.csv.{kind}")
+    link.symlink_to(target)
+    remedied = kind in ("partial", "journal")  # a job that begins removes these, and the link with them
+    if remedied:
+        do(job)
+    else:
+        with pytest.raises(OutputError, match="is a symbolic link"):
+            do(job)
+    assert target.read_bytes() == OLD

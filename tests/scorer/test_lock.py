@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -84,4 +85,16 @@ def test_the_command_says_who_holds_its_output(tmp_path: Path, capfd: pytest.Cap
 
 def test_a_lock_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot lock"), owned(tmp_path / "absent" / "lock", "preds.csv"):
+        pass
+
+
+@pytest.mark.parametrize(("error", "remedy"), [(errno.ENOLCK, "local folder"), (errno.EACCES, "mend that")])
+def test_only_a_folder_without_locks_asks_for_a_local_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, remedy: str
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match=remedy), owned(tmp_path / "lock", "preds.csv"):
         pass
