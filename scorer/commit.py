@@ -90,17 +90,19 @@ def places(output: str) -> Places | None:
     """
     if output == STANDARD_OUTPUT:
         return None
+    if not output:
+        raise OutputError("the output has no name", remedy="name a file, such as preds.csv")
     try:
         mode = os.stat(output).st_mode
     except FileNotFoundError:
         mode = stat.S_IFREG
     except (OSError, ValueError) as error:
         raise OutputError(f"{output}: {error}", remedy="choose another output") from error
-    if stat.S_ISDIR(mode) or output.endswith(os.sep):
-        raise OutputError(f"{output} is a folder", remedy="name a file in it, such as preds.csv")
-    if not stat.S_ISREG(mode):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         return None
     final = Path(os.path.realpath(output))
+    if stat.S_ISDIR(mode) or output.endswith(os.sep) or final.is_dir():  # the last: absent/.. is where it starts
+        raise OutputError(f"{output} is a folder", remedy="name a file in it, such as preds.csv")
     if not final.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {final.parent}", remedy="make it or choose another output")
     return Places(final)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scorer.commit import places
 from scorer.errors import OutputError
 from scorer.job import Job
 from tests import shards
@@ -68,3 +69,13 @@ def test_a_link_in_place_of_a_work_file_is_not_followed(job: Job, tmp_path: Path
         with pytest.raises(OutputError, match="is a symbolic link"):
             do(job)
     assert target.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("output", ["", ".", "absent/..", "absent/"])
+def test_an_output_that_is_no_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="no name" if not output else "is a folder"):
+        places(output)
