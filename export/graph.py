@@ -20,6 +20,8 @@ from scorer.errors import ModelError
 TOP_K = 10
 RESERVED = ("k", "scores", "labels", "probabilities", "logits")
 """Names that `finish` gives, and the plain export's result."""
+CLOSING = 2
+"""Nodes that `finish` adds: Sigmoid and TopK."""
 
 OPSET = {"fp32": 11, "fp16": 11, "int8": 13}
 """The lowest that serves: TopK's order came with 11, a scale per output channel with 13."""
@@ -33,16 +35,26 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
     Raises ModelError where an input's name is one that the contract uses otherwise.
     """
     check_inputs(graph.inputs, RESERVED)
-    writer = _Writer()
-    for name, op in graph.ops.items():
-        writer.enter(name, op)
-        _WRITERS[op.kind](writer, name, op)
+    writer = _written(graph)
     body = helper.make_graph(writer.nodes, "yt8m", [], [], writer.initialisers)
     finish(body, graph.output, graph.inputs)
     opset = helper.make_opsetid("", OPSET[precision])
     model = helper.make_model(body, opset_imports=[opset], ir_version=IR_VERSION, producer_name="yt8m-edge")
     set_metadata(model, metadata)
     return model
+
+
+def node_count(graph: Graph) -> int:
+    """ONNX nodes of `graph` as `to_onnx` writes it, Sigmoid and TopK among them."""
+    return len(_written(graph).nodes) + CLOSING
+
+
+def _written(graph: Graph) -> _Writer:
+    writer = _Writer()
+    for name, op in graph.ops.items():
+        writer.enter(name, op)
+        _WRITERS[op.kind](writer, name, op)
+    return writer
 
 
 def check_inputs(inputs: Iterable[str], taken: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.build import Exported, Source, write
+from export.graph import node_count
 from export.plain import plain_export
 from export.speed import measure
 from export.videos import Videos
@@ -49,6 +50,8 @@ def show(source: Source, written: Sequence[Exported], check: Videos, speed: Spee
     """Print tables on standard output."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(_graphs(source, written, speed))
+    if source.before is not None:
+        console.print("operators: nodes of ONNX; as trained: the network before it is reduced, written the same way")
     if source.after is None:
         console.print("export/trace.py does not know this model's layers: it was exported plainly")
     console.print(_gates(written))
@@ -67,7 +70,7 @@ def _graphs(source: Source, written: Sequence[Exported], speed: Speed | None) ->
     before, after = source.before, source.after
     if before:
         size = speed.plain_bytes if speed else 4 * before.parameters()
-        row = _numbers(len(before.ops), before.parameters(), before.flops(), size)
+        row = _numbers(node_count(before), before.parameters(), before.flops(), size)
         table.add_row("as trained", *row, *(speed.cells(_PLAIN) if speed else []))
     for exported in written:
         row = _numbers(exported.nodes, exported.parameters, after.flops() if after else 0, exported.bytes)

@@ -264,7 +264,9 @@ def test_a_model_without_a_mirror_is_exported_plainly(
 def test_speed_is_measured_against_the_plain_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_run(tmp_path / "runs", "lstm")
     assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
-    assert re.search(r"as trained.*1\.00", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"as trained.* 34 .*1\.00", shown)
+    assert "operators: nodes of ONNX" in shown
 
 
 def test_a_full_temporary_folder_leaves_speed_unmeasured(

@@ -1,4 +1,4 @@
-"""Names of inputs that the graph needs for values of its own."""
+"""Names of inputs that the graph needs for values of its own, and how nodes are counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from export.build import convert, open_source
+from export.graph import node_count, to_onnx
 from export.plain import plain_export
+from export.reduce import reduce
+from export.trace import trace
 from export.videos import random_videos
 from scorer.errors import ModelError
 from tests.export.small import CONFIGS, small_model
@@ -26,3 +29,12 @@ def test_the_plain_export_refuses_it_too() -> None:
     config = replace(CONFIGS["lstm"], inputs=(("logits", 24), ("mean_audio", 6)))
     with pytest.raises(ModelError, match="'logits' cannot be an input"):
         plain_export(small_model(config), config.inputs, {})
+
+
+@pytest.mark.parametrize("name", ["lstm", "bilstm", "bilstm-4-steps", "dmrnet"])
+def test_nodes_are_counted_as_they_are_written(name: str) -> None:
+    before = trace(small_model(CONFIGS[name]), CONFIGS[name].inputs)
+    after = reduce(before)
+    for graph in (before, after):
+        assert node_count(graph) == len(to_onnx(graph, "fp32", {}).graph.node)
+    assert node_count(after) < node_count(before)
