@@ -114,15 +114,18 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     with stop_on_signals("train", "saving after the step in hand") as stop:
         from train.loop import Stopped
 
+        begun: list[str] = []
         try:
-            return _train_all(options, overrides, stop.is_set)
+            return _train_all(options, overrides, stop.is_set, begun)
         except Stopped as stopped:
-            _tell(f"train: {stopped}; go on with: {_resume_command(arguments)}")
+            _tell(f"train: {stopped}; go on with: {_resume_command(options, arguments, begun)}")
             return stop.exit_code
 
 
-def _train_all(options: argparse.Namespace, overrides: dict[str, Any], stop: Callable[[], bool]) -> int:
-    """Train the models one after the other on the same videos, and print them side by side."""
+def _train_all(
+    options: argparse.Namespace, overrides: dict[str, Any], stop: Callable[[], bool], begun: list[str]
+) -> int:
+    """Train the models one after the other on the same videos, noting each in `begun`; print them side by side."""
     from train.devices import choose_device, use_all_cores
     from train.distributed import joined
 
@@ -131,10 +134,11 @@ def _train_all(options: argparse.Namespace, overrides: dict[str, Any], stop: Cal
     shared: dict[tuple[Any, ...], Data] = {}
     rows: list[tuple[str, Record]] = []
     with joined(device.type == "cuda") as world:
-        for name in options.model:
-            recipe, saved = _recipe(options, name, overrides)
+        recipes = {name: _recipe(options, name, overrides) for name in options.model}
+        for name, (recipe, saved) in recipes.items():
             key = (recipe[0].inputs, recipe[0].labels)
             shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
+            begun.append(name)
             with _enough_memory(name):
                 rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
         if world.first:
@@ -312,9 +316,29 @@ def _make(folder: Path) -> Path:
     return folder
 
 
-def _resume_command(arguments: Sequence[str]) -> str:
+def _resume_command(options: argparse.Namespace, arguments: Sequence[str], begun: Sequence[str]) -> str:
+    """The command that finishes what was stopped.
+
+    Two commands where a model that was not begun yet has an older run, which was to be replaced and not resumed.
+    """
+    from train.checkpoint import LAST
+
     again = [argument for argument in arguments if argument not in ("--restart", "--resume")]
-    return shlex.join(["train", *again, "--resume"])
+    later = [name for name in dict.fromkeys(options.model) if name not in begun]
+    if options.resume or not any((options.runs / name / LAST).exists() for name in later):
+        return shlex.join(["train", *again, "--resume"])
+    first = shlex.join(["train", *_without_models(again), "--model", *begun, "--resume"])
+    second = shlex.join(["train", *_without_models(arguments), "--model", *later])
+    return f"{first} && {second}" if begun else second
+
+
+def _without_models(arguments: Sequence[str]) -> list[str]:
+    kept, model = [], False
+    for argument in arguments:
+        model = argument == "--model" or (model and argument in MODELS)
+        if not model:
+            kept.append(argument)
+    return kept
 
 
 def _tell(line: str) -> None:

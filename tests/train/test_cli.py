@@ -17,6 +17,7 @@ from tests.shards import example, flip_bit, write_shard
 from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
+from train.loop import Training
 
 TINY = shlex.split(
     "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16 "
@@ -123,6 +124,30 @@ def test_an_unfinished_run_is_in_the_way(capsys: pytest.CaptureFixture[str]) -> 
     other = train("--model", "lstm", "--resume", "--epochs", "3", "--data", "b.tfrecord")
     assert "other videos" in one_line(capsys, other, 9)
     assert train("--model", "lstm", "--restart") == 0
+
+
+def test_an_unfinished_run_of_a_later_model_is_in_the_way_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--model", "lstm", "--epochs", "1") == 0
+    path = Path("runs/lstm/last.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    checkpoint.write(path, tensors, metadata | {"train": metadata["train"].replace('"epochs": 1', '"epochs": 3')})
+    assert "runs/lstm holds an unfinished run" in one_line(capsys, train("--model", "dmrnet", "lstm"), 9)
+    assert not Path("runs/dmrnet").exists()
+
+
+def test_the_printed_command_goes_on_where_a_later_model_has_an_older_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first command resumes what was begun; the second replaces the older run, as the stopped command would."""
+    assert train("--model", "lstm", "--epochs", "1", "--seed", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_must_stop", lambda *_: True)
+        assert train("--model", "dmrnet", "lstm") == 128
+    printed = capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2]
+    first, second = (shlex.split(command) for command in printed.split(" && "))
+    assert (first[-3:], second[-2:]) == (["--model", "dmrnet", "--resume"], ["--model", "lstm"])
+    assert main(first[1:]) == 0
+    assert main(second[1:]) == 0
 
 
 def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> str:
