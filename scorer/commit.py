@@ -78,6 +78,11 @@ class Places:
     def done(self) -> Path:
         return self.final.with_name(self.final.name + ".done.json")
 
+    @property
+    def done_part(self) -> Path:
+        """What `done` is renamed from; no other file here has a longer name."""
+        return self.done.with_name(f".{self.done.name}.partial")
+
     def _hidden(self, kind: str) -> Path:
         return self.final.with_name(f".{self.final.name}.{kind}")
 
@@ -86,7 +91,7 @@ def places(output: str) -> Places | None:
     """Where the work on `output` goes; None for standard output ("-"), a device or a pipe, written straight through.
 
     Raises:
-        OutputError: a folder, a path in no folder, or a loop of symbolic links.
+        OutputError: no name or too long a one, a folder, a path in no folder, or a loop of symbolic links.
     """
     if output == STANDARD_OUTPUT:
         return None
@@ -105,7 +110,21 @@ def places(output: str) -> Places | None:
         raise OutputError(f"{output} is a folder", remedy="name a file in it, such as preds.csv")
     if not final.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {final.parent}", remedy="make it or choose another output")
-    return Places(final)
+    where = Places(final)
+    _check_name(where)
+    return where
+
+
+def _check_name(where: Places) -> None:
+    """Refuse at once a name that would be too long with what the last steps add to it."""
+    try:
+        limit = os.pathconf(where.final.parent, "PC_NAME_MAX")
+    except (OSError, ValueError):  # unknown there
+        return
+    excess = len(os.fsencode(where.done_part.name)) - limit
+    if limit >= 0 and excess > 0:
+        most = len(os.fsencode(where.final.name)) - excess
+        raise OutputError(f"{where.final}: the name is too long", remedy=f"choose one of at most {most} bytes")
 
 
 @contextmanager
@@ -194,7 +213,7 @@ class Output:
             for move in moves:
                 _move(*move)
             _sync_folder(self.where.final.parent)
-            _replace_with(self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
+            _replace(self.where.done_part, self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
             self._remove_work()
             _sync_folder(self.where.final.parent)
 
@@ -363,9 +382,8 @@ def _check_there(source: Path, target: Path, mark: Mark) -> None:
         )
 
 
-def _replace_with(path: Path, data: bytes) -> None:
+def _replace(part: Path, path: Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
-    part = path.with_name(f".{path.name}.partial")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         write_all(descriptor, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -79,3 +80,12 @@ def test_an_output_that_is_no_file_is_refused_at_once(
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(OutputError, match="no name" if not output else "is a folder"):
         places(output)
+
+
+def test_a_name_too_long_for_what_is_added_to_it_is_refused_at_once(job: Job, tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len("..done.json.partial")
+    name = "é" * (longest // 2)  # two bytes each
+    with pytest.raises(OutputError, match=f"too long; choose one of at most {longest} bytes"):
+        places(str(tmp_path / (name + "xx")))
+    do(replace(job, output=str(tmp_path / name)))
+    assert (tmp_path / f"{name}.done.json").exists()
