@@ -9,10 +9,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
-from scorer.progress import printable
+from scorer.progress import hold_standard_descriptors, printable, tell
 from scorer.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `score` with `argv` (the process's own arguments by default); returns the exit code."""
+    hold_standard_descriptors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
     try:
@@ -63,8 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse's own leaves text in the buffer of a broken standard error, at which Python's exit fails."""
+        tell(f"{self.format_usage()}{self.prog}: error: {message}")
+        sys.exit(UsageError.exit_code)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="score",
         description="Label the videos of YouTube-8M TFRecord shards: the best labels of each, one CSV row per video.",
         epilog=_EPILOG,
@@ -246,7 +254,7 @@ def _counts(record: dict[str, Any]) -> str:
 
 
 def _tell(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    tell(printable(line))
 
 
 if __name__ == "__main__":

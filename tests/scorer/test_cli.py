@@ -317,6 +317,27 @@ def test_a_closed_pipe_ends_quietly(model: str, tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (BROKEN_PIPE, "")
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
+@pytest.mark.parametrize(("shard", "code"), [("good.tfrecord", 0), ("absent.tfrecord", 3), ("--fast", 2)])
+def test_a_standard_error_that_is_closed_or_broken_changes_no_exit_code(
+    model: str, tmp_path: Path, stderr: str, shard: str, code: int
+) -> None:
+    good(str(tmp_path / "good.tfrecord"))
+    given = shard if shard.startswith("-") else tmp_path / shard
+    score = f"{sys.executable} -m scorer {given} -o {tmp_path}/preds.csv --model {model}"
+    script = f"exec 3>&1; {{ sleep 0.1; {score}; }} {stderr}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert code != 0 or (tmp_path / "preds.csv").read_text().count("\n") == 6
+
+
+def test_a_standard_output_that_is_closed_is_an_error_and_no_files_end(model: str, tmp_path: Path) -> None:
+    shard = good(str(tmp_path / "good.tfrecord"))
+    command = f"{sys.executable} -m scorer {shard} -o - --model {model} >&-"
+    result = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (8, "score: -: cannot write: Bad file descriptor\n")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom scorer import cli\n"
