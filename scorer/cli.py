@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Label the videos of YouTube-8M TFRecord shards: the best labels of each, one CSV row per video.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --rest would stay in the command that resumes
     )
     parser.add_argument(
         "shards", nargs="+", metavar="SHARD", help="TFRecord file, quoted pattern, or folder (its *.tfrecord files)"
@@ -204,8 +205,9 @@ def _resuming(arguments: Sequence[str]) -> str:
     """The command that goes on with the job of `arguments`, to paste into a shell."""
     name = os.path.basename(sys.argv[0])
     program = {"score": ["score"], "yt8m score": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
-    kept = [argument for argument in arguments if argument not in ("--restart", "--resume")]
-    return shlex.join([*program, *kept, "--resume"])
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # names of shards follow
+    kept = [argument for argument in arguments[:end] if argument not in ("--restart", "--resume")]
+    return shlex.join([*program, "--resume", *kept, *arguments[end:]])
 
 
 def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:

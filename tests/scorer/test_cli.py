@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,6 +140,7 @@ def test_a_bad_shard_is_one_line_and_no_output(run: Callable[..., Outcome], wron
 # what is wrong: (arguments after a good shard, exit code, what the line says)
 BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "unknown option": (lambda: ["-o", "preds.csv", "--fast"], 2, "unrecognized arguments: --fast"),
+    "part of an option": (lambda: ["-o", "preds.csv", "--rest"], 2, "unrecognized arguments: --rest"),
     "no output": (lambda: [], 2, "required: -o"),
     "k of 0": (lambda: ["-o", "preds.csv", "--top-k", "0"], 2, "'0' is no whole number of at least 1"),
     "k past the labels": (lambda: ["-o", "preds.csv", "--top-k", "31"], 2, r"--top-k 31 is outside 1\.\.30"),
@@ -315,6 +317,19 @@ def test_a_closed_pipe_ends_quietly(model: str, tmp_path: Path) -> None:
     result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (result.returncode, result.stderr) == (BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "resuming"),
+    [
+        ("a -o b", "score --resume a -o b"),
+        ("--restart -o b -- --restart -a", "score --resume -o b -- --restart -a"),
+        ("--resume 'a b' -o c", "score --resume 'a b' -o c"),
+    ],
+)
+def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch, given: str, resuming: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/score"])
+    assert cli._resuming(shlex.split(given)) == resuming
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
