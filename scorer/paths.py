@@ -41,18 +41,27 @@ def find_model(name: str | None) -> tuple[str, str]:
     """The model file for --model `name`, and in words where it came from.
 
     Raises:
-        ModelError: neither a file nor a name in models/, or no model at all.
+        ModelError: neither a file nor a name in models/, no model at all, or one that may not be looked at.
     """
     if name is None:
         for path, origin in ((MODELS / "default.onnx", "the last export"), (BUNDLED, "bundled")):
-            if path.is_file():
+            if _is_file(path):
                 return str(path), origin
         raise ModelError("there is no models/default.onnx and no bundled model", remedy="choose one with --model")
     for path in (Path(name), MODELS / f"{name}.onnx"):
-        if path.is_file():
+        if _is_file(path):
             return str(path), "--model"
     known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
     raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
+
+
+def _is_file(model: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(model).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:  # not "absent": the bundled model must not take the place of one that is there
+        raise ModelError(f"{model}: {error.strerror}", remedy="check the path") from None
 
 
 def check_model_apart(model: str, output: str) -> None:

@@ -154,6 +154,8 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "output is a shard": (lambda: ["-o", "good.tfrecord"], 2, r"good\.tfrecord is a shard and the output"),
     "output links to a shard": (lambda: ["-o", link("good.tfrecord", "preds.csv")], 2, "is a shard and the output"),
     "no model": (lambda: ["-o", "preds.csv", "--model", "absent"], 6, "absent: no such model; .*models/"),
+    "model with a long name": (lambda: ["-o", "preds.csv", "--model", "m" * 300], 6, "m: File name too long"),
+    "model that links to itself": (lambda: ["-o", "preds.csv", "--model", link("m", "m")], 6, "m: Too many levels"),
     "text as a model": (lambda: ["-o", "preds.csv", "--model", raw(b"text" * 99)], 6, r"bad\.tfrecord"),
     "model without metadata": (lambda: ["-o", "preds.csv", "--model", bare_model()], 6, r"bare\.onnx"),
     "absent device": (lambda: ["-o", "preds.csv", "--device", "cuda:99"], 7, "cuda:99|CUDA"),
