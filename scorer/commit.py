@@ -214,6 +214,7 @@ class Output:
                 _move(*move)
             _sync_folder(self.where.final.parent)
             _replace(self.where.done_part, self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
+            _sync_folder(self.where.final.parent)  # or a power loss may keep the removals and lose the record
             self._remove_work()
             _sync_folder(self.where.final.parent)
 

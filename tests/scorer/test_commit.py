@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scorer import commit
 from scorer.commit import places
 from scorer.errors import OutputError
 from scorer.job import Job
@@ -89,3 +91,18 @@ def test_a_name_too_long_for_what_is_added_to_it_is_refused_at_once(job: Job, tm
         places(str(tmp_path / (name + "xx")))
     do(replace(job, output=str(tmp_path / name)))
     assert (tmp_path / f"{name}.done.json").exists()
+
+
+def test_the_record_is_safe_before_the_journal_goes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("_replace", "_sync_folder", "_remove"):
+        really = getattr(commit, name)
+
+        def noted(*arguments: Any, name: str = name, really: Any = really) -> None:
+            calls.append(f"{name} {arguments[0].name}")
+            really(*arguments)
+
+        monkeypatch.setattr(commit, name, noted)
+    do(job)
+    last = calls[calls.index("_replace .preds.csv.done.json.partial") :]
+    assert last[1:3] == ["_sync_folder out", "_remove .preds.csv.journal"]
