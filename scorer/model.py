@@ -284,7 +284,8 @@ def _place(runtime: Any, path: str, device: str, threads: int, tf32: bool) -> Pl
 
 def _on_cpu(runtime: Any, path: str, threads: int, reason: str) -> Placement:
     lanes = min(threads, _MOST_CPU_LANES)
-    session = open_cpu(runtime, path, round(threads / lanes))
+    # ONNX Runtime counts its caller, and so starts one less: these, for all lanes together, beside the lanes' own.
+    session = open_cpu(runtime, path, threads - lanes + 1)
     return Placement(read_contract(path, session), [_CpuLane(session)] * lanes, "cpu", CPU, reason)
 
 

@@ -154,6 +154,26 @@ def test_lanes_share_the_threads(tmp_path: Path) -> None:
     assert Model.open(path, threads=1).batch_size == CPU_BATCH
 
 
+@pytest.mark.parametrize("threads", [1, 16, 20, 40])
+def test_as_many_threads_compute_as_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """To the bit what one alone computes. A session of n threads starts n - 1; its callers, the lanes, are others."""
+    path = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 1024}, labels=40, hidden=64)
+    given = features(600, {"mean_rgb": 1024})
+    expected = Model.open(path, threads=1).run(given)
+    started: list[int] = []
+
+    def open_cpu(module: Any, model: Any, count: int) -> Any:
+        started.append(count - 1)
+        return runtime.open_cpu(module, model, count)
+
+    monkeypatch.setattr(scorer.model, "open_cpu", open_cpu)
+    model = Model.open(path, threads=threads, batch_size=32)
+    assert sum(started) + model.lanes == threads
+    assert same(model.run(given), expected)
+
+
 # ---- files that are refused
 
 
