@@ -29,6 +29,7 @@ class StopRequest(threading.Event):
 def stop_on_signals(command: str = "score", meanwhile: str = "committing the batch in hand") -> Iterator[StopRequest]:
     """Within, signals set the request and tell the user on standard error what `command` does meanwhile.
 
+    One that whoever started the process has it ignore, as shells do for jobs in the background, stays ignored.
     Ending at once loses nothing that counts: a commit is whole or not there (scorer/commit.py).
     """
     stop = StopRequest()
@@ -41,7 +42,8 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
         stop.set()
         _tell(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield stop
     finally:

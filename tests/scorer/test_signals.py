@@ -10,16 +10,25 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from scorer.signals import stop_on_signals
 from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
 VIDEOS = [1500, 1500]
 PIPE_BYTES, ROW_BYTES = 65536, 4096  # a pipe that cannot take one more row, whatever its page size
+
+
+@pytest.fixture(autouse=True)
+def heed_interrupts() -> Iterator[None]:
+    """Where the tests run in a shell's background they inherit SIGINT ignored, and so would `score`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +94,15 @@ def test_a_second_signal_stops_at_once(command: list[str], tmp_path: Path) -> No
         assert process.wait(60) == 130
         assert process.stderr.read() == "score: stopped at once\n"
         process.stderr.close()
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.is_set()
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
