@@ -7,8 +7,10 @@ goes into handing items from thread to thread.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -39,11 +41,19 @@ def in_order(
         yield from turns.results(stop)
     finally:
         turns.close()
-        patience = _STUCK_SECONDS if stop is not None and stop.is_set() else None
-        for thread in crew:
-            thread.join(patience)
+        _join(crew, stop)
         if not any(thread.is_alive() for thread in crew):
             source.close()
+
+
+def _join(crew: Iterable[threading.Thread], stop: threading.Event | None) -> None:
+    """Wait for the threads, but once `stop` is set, be it meanwhile, not for those that are stuck."""
+    deadline = math.inf
+    for thread in crew:
+        while thread.is_alive() and time.monotonic() < deadline:
+            thread.join(_POLL_SECONDS)
+            if stop is not None and stop.is_set():
+                deadline = min(deadline, time.monotonic() + _STUCK_SECONDS)
 
 
 @dataclass(frozen=True)

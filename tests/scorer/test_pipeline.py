@@ -108,3 +108,24 @@ def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.
     for thread in threading.enumerate():
         if thread.name.startswith("lane"):
             thread.join()
+
+
+def test_a_stop_while_it_waits_for_a_stuck_source_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error ends the results, and the signal comes while the other thread is still waited for."""
+    monkeypatch.setattr("scorer.pipeline._STUCK_SECONDS", 0.01)
+    reading, stuck, stop = threading.Event(), threading.Event(), threading.Event()
+
+    def source() -> Generator[int]:
+        yield 1
+        reading.set()
+        stuck.wait()
+
+    results = in_order(lambda item: item // (1 - reading.wait()), source(), 2, 3, stop)
+    threading.Timer(0.2, stop.set).start()
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert stop.is_set()
+    stuck.set()
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread():
+            thread.join()
