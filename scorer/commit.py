@@ -31,11 +31,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scorer.errors import OutputError, ResumeError
-from scorer.journal import Commit, Growing, Mark, Stamp, entries, holds, line, write_all
+from scorer.journal import GROWING, Commit, Growing, Mark, Stamp, entries, holds, job_line, line, write_all
 from scorer.lock import owned
 
 STANDARD_OUTPUT = "-"
-_GROWING = ("rows", "quarantine", "ids", "hits")
 
 Leftovers = Literal["refuse", "resume", "restart"]
 
@@ -167,7 +166,7 @@ class Output:
     def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
         """Add to the growing files; nothing of it counts before the next commit."""
         with writing(self.where.final):
-            for name, data in zip(_GROWING, (rows, quarantine, ids, hits), strict=True):
+            for name, data in zip(GROWING, (rows, quarantine, ids, hits), strict=True):
                 self._files[name].append(data)
 
     @contextmanager
@@ -179,17 +178,17 @@ class Output:
     def commit(self, commit: Commit) -> None:
         """Make everything appended so far survive a power loss; `commit.marks` are filled in here."""
         with writing(self.where.final):
-            for name in _GROWING:
+            for name in GROWING:
                 self._files[name].sync()
-            commit = replace(commit, marks={name: self._files[name].mark for name in _GROWING})
-            self._note("commit", commit.to_json())
+            commit = replace(commit, marks={name: self._files[name].mark for name in GROWING})
+            self._note(line("commit", commit.to_json()))
         self.finished += commit.finished
         self.last, self._keep = commit, True
 
     def complete(self, record: Mapping[str, Any]) -> None:
         """Put the rows, all of them committed, under their final name, and `record` beside them."""
         with writing(self.where.final):
-            self._note("complete", record)
+            self._note(line("complete", record))
         self.completed = record
         self.finish()
 
@@ -224,7 +223,7 @@ class Output:
         with writing(self.where.final):
             self._remove_work()
             self._open({}, Mark())
-            self._note("job", {"options": self._options, "shards": self._shards})
+            self._note(job_line(self._options, self._shards))
             _sync_folder(self.where.final.parent)
 
     def resume(self) -> None:
@@ -262,12 +261,13 @@ class Output:
             elif entry.key == "complete":
                 self.completed = entry.value
             else:
-                commit = Commit.from_json(entry.value)
+                commit = entry.value
                 self.finished += commit.finished
                 if last and (last.begun is None or last.end.shard < commit.end.shard):
                     earlier, earlier_end = last, end
                 last = commit
             end = entry.end
+        self._check_within(last)
         if self.completed is not None:
             return last, end
         self._check_finished()
@@ -284,6 +284,11 @@ class Output:
             if old != new:
                 raise self._refused(f"shard {index} was {old or 'not there'} and is now {new or 'not there'}")
 
+    def _check_within(self, last: Commit | None) -> None:
+        """Refuse a journal whose lines are each whole but do not belong together."""
+        if last and last.end.shard + (last.begun is not None) > len(self._shards):
+            raise self._refused(f"the lines of {self.where.journal} do not belong together")
+
     def _check_finished(self) -> None:
         for path, (old, _) in zip(self._shards, self.finished, strict=False):
             new = Stamp.of(path)
@@ -297,17 +302,17 @@ class Output:
         )
 
     def _open(self, marks: Mapping[str, Mark], journal: Mark) -> None:
-        for name in _GROWING:
+        for name in GROWING:
             self._files[name] = Growing(getattr(self.where, name), marks.get(name, Mark()))
         self._files["journal"] = Growing(self.where.journal, journal)
 
-    def _note(self, key: str, value: Any) -> None:
-        self._files["journal"].append(line(key, value))
+    def _note(self, entry: bytes) -> None:
+        self._files["journal"].append(entry)
         self._files["journal"].sync()
 
     def _remove_work(self) -> None:
         _remove(self.where.journal)  # first: without it the others mean nothing
-        for name in _GROWING:
+        for name in GROWING:
             _remove(getattr(self.where, name))
 
 
@@ -351,7 +356,7 @@ def unfinished(where: Places) -> str | None:
     with writing(where.final), suppress(FileNotFoundError):
         for entry in entries(where.journal):
             if entry.key == "commit":
-                scored = f"{entry.value['scored']:,} videos"
+                scored = f"{entry.value.scored:,} videos"
     return scored
 
 

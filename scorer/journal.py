@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from crc32c import crc32c
 from scorer.batches import Position
 from scorer.errors import ResumeError
 
+GROWING = ("rows", "quarantine", "ids", "hits")
+_FORMAT = 1  # of the journal; another is refused
 _CHUNK = 1 << 20  # bytes read at once where a prefix is checked
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -151,20 +153,38 @@ class Commit:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Commit:
-        return cls(
-            end=Position(*entry["end"]),
-            scored=entry["scored"],
-            set_aside=entry["set_aside"],
-            bytes_lost=entry["bytes_lost"],
-            finished=tuple((Stamp(size, mtime_ns), records) for size, mtime_ns, records in entry["finished"]),
-            begun=entry["begun"] and Stamp(*entry["begun"]),
-            marks={name: Mark(*mark) for name, mark in entry["marks"].items()},
+        """What `to_json` made. Raises KeyError, TypeError or ValueError for anything else."""
+        commit = cls(
+            end=Position(*_numbers(entry["end"])),
+            scored=_number(entry["scored"]),
+            set_aside=_number(entry["set_aside"]),
+            bytes_lost=_number(entry["bytes_lost"]),
+            finished=tuple(_finished(*_numbers(shard)) for shard in entry["finished"]),
+            begun=None if entry["begun"] is None else Stamp(*_numbers(entry["begun"])),
+            marks={name: Mark(*_numbers(entry["marks"][name])) for name in GROWING},
         )
+        if commit.end.shard < 0 or min(mark.length for mark in commit.marks.values()) < 0:
+            raise ValueError("before the beginning")
+        return commit
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:  # a bool is an int too
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _numbers(values: Iterable[object]) -> list[int]:
+    return [_number(value) for value in values]
+
+
+def _finished(size: int, mtime_ns: int, records: int) -> tuple[Stamp, int]:
+    return Stamp(size, mtime_ns), records
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One whole line of a journal: its one key, what stands under it, and the journal up to its end."""
+    """One whole line of a journal: its one key, what stands under it (or a `Commit`), and the journal up to its end."""
 
     key: str  # "job", "commit" or "complete"
     value: Any
@@ -175,7 +195,8 @@ def entries(path: Path) -> Generator[Entry]:
     """The whole lines of the journal at `path`, one at a time; a torn last line, as a crash leaves it, is left out.
 
     Raises:
-        ResumeError: a damaged line before the last.
+        ResumeError: a damaged line before the last, a whole one that says something else than a journal's lines do, or
+            a journal of another format.
     """
     end = Mark()
     damaged = 0
@@ -189,7 +210,7 @@ def entries(path: Path) -> Generator[Entry]:
             except ValueError:
                 damaged = number
                 continue
-            yield Entry(key, value, end)
+            yield Entry(key, _understood(path, number, key, value), end)
 
 
 def _parsed(line: bytes) -> tuple[str, Any]:
@@ -198,6 +219,37 @@ def _parsed(line: bytes) -> tuple[str, Any]:
         raise ValueError("torn")
     key, value = entry.popitem()
     return str(key), value
+
+
+def _understood(path: Path, number: int, key: str, value: Any) -> Any:
+    """`value`, a commit as `Commit`. What stands here is whole, so if it is not understood no crash has torn it."""
+    try:
+        if (number == 1) != (key == "job"):
+            raise ValueError("the job is the first line")
+        if key == "commit":
+            return Commit.from_json(value)
+        _check_known(key, value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResumeError(
+            f"{path}: line {number} is not what a job writes", remedy="use --restart to begin again"
+        ) from error
+    if key == "job" and value.get("format") != _FORMAT:
+        raise ResumeError(
+            f"{path}: line {number} has format {value.get('format')}, and this version goes on with {_FORMAT}",
+            remedy="use --restart to begin again, or the version that began it",
+        )
+    return value
+
+
+def _check_known(key: str, value: Mapping[str, Any]) -> None:
+    kinds: dict[str, type] = {"quarantined": int} if key == "complete" else {"options": dict, "shards": list}
+    if key not in ("job", "complete") or not all(isinstance(value[name], kind) for name, kind in kinds.items()):
+        raise ValueError(key)
+
+
+def job_line(options: Mapping[str, Any], shards: Sequence[str]) -> bytes:
+    """The first line of a journal."""
+    return line("job", {"format": _FORMAT, "options": options, "shards": shards})
 
 
 def line(key: str, value: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scorer.commit import Leftovers
 from scorer.errors import DeviceError, InputError, ResumeError, ShardError
 from scorer.job import Job, Stopped
 from scorer.journal import Stamp
@@ -117,7 +119,7 @@ def test_resume_of_nothing_is_a_plain_run(job: Job, expected: dict[str, bytes]) 
 
 def test_leftovers_without_a_commit_are_no_obstacle(job: Job, expected: dict[str, bytes]) -> None:
     output = Path(job.output)
-    output.with_name(".preds.csv.journal").write_bytes(b'{"job":{"options":{},"shards":[]}}\n{"commit":{"en')
+    output.with_name(".preds.csv.journal").write_bytes(b'{"job":{"format":1,"options":{},"shards":[]}}\n{"commit":{"en')
     output.with_name(".preds.csv.partial").write_bytes(b"of another job")
     do(job)
     assert files(job) == expected
@@ -213,6 +215,44 @@ def test_a_changed_job_is_refused(job: Job, change: str) -> None:
     with pytest.raises((ResumeError, InputError), match=says):
         do(resumed)
     assert files(job) == before, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'{"commit":{}}',
+        b'{"commit":7}',
+        b'{"commit":{"end":[0,"1",2],"scored":1}}',
+        b'{"other":{}}',
+        b'{"job":{"format":1,"options":{},"shards":[]}}',
+        b'{"complete":{}}',
+        b'{"complete":[]}',
+    ],
+)
+@pytest.mark.parametrize("leftovers", ["refuse", "resume"])
+def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, leftovers: Leftovers) -> None:
+    broken_off(job, 2)
+    with open(work(job, "journal"), "ab") as file:
+        file.write(lines + b"\n")
+    with pytest.raises(ResumeError, match=r"journal: line 4 is not what a job writes; use --restart"):
+        do(replace(job, leftovers=leftovers))
+
+
+def test_a_commit_past_the_last_shard_is_refused(job: Job) -> None:
+    resumed = broken_off(job, 2)
+    lines = work(job, "journal").read_bytes().splitlines(keepends=True)
+    lines[-1] = re.sub(rb'"end":\[\d+', b'"end":[3', lines[-1])  # within a shard that is not there
+    work(job, "journal").write_bytes(b"".join(lines))
+    with pytest.raises(ResumeError, match="do not belong together"):
+        do(resumed)
+
+
+def test_a_journal_of_another_format_is_refused(job: Job) -> None:
+    resumed = broken_off(job, 2)
+    path = work(job, "journal")
+    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
+    with pytest.raises(ResumeError, match=r"line 1 has format 2, and this version goes on with 1; .* --restart"):
+        do(resumed)
 
 
 def test_another_model_is_refused(job: Job) -> None:
