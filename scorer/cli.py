@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError
-from scorer.progress import hold_standard_descriptors, printable, tell
+from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError, printable
+from scorer.progress import hold_standard_descriptors, tell
 from scorer.signals import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:

@@ -25,6 +25,11 @@ PARTIAL_SUCCESS = 10
 BROKEN_PIPE = 141
 
 
+def printable(text: str) -> str:
+    """`text` in one line, with the control characters escaped that a file's name or content may hold."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class Yt8mError(Exception):
     """What went wrong, where, and what to do: `str(error)` is the one line a user reads."""
 
@@ -37,7 +42,7 @@ class Yt8mError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.message}; {self.remedy}" if self.remedy else self.message
-        return " ".join(line.split())
+        return printable(line)  # a path with two spaces must stay one that can be pasted
 
 
 class UsageError(Yt8mError):

@@ -72,15 +72,15 @@ def check_model_apart(model: str, output: str) -> None:
 
 def _expand(name: str) -> Iterable[str]:
     if os.path.isdir(name):
-        return _found(
-            name, sorted(glob.glob(os.path.join(glob.escape(name), _SHARD_SUFFIX))), f"no {_SHARD_SUFFIX} in it"
-        )
+        return _found(name, os.path.join(glob.escape(name), _SHARD_SUFFIX), f"no {_SHARD_SUFFIX} in it")
     if glob.has_magic(name) and not os.path.lexists(name):
-        return _found(name, sorted(glob.glob(name, recursive=True)), "no file matches")
+        return _found(name, name, "no file matches")
     return [name]
 
 
-def _found(name: str, paths: list[str], otherwise: str) -> list[str]:
+def _found(name: str, pattern: str, otherwise: str) -> list[str]:
+    """What `pattern` matches but for folders, which `**` gives and nobody asked to score."""
+    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(path)]
     if not paths:
         raise InputError(f"{name}: {otherwise}", remedy="check the path")
     return paths

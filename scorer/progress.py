@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from scorer.errors import printable
+
 if TYPE_CHECKING:
     from scorer.job import Progress
 
@@ -78,8 +80,3 @@ def print_lines(lines: Sequence[tuple[str, str]]) -> None:
     bold, plain = ("\033[1m", "\033[0m") if sys.stderr.isatty() else ("", "")
     for name, value in lines:
         tell(f"{bold}{name:<{width}}{plain}{printable(value)}")
-
-
-def printable(text: str) -> str:
-    """`text` with the control characters escaped that a file's name or content may hold."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

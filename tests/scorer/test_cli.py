@@ -266,6 +266,18 @@ def test_patterns_and_folders_stand_for_their_shards(run: Callable[..., Outcome]
         assert Path(f"{name}.csv").read_bytes() == Path("named.csv").read_bytes()
 
 
+def test_folders_that_a_pattern_matches_are_passed_over(run: Callable[..., Outcome]) -> None:
+    write_shards(Path("deep/shards"), [2])
+    folder("deep/shards/sub.tfrecord")
+    for given in ("deep/**", "deep/*/*.tfrecord", "deep/shards"):
+        assert run(given, "-o", "preds.csv", "--quiet") == Outcome(0, "", "")
+    assert "no file matches" in run("dee*", "-o", "preds.csv").err
+
+
+def test_an_error_names_a_path_as_it_is(run: Callable[..., Outcome]) -> None:
+    assert run("a  b\n.tfrecord", "-o", "preds.csv").err == "score: a  b\\n.tfrecord: no such file; check the path\n"
+
+
 def test_a_name_with_brackets_is_a_name(run: Callable[..., Outcome]) -> None:
     assert run(good("good[1].tfrecord"), "-o", "preds[1].csv").code == 0
     assert Path("preds[1].csv").exists()
