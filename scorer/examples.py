@@ -146,13 +146,14 @@ def _ids(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> list[
     """The n ids of `sizes` bytes from bytes `at` on. Marks the rows whose id is not plain ASCII."""
     size = int(sizes[0])
     data = _ragged(octets, at, sizes)
-    if size and (sizes == size).all():
-        ids: list[bytes] = data.view(f"S{size}").tolist()
-        joined = data.tobytes()
-    else:
-        joined, stops = data.tobytes(), np.cumsum(sizes).tolist()
-        ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-    if not joined.isascii() or b"\0" in joined:
+    joined = data.tobytes()
+    plain = joined.isascii() and b"\0" not in joined
+    if plain and size and (sizes == size).all():
+        quick: list[bytes] = data.view(f"S{size}").tolist()  # would strip NULs from the ends of ids
+        return quick
+    stops = np.cumsum(sizes).tolist()
+    ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+    if not plain:
         odd |= [not id.isascii() or b"\0" in id for id in ids]
     return ids
 
