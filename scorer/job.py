@@ -26,6 +26,8 @@ from scorer.rows import HEADER, format_rows
 from scorer.stream import Stream, streamed
 from scorer.tally import count_duplicates, id_keys, measure, observe
 
+_LOOK_SECONDS = 0.05  # between looks for a reader of the output
+
 
 @dataclass(frozen=True)
 class Job:
@@ -108,7 +110,7 @@ def score(
         raise UsageError(f"--top-k {job.top_k} is outside 1..{model.labels}, the labels of {model.path}")
     began = time.monotonic()
     stamps = [_stamp(path) for path in job.shards]
-    with _sink(job, model) as sink:
+    with _sink(job, model, stop) as sink:
         resumed = sink.last.scored if sink.last else 0
         source = Answers(model, job.shards, job.top_k, _written, workers=job.workers, on_error=job.on_error, tell=tell)
         if sink.completed is not None:
@@ -270,13 +272,19 @@ class _Run:
         }
 
 
-def _sink(job: Job, model: Model) -> AbstractContextManager[Output | Stream]:
+def _sink(job: Job, model: Model, stop: threading.Event) -> AbstractContextManager[Output | Stream]:
     where = places(job.output)
     if where is not None:
         return opened(where, _options(job, model), [absolute(path) for path in job.shards], job.leftovers)
     if job.leftovers == "resume":
         raise UsageError(f"--resume needs a file, and {job.output} is none", remedy="leave --resume out")
-    return streamed(job.output)
+    return streamed(job.output, lambda: _wait(stop))
+
+
+def _wait(stop: threading.Event) -> None:
+    """A moment. Raises Stopped where `stop` is set by then."""
+    if stop.wait(_LOOK_SECONDS):
+        raise Stopped(0)
 
 
 def _options(job: Job, model: Model) -> dict[str, Any]:

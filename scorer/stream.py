@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from crc32c import crc32c
@@ -36,19 +38,20 @@ class Stream:
     def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
         try:
             write_all(self._descriptor, rows)
-            self._notes["ids"].write(ids)
-            self._notes["hits"].write(hits)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OutputError(f"{self._name}: cannot write: {error.strerror}") from error
+        with _scratch():
+            write_all(self._notes["ids"].fileno(), ids)
+            write_all(self._notes["hits"].fileno(), hits)
         self.rows = Mark(self.rows.length + len(rows), crc32c(rows, self.rows.crc))
         sys.stderr.write(quarantine.decode())
 
     @contextmanager
     def notes(self, name: str) -> Iterator[BinaryIO]:
-        self._notes[name].flush()
-        yield self._notes[name]
+        with _scratch():
+            yield self._notes[name]
 
     def commit(self, commit: Commit) -> None:
         self.finished += commit.finished
@@ -59,20 +62,48 @@ class Stream:
 
 
 @contextmanager
-def streamed(output: str) -> Iterator[Stream]:
+def streamed(output: str, wait: Callable[[], None]) -> Iterator[Stream]:
     """Open `output`, "-" for standard output.
 
+    Args:
+        wait: called between looks for a reader of the pipe `output`; what it raises ends that.
+
     Raises:
-        OutputError: it cannot be opened for writing.
+        OutputError: it, or a temporary file, cannot be opened for writing.
     """
     with ExitStack() as stack:
-        try:
-            descriptor = 1
-            if output != STANDARD_OUTPUT:
-                descriptor = os.open(output, os.O_WRONLY | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-            ids = stack.enter_context(tempfile.TemporaryFile())
-            hits = stack.enter_context(tempfile.TemporaryFile())
-        except OSError as error:
-            raise OutputError(f"{output}: cannot be opened: {error.strerror}") from error
+        descriptor = 1
+        if output != STANDARD_OUTPUT:
+            descriptor = _opened(output, wait)
+            stack.callback(os.close, descriptor)
+        with _scratch():  # unbuffered, or closing them may try once more to write what could not be written
+            ids = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            hits = stack.enter_context(tempfile.TemporaryFile(buffering=0))
         yield Stream(output, descriptor, ids, hits)
+
+
+def _opened(output: str, wait: Callable[[], None]) -> int:
+    """`output`, opened for writing. A plain open would wait for a pipe's reader through every signal."""
+    while True:
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not Path(output).is_fifo():
+                raise OutputError(f"{output}: cannot be opened: {error.strerror}") from error
+            wait()
+        else:
+            os.set_blocking(descriptor, True)
+            return descriptor
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """Turn the system's errors about the temporary files into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "the temporary folder"  # None where no folder would do
+        raise OutputError(
+            f"{folder}: cannot hold this job's temporary files: {error.strerror}",
+            remedy="make room there, or name another folder in TMPDIR",
+        ) from error
