@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scorer.job import Job, Progress, Report
     from scorer.model import Model
 
-_MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 20, 256, 64  # a slip of the pen must not exhaust the machine
+_MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
 _PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
 
 _EPILOG = """\

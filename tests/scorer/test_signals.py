@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
 VIDEOS = [1500, 1500]
 PIPE_BYTES, ROW_BYTES = 65536, 4096  # a pipe that cannot take one more row, whatever its page size
-
-
-@pytest.fixture(autouse=True)
-def heed_interrupts() -> Iterator[None]:
-    """Where the tests run in a shell's background they inherit SIGINT ignored, and so would `score`."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
