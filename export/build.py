@@ -34,6 +34,7 @@ from export.videos import Videos
 from scorer.errors import ModelError, OutputError
 from scorer.model import Model
 from train.checkpoint import Checkpoint
+from train.files import flush
 
 FORMAT = "1"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -167,9 +168,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        _flush(part)
+        flush(part)
         os.replace(part, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{path}: cannot be written: {reason}", remedy="make room or choose another --out") from None
@@ -183,11 +184,3 @@ def write(path: Path, proto: ModelProto) -> int:
     data = proto.SerializeToString(deterministic=True)
     path.write_bytes(data)
     return len(data)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from export.build import Exported, Source
     from export.report import Speed
     from export.videos import Videos
-    from train.checkpoint import Checkpoint
 
 SAMPLES = "samples/*.tfrecord"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -111,8 +110,9 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     from export.build import export_to, open_source
     from export.names import read_names
     from export.report import show
+    from train.checkpoint import load
 
-    loaded = _load(checkpoint)
+    loaded = load(checkpoint)
     names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
     source = open_source(loaded, names)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
@@ -129,16 +129,6 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     with _status(f"{loaded.config.name}: timing against the plain export"):
         speed = None if options.no_speed else _speed(source, written, check)
     show(source, written, check, speed)
-
-
-def _load(path: Path) -> Checkpoint:
-    """The checkpoint. Raises ModelError, also for a configuration whose values no layer of torch takes."""
-    from train.checkpoint import load
-
-    try:
-        return load(path)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path}: no model has this configuration: {error}", remedy="train again") from None
 
 
 def _speed(source: Source, written: Sequence[Exported], check: Videos) -> Speed | None:

@@ -24,9 +24,9 @@ def replace_file(path: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         fill(folder / path.name)
-        _flush(folder / path.name)
+        flush(folder / path.name)
         os.replace(folder / path.name, path)
-        _flush(path.parent)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         remedy = "make room or choose another folder with --runs"
@@ -55,7 +55,7 @@ def new_folder(place: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for path in part.iterdir():
-            _flush(path)
+            flush(path)
         _rename_folder(part, place)
     except OSError as error:
         reason = error.strerror or error
@@ -74,7 +74,8 @@ def _rename_folder(part: Path, place: Path) -> None:
             raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have what was written to the file or folder `path` reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
