@@ -38,16 +38,17 @@ from scorer.paths import find_shards
 HERE = Path(__file__).parent
 NAMES = {
     "ours": "yt8m-edge, both CRCs",
+    "numpy": "yt8m-edge without a C compiler, both CRCs",
     "protobuf": "protobuf to NumPy, both CRCs",
     "tfrecord": "tfrecord's loader, no CRC",
     "tfdata": "tf.data and parse_example, both CRCs",
 }
+OURS = ("ours", "numpy")
 WIDTHS = {"mean_rgb": 1024, "mean_audio": 128}
 STAGES: dict[str, tuple[Any, str]] = {
     "read the block": (framing.Shard, "_read"),
-    "payload CRCs": (framing, "_mismatches"),
-    "framing, length CRCs": (framing.Shard, "_scan"),
-    "find the features": (layouts.Layouts, "find"),
+    "framing, both CRCs": (framing.Shard, "_scan"),
+    "find the features": (type(layouts.finder(WIDTHS)), "find"),
     "ids": (examples, "_ids"),
     "labels": (examples, "_labels"),
     "copy features, check for NaN": (examples.Records, "copy"),
@@ -57,7 +58,7 @@ STAGES: dict[str, tuple[Any, str]] = {
 def decode(python: Path, name: str, core: int, shards: Sequence[str]) -> tuple[int, float]:
     """Records and seconds of the best pass of one program. Raises SystemExit with what it said."""
     command = [str(python), str(HERE / "peers" / f"decode_{name}.py"), "--core", str(core), *shards]
-    path = {"PYTHONPATH": str(HERE.parent)} if name == "ours" else {}
+    path = {"PYTHONPATH": str(HERE.parent)} if name in OURS else {}
     process = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
     if process.returncode:
         raise SystemExit(f"{name} failed:\n{process.stderr}")
@@ -155,14 +156,19 @@ def show(title: str, figures: dict[str, float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="SHARD", help="shards; * and ? are expanded")
-    parser.add_argument("--peers", nargs="*", default=["protobuf", "tfrecord", "tfdata"], choices=[*NAMES])
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["protobuf", "tfrecord", "tfdata"],
+        choices=[name for name in NAMES if name not in OURS],
+    )
     parser.add_argument("--python", nargs="*", default=[], metavar="PEER=PATH", help="interpreters for peers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     options = parser.parse_args()
     shards = find_shards(options.data)
     given = {name: Path(path) for name, _, path in (text.partition("=") for text in options.python)}
-    pythons = {"ours": Path(sys.executable)}
+    pythons = dict.fromkeys(OURS, Path(sys.executable))
     for name in options.peers:
         pythons[name] = given.get(name) or environments.peer("tfdata" if name == "tfdata" else "tfrecord")
     rates = dict.fromkeys(pythons, 0.0)

@@ -48,7 +48,7 @@ class Decoded:
     size: int
     record: int
     offset: int
-    places: list[int]
+    places: NDArray[np.int64]
     last: bool
     lost: ShardError | None
     rows: Rows
@@ -63,7 +63,7 @@ class Decoded:
 
     def position(self, row: int) -> Position:
         """Of the record of row `row`, which may be n."""
-        return Position(self.index, self.record + row, self.offset + self.places[row])
+        return Position(self.index, self.record + row, self.offset + int(self.places[row]))
 
 
 def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) -> Generator[Decoded]:

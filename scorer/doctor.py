@@ -61,7 +61,7 @@ def examine() -> list[Finding]:
     else:
         working = [_package(runtime), *_providers(runtime), _bundled()]
     machine = Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    return [machine, *_packages(), _cores(), *working, _training()]
+    return [machine, *_packages(), _cores(), _decoder(), *working, _training()]
 
 
 def _packages() -> Iterable[Finding]:
@@ -86,6 +86,12 @@ def _cores() -> Finding:
     quota = cpu_quota()
     limit = f"{quota:g} by control group" if quota is not None else "no control group limit"
     return Finding("cpu", f"{usable_cores()} cores usable ({affinity()} by affinity, {limit}); {_cpu_features()}")
+
+
+def _decoder() -> Finding:
+    from scorer.compiled import missing, native
+
+    return Finding("decoder", "compiled" if native else f"in NumPy, at half the speed of the compiled one ({missing})")
 
 
 def _cpu_features(path: Path = Path("/proc/cpuinfo")) -> str:

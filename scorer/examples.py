@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer import protobuf
+from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
-from scorer.framing import Frames
-from scorer.layouts import Ints, Layouts
+from scorer.framing import Block, Frames
+from scorer.layouts import Finder, Ints, finder
 
 Octets: TypeAlias = NDArray[np.uint8]
 
@@ -48,25 +49,23 @@ class Records:
     bad: errors by row. Numbers that are not finite are found by `copy` only.
     """
 
-    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
+    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], finder: Finder) -> None:
         self._path, self._frames, self._inputs = path, frames, inputs
         self._odd: dict[int, protobuf.Row] = {}
         self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
         if len(self.bad) == len(frames):
             self._set_empty()
         else:
-            self._decode(layouts)
+            self._decode(finder)
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
         """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
 
         None of these rows may be bad. False if some turned out to be, and are in `bad` now; then `rows` is spoilt.
         """
-        for start in range(first, last, _COPIED_TOGETHER):
-            stop = min(start + _COPIED_TOGETHER, last)
-            for at, to in zip(self._at, rows, strict=False):
-                if not self._copy(start, at[start:stop], to[start - first : stop - first]):
-                    return False
+        for at, to in zip(self._at, rows, strict=False):
+            if not self._copy(first, at[first:last], to):
+                return False
         for row, odd in self._odd.items():
             if first <= row < last:
                 for to, values in zip(rows, odd.floats, strict=True):
@@ -75,24 +74,34 @@ class Records:
 
     def _copy(self, first: int, at: Ints, to: NDArray[np.float32]) -> bool:
         """Copy from bytes `at` of the block to the rows of `to`; row first + i of the records is row i of them."""
-        if to[0].nbytes > self._frames.block.capacity:
+        block = self._frames.block
+        size = to.shape[1] * to.itemsize
+        if size > block.capacity:
             return True  # these can only be odd ones
-        values = self._frames.block.items(to[0].nbytes)[at].view("<f4").reshape(to.shape)
-        to[...] = values
-        finite = np.isfinite(values)
-        if finite.all():
+        if native and native.copy(block.bytes, at, to):
             return True
-        rows = [first + i for i in np.flatnonzero(~finite.all(axis=1)).tolist()]
-        self._mend(row for row in rows if row not in self._odd)
-        return self.bad.keys().isdisjoint(rows)
+        values = block.items(size)
+        for start in range(0, len(at), _COPIED_TOGETHER):
+            part = to[start : start + _COPIED_TOGETHER]
+            part[...] = values[at[start : start + _COPIED_TOGETHER]].view("<f4").reshape(part.shape)
+            finite = np.isfinite(part)
+            if not finite.all() and not self._mend_infinite(first + start + np.flatnonzero(~finite.all(axis=1))):
+                return False
+        return True
+
+    def _mend_infinite(self, rows: Ints) -> bool:
+        """Judge rows with numbers that are not finite, which may be another record's; whether all are good."""
+        found = [row for row in rows.tolist() if row not in self._odd]
+        self._mend(found)
+        return self.bad.keys().isdisjoint(found)
 
     def _set_empty(self) -> None:
         count = len(self._frames)
         self.ids, self.labelled = [b""] * count, np.zeros(count, bool)
         self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
 
-    def _decode(self, layouts: Layouts) -> None:
-        places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
+    def _decode(self, finder: Finder) -> None:
+        places = finder.find(self._frames.block, self._frames.starts, self._frames.stops)
         self._at, self.labelled = places.at, places.labelled
         odd = ~places.known
         odd[list(self.bad)] = True
@@ -100,10 +109,10 @@ class Records:
             # They are copied with the others and then overwritten: from where another record's numbers are.
             places.at[:, odd] = 0 if odd.all() else places.at[:, [np.argmin(odd)]]
             places.lengths[:, odd] = 0
-        octets = self._frames.block.octets
-        self.ids = _ids(octets, places.at[-2], places.lengths[-2], odd)
+        block = self._frames.block
+        self.ids = _ids(_joined(block, places.at[-2], places.lengths[-2]), places.lengths[-2], odd)
         self.label_sizes = places.lengths[-1]
-        self.labels = _labels(octets, places.at[-1], self.label_sizes, odd)
+        self.labels = _labels(_joined(block, places.at[-1], self.label_sizes), self.label_sizes, odd)
         if odd.any():
             self._mend(np.flatnonzero(odd).tolist())
 
@@ -135,21 +144,19 @@ class Decoder:
 
     def __init__(self, schema: Schema) -> None:
         self._inputs = dict(schema.inputs)
-        self._layouts = Layouts(self._inputs)
+        self._finder = finder(self._inputs)
 
     def decode(self, path: str, frames: Frames) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
-        return Records(path, frames, self._inputs, self._layouts)
+        return Records(path, frames, self._inputs, self._finder)
 
 
-def _ids(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
-    """The n ids of `sizes` bytes from bytes `at` on. Marks the rows whose id is not plain ASCII."""
+def _ids(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
+    """n ids of `sizes` bytes, one after the other. Marks the rows whose id is not plain ASCII."""
     size = int(sizes[0])
-    data = _ragged(octets, at, sizes)
-    joined = data.tobytes()
     plain = joined.isascii() and b"\0" not in joined
     if plain and size and (sizes == size).all():
-        quick: list[bytes] = data.view(f"S{size}").tolist()  # would strip NULs from the ends of ids
+        quick: list[bytes] = np.frombuffer(joined, f"S{size}").tolist()  # would strip NULs from the ends of ids
         return quick
     stops = np.cumsum(sizes).tolist()
     ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
@@ -158,24 +165,27 @@ def _ids(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> list[
     return ids
 
 
-def _labels(octets: Octets, at: Ints, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
-    """The labels' bytes. Marks the rows that do not consist of varints of at most 9 bytes."""
-    data = _ragged(octets, at, sizes)
-    if len(data):
+def _labels(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
+    """The labels' bytes, n times `sizes`. Marks the rows that do not consist of varints of at most 9 bytes."""
+    labels = np.frombuffer(joined, np.uint8)
+    if len(labels):
         stops = np.cumsum(sizes)
-        odd |= (data[stops - 1] >= 0x80) & (sizes > 0)
-        more = data.tobytes().translate(_GOES_ON)
+        odd |= (labels[stops - 1] >= 0x80) & (sizes > 0)
+        more = joined.translate(_GOES_ON)
         if _TOO_LONG in more:
             rows = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
             odd |= [_TOO_LONG in more[start:stop] for start, stop in rows]
-    return data
+    return labels
 
 
-def _ragged(octets: Octets, at: Ints, sizes: Ints) -> Octets:
-    """The `sizes` bytes from each of the bytes `at` on, one after the other."""
+def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
+    """The `sizes` bytes from each of the bytes `at` of the block on, one after the other."""
+    if native:
+        joined: bytes = native.gather(block.bytes, at, sizes)
+        return joined
     stops = np.cumsum(sizes)
-    data: Octets = octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
-    return data
+    data: Octets = block.octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
+    return data.tobytes()
 
 
 def unpacked(labels: Octets, sizes: Ints) -> tuple[Ints, Ints]:

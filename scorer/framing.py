@@ -22,6 +22,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
+from scorer.compiled import native
 from scorer.errors import InputError, RecordError, ShardError
 
 BLOCK_BYTES = 2 << 20
@@ -77,16 +78,15 @@ class Frames:
     block: Block
     offset: int
     record: int
-    places: list[int]
+    places: NDArray[np.int64]
     last: bool = False
     bad: dict[int, ShardError | RecordError] = field(default_factory=dict)
     lost: ShardError | None = None
 
     def __post_init__(self) -> None:
         """starts, stops: int64 (n,) where each payload starts and ends in the block."""
-        places = np.array(self.places, np.int64)
-        self.starts = places[:-1] + _HEADER
-        self.stops = places[1:] - _FOOTER
+        self.starts = self.places[:-1] + _HEADER
+        self.stops = self.places[1:] - _FOOTER
 
     def __len__(self) -> int:
         return len(self.places) - 1
@@ -94,14 +94,14 @@ class Frames:
     @property
     def end(self) -> int:
         """Byte of the file at which the next record starts."""
-        return self.offset + self.places[-1]
+        return self.offset + int(self.places[-1])
 
     def payload(self, row: int) -> bytes:
-        return bytes(self.block.view[self.places[row] + _HEADER : self.places[row + 1] - _FOOTER])
+        return bytes(self.block.view[self.starts[row] : self.stops[row]])
 
     def place(self, row: int) -> tuple[int, int]:
         """Index in the shard and first byte in the file of the record of row `row`, which may be n."""
-        return self.record + row, self.offset + self.places[row]
+        return self.record + row, self.offset + int(self.places[row])
 
 
 class Shard:
@@ -167,19 +167,9 @@ class Shard:
 
     def _scan(self, size: int, offset: int, record: int) -> Frames:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
-        places = [0]
-        place, limit = 0, size - _HEADER - _FOOTER
-        if place <= limit:
-            sizes, unpack, data, append = _SIZES, _UNPACK_HEADER, self._block.bytes, places.append
-            for _ in repeat(None, MAX_BLOCK_RECORDS):
-                place += sizes[unpack(data, place)[0]]
-                append(place)
-                if place > limit:
-                    break
-            if place > size:
-                places.pop()
-        frames = Frames(self._block, offset, record, places, last=offset + places[-1] == self.size)
-        for row in _mismatches(frames):
+        places, bad = (_records if native else _records_in_python)(self._block, size)
+        frames = Frames(self._block, offset, record, places, last=offset + int(places[-1]) == self.size)
+        for row in bad:
             frames.bad[row] = self._payload_error(*frames.place(row))
         return frames
 
@@ -204,7 +194,7 @@ class Shard:
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)
-        return Frames(self._block, offset, record, [0], last=True, lost=lost)
+        return Frames(self._block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
         """A record longer than a block: checked piecewise, then refused."""
@@ -221,7 +211,8 @@ class Shard:
             reason = f"the record has {length} bytes; at most {limit} are read"
             error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
         end = stop + _FOOTER
-        return Frames(self._block, offset, record, [0, end - offset], last=end == self.size, bad={0: error})
+        places = np.array([0, end - offset])
+        return Frames(self._block, offset, record, places, last=end == self.size, bad={0: error})
 
     def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
@@ -268,14 +259,33 @@ def _mask(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _mismatches(frames: Frames) -> list[int]:
-    """Rows whose payload CRC is not the one stored behind the payload."""
-    view = frames.block.view
-    payloads = zip(frames.starts.tolist(), frames.stops.tolist(), strict=True)
-    sums = np.array([crc32c(view[start:stop]) for start, stop in payloads], np.uint32)
+def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
+    """Of the whole records at the start of `size` bytes: Frames.places, and the rows whose payload fails its CRC."""
+    assert native
+    places, bad = np.empty(MAX_BLOCK_RECORDS + 1, np.int64), np.empty(MAX_BLOCK_RECORDS, np.uint8)
+    count = native.records(block.bytes, size, places, bad)
+    return places[: count + 1], np.flatnonzero(bad[:count]).tolist()
+
+
+def _records_in_python(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
+    """As `_records`."""
+    found = [0]
+    place, limit = 0, size - _HEADER - _FOOTER
+    if place <= limit:
+        sizes, unpack, data, append = _SIZES, _UNPACK_HEADER, block.bytes, found.append
+        for _ in repeat(None, MAX_BLOCK_RECORDS):
+            place += sizes[unpack(data, place)[0]]
+            append(place)
+            if place > limit:
+                break
+        if place > size:
+            found.pop()
+    places = np.array(found, np.int64)
+    stops = places[1:] - _FOOTER
+    payloads = zip((places[:-1] + _HEADER).tolist(), stops.tolist(), strict=True)
+    sums = np.array([crc32c(block.view[start:stop]) for start, stop in payloads], np.uint32)
     masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
-    rows: list[int] = np.flatnonzero(masked != frames.block.halves[frames.stops]).tolist()
-    return rows
+    return places, np.flatnonzero(masked != block.halves[stops]).tolist()
 
 
 def _check_regular(path: str) -> None:

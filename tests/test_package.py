@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from scorer import compiled
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("scorer", "train", "export")
 LARGEST = 14_000_000
@@ -61,7 +63,9 @@ def test_wheel_is_small(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     expected = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    expected |= {"yt8m.py", "scorer/bundled/default.onnx", *(f"{room}/py.typed" for room in ROOMS)}
+    expected |= {"yt8m.py", "scorer/bundled/default.onnx", "scorer/native.pyi", *(f"{room}/py.typed" for room in ROOMS)}
+    if compiled.native:  # where there is a compiler
+        expected.add("scorer/native.abi3.so")
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
 

@@ -27,7 +27,7 @@ GOOD = [
 
 def frames_of(payloads: Sequence[bytes]) -> Frames:
     """A block of these records, as Shard would find them."""
-    places = [0, *accumulate(len(payload) + 16 for payload in payloads)]
+    places = np.array([0, *accumulate(len(payload) + 16 for payload in payloads)])
     with mock.patch.object(framing, "BLOCK_BYTES", places[-1]):
         block = Block()
     block.view[: places[-1]] = b"".join(map(shards.frame, payloads))

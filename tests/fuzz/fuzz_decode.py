@@ -11,7 +11,16 @@ import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 with atheris.instrument_imports(include=["scorer"]):
     from tests.fuzz.inputs import try_input
+    from tests.loops import HERE, using
+
+
+def try_all(data: bytes) -> None:
+    """With the compiled loops and with those in NumPy."""
+    for loops in HERE:
+        with using(loops):
+            try_input(data)
+
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, try_input)
+    atheris.Setup(sys.argv, try_all)
     atheris.Fuzz()

@@ -11,6 +11,7 @@ import pytest
 from scorer import framing
 from tests.fuzz import check, flip
 from tests.fuzz.inputs import try_input
+from tests.loops import loops  # noqa: F401
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -16,6 +16,7 @@ from scorer.batches import Batch, Position, Quarantined, batches
 from scorer.errors import InputError, RecordError, ShardError, Yt8mError
 from scorer.examples import Schema
 from tests import shards
+from tests.loops import loops  # noqa: F401
 
 SCHEMA = Schema({"rgb": 3, "audio": 1})
 START = Position(0, 0, 0)

@@ -12,7 +12,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from scorer import doctor, paths, runtime
+from scorer import compiled, doctor, paths, runtime
 from scorer.errors import DeviceError
 from tests.onnx_models import save_model
 
@@ -41,6 +41,7 @@ def test_a_healthy_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "CPUExecutionProvider: opens and computes" in text
     assert "bundled model: tiny fp32 opens and predicts 12 labels" in text
     assert "cores usable" in text
+    assert f"decoder: {'compiled' if compiled.native else 'in NumPy'}" in text
     assert all(line.startswith("ok ") for line in text.splitlines())
 
 

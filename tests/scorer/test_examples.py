@@ -18,6 +18,7 @@ from scorer.examples import Decoder, Schema
 from scorer.framing import Shard
 from tests import shards
 from tests.fuzz.check import agree, frames_of, videos
+from tests.loops import loops  # noqa: F401
 from tests.scorer import reference
 from tests.shards import bytes_feature, entry, example_of, field, float_feature, int64_feature, varint
 

@@ -1,0 +1,317 @@
+/* The decoder's inner loops: framing with both CRC32Cs, finding the features, copying them.
+ *
+ * scorer/framing.py, scorer/layouts.py and scorer/examples.py have the same in NumPy, for installations without a C
+ * compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises for what is in
+ * a shard: what is out of the ordinary is left to the callers, who have the words for it.
+ *
+ * Offsets are int64 and count from the start of the block. No function reads outside of the buffers that it is given. None
+ * needs the interpreter's lock while it works.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#define WITH_CRC __attribute__((target("sse4.2")))
+#define CRC_WORD(crc, word) ((uint32_t)_mm_crc32_u64(crc, word))
+#define CRC_BYTE(crc, byte) _mm_crc32_u8(crc, byte)
+static bool has_crc(void) { return __builtin_cpu_supports("sse4.2"); }
+#elif defined(__aarch64__) && defined(__linux__) && !defined(__AARCH64EB__)
+#include <arm_acle.h>
+#include <sys/auxv.h>
+#define WITH_CRC __attribute__((target("+crc")))
+#define CRC_WORD(crc, word) __crc32cd(crc, word)
+#define CRC_BYTE(crc, byte) __crc32cb(crc, byte)
+static bool has_crc(void) { return getauxval(AT_HWCAP) & (1 << 7); /* HWCAP_CRC32 */ }
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <arm_acle.h>
+#define WITH_CRC __attribute__((target("crc")))
+#define CRC_WORD(crc, word) __crc32cd(crc, word)
+#define CRC_BYTE(crc, byte) __crc32cb(crc, byte)
+static bool has_crc(void) { return true; }
+#else
+#error "no instruction for CRC32C is known for this processor; the decoder in NumPy serves it"
+#endif
+
+enum { HEADER = 12, FOOTER = 4, TOGETHER = 4 };
+
+static uint32_t u32(const uint8_t *at) { uint32_t value; memcpy(&value, at, sizeof value); return value; }
+static uint64_t u64(const uint8_t *at) { uint64_t value; memcpy(&value, at, sizeof value); return value; }
+
+/* ---- framing: uint64 length | masked CRC32C of it | payload | masked CRC32C of it, little-endian ---- */
+
+static uint32_t masked(uint32_t crc) { return (crc >> 15 | crc << 17) + 0xa282ead8u; }
+
+WITH_CRC static uint32_t crc_bytes(uint32_t crc, const uint8_t *at, const uint8_t *end) {
+    for (; end - at >= 8; at += 8) crc = CRC_WORD(crc, u64(at));
+    for (; at < end; at++) crc = CRC_BYTE(crc, *at);
+    return crc;
+}
+
+/* Whether each of the records from `places` on has the CRC that its payload ought to have.
+ *
+ * The instruction takes three cycles and can start in each: a few records at a time keep it busy, where one would wait for
+ * itself. */
+WITH_CRC static void check_payloads(const uint8_t *block, const int64_t *places, int64_t count, uint8_t *bad) {
+    for (int64_t first = 0; first < count; first += TOGETHER) {
+        int64_t some = count - first < TOGETHER ? count - first : TOGETHER, least = INT64_MAX;
+        const uint8_t *at[TOGETHER], *end[TOGETHER];
+        uint32_t crc[TOGETHER];
+        for (int64_t i = 0; i < TOGETHER; i++) {
+            int64_t row = first + (i < some ? i : 0); /* the last few: the first one again, as often as it takes */
+            at[i] = block + places[row] + HEADER;
+            end[i] = block + places[row + 1] - FOOTER;
+            crc[i] = ~0u;
+            if (end[i] - at[i] < least) least = end[i] - at[i];
+        }
+        for (int64_t byte = 0; byte + 8 <= least; byte += 8)
+            for (int i = 0; i < TOGETHER; i++) crc[i] = CRC_WORD(crc[i], u64(at[i] + byte));
+        for (int64_t i = 0; i < some; i++) {
+            uint32_t whole = ~crc_bytes(crc[i], at[i] + least / 8 * 8, end[i]);
+            bad[first + i] = masked(whole) != u32(end[i]);
+        }
+    }
+}
+
+/* The whole records at the start of `size` bytes, at most `most`; places[n] is where record n starts. */
+WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t most, int64_t *places) {
+    int64_t count = 0, place = places[0] = 0;
+    while (count < most && size - place >= HEADER + FOOTER) {
+        uint64_t length = u64(block + place);
+        if (length > (uint64_t)(size - place - HEADER - FOOTER)) break;
+        if (masked(~crc_bytes(~0u, block + place, block + place + 8)) != u32(block + place + 8)) break;
+        place += HEADER + (int64_t)length + FOOTER;
+        places[++count] = place;
+    }
+    return count;
+}
+
+/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps then 12 00 ---- */
+
+enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
+enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16 };
+
+typedef struct { const uint8_t *at, *end; } Span;
+typedef struct { const char *name; Py_ssize_t size; int64_t width; } Input;
+
+/* Take field `tag` off the start of `outer`; its content is `inner`. */
+static bool take(Span *outer, uint8_t tag, Span *inner) {
+    if (outer->at == outer->end || *outer->at++ != tag) return false;
+    uint64_t length = 0;
+    for (int i = 0;; i++) { /* a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all bytes but the last */
+        if (i == 4 || outer->at == outer->end) return false;
+        uint8_t byte = *outer->at++;
+        length |= (uint64_t)(byte & 0x7f) << 7 * i;
+        if (byte < 0x80) break;
+    }
+    if (length > (uint64_t)(outer->end - outer->at)) return false;
+    inner->at = outer->at;
+    inner->end = outer->at += length;
+    return true;
+}
+
+/* As `take`, of something that holds this one field alone. */
+static bool enter(Span outer, uint8_t tag, Span *inner) { return take(&outer, tag, inner) && outer.at == outer.end; }
+
+static bool is_named(Span key, const char *name, Py_ssize_t size) {
+    return key.end - key.at == size && memcmp(key.at, name, size) == 0;
+}
+
+static bool is_ascii(Span text) {
+    for (; text.at < text.end; text.at++)
+        if (*text.at >= 0x80) return false;
+    return true;
+}
+
+/* The data of one record's features in the order of `found`: the inputs, the id, the labels. False for a record that is
+ * in any way out of the ordinary, which may still be a good one. */
+static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
+    Span features, entry;
+    for (int64_t i = 0; i < count + 2; i++) found[i].at = NULL;
+    if (!take(&example, FIELD_1, &features)) return false;
+    if (example.at < example.end && !(enter(example, FIELD_2, &entry) && entry.at == entry.end)) return false;
+    while (features.at < features.end) {
+        Span key, feature, list, data;
+        if (!take(&features, FIELD_1, &entry) || !take(&entry, FIELD_1, &key) || !enter(entry, FIELD_2, &feature))
+            return false;
+        if (feature.at == feature.end) return false;
+        uint8_t kind = *feature.at;
+        if (!enter(feature, kind, &list)) return false;
+        data = list;
+        if (list.at < list.end && !enter(list, FIELD_1, &data)) return false;
+        int64_t size = data.end - data.at, column = 0;
+        while (column < count && !is_named(key, inputs[column].name, inputs[column].size)) column++;
+        if (column < count) {
+            if (kind != FLOAT_LIST || size != 4 * inputs[column].width) return false;
+        } else if (is_named(key, "id", 2) || is_named(key, "video_id", 8)) {
+            column = count;
+            if (kind != BYTES_LIST || size < 1 || size > MAX_ID_BYTES) return false;
+        } else if (is_named(key, "labels", 6)) {
+            column = count + 1;
+            if (kind != INT64_LIST || size > MAX_LABEL_BYTES) return false;
+        } else {
+            if (!is_ascii(key) || !(kind == BYTES_LIST || (kind == FLOAT_LIST && size % 4 == 0))) return false;
+            continue;
+        }
+        if (found[column].at) return false;
+        found[column] = data;
+    }
+    for (int64_t i = 0; i <= count; i++)
+        if (!found[i].at) return false;
+    return true;
+}
+
+/* ---- Python's side ---- */
+
+static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, what); return NULL; }
+
+PyDoc_STRVAR(records_doc,
+    "records(block, size, places, bad) -> n\n\n"
+    "Find the whole records at the start of `block`'s `size` bytes and check their CRCs. places: int64 (most + 1,) gets where\n"
+    "each starts and where the last one ends; bad: uint8 (most,) gets 1 where a payload fails its CRC.");
+
+static PyObject *records(PyObject *self, PyObject *args) {
+    Py_buffer block, places, bad;
+    Py_ssize_t size;
+    if (!PyArg_ParseTuple(args, "y*nw*w*", &block, &size, &places, &bad)) return NULL;
+    int64_t count = -1;
+    if (0 <= size && size <= block.len && places.len >= 8 * (bad.len + 1)) {
+        Py_BEGIN_ALLOW_THREADS
+        count = find_records(block.buf, size, bad.len, places.buf);
+        check_payloads(block.buf, places.buf, count, bad.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&block); PyBuffer_Release(&places); PyBuffer_Release(&bad);
+    return count < 0 ? wrong("buffers of other sizes") : PyLong_FromLongLong(count);
+}
+
+/* The names and widths in a tuple of (bytes, int). */
+static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
+    Py_ssize_t count = PyTuple_Size(given);
+    if (count > MAX_INPUTS) { wrong("too many inputs"); return -1; }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *name;
+        PyObject *pair = PyTuple_GetItem(given, i);
+        if (!pair || PyBytes_AsStringAndSize(PyTuple_GetItem(pair, 0), &name, &inputs[i].size) < 0) return -1;
+        inputs[i].name = name;
+        inputs[i].width = PyLong_AsLongLong(PyTuple_GetItem(pair, 1));
+        if (PyErr_Occurred()) return -1;
+    }
+    return count;
+}
+
+PyDoc_STRVAR(features_doc,
+    "features(block, starts, stops, inputs, known, at, lengths)\n\n"
+    "Find the features of n payloads, each from starts[i] to stops[i]: int64 (n,). inputs: tuple of (name in bytes, width).\n"
+    "known: bool (n,), at and lengths: int64 (inputs + 2, n), as in scorer.layouts.Places; at is -1 where there is no `labels`.");
+
+static PyObject *features(PyObject *self, PyObject *args) {
+    Py_buffer block, starts, stops, known, at, lengths;
+    PyObject *given;
+    Input inputs[MAX_INPUTS];
+    if (!PyArg_ParseTuple(args, "y*y*y*O!w*w*w*", &block, &starts, &stops, &PyTuple_Type, &given, &known, &at, &lengths))
+        return NULL;
+    Py_ssize_t count = read_inputs(given, inputs), rows = known.len;
+    bool fits = count >= 0 && starts.len == 8 * rows && stops.len == starts.len && at.len == (count + 2) * starts.len &&
+                lengths.len == at.len;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        const uint8_t *bytes = block.buf;
+        for (Py_ssize_t row = 0; row < rows && fits; row++) {
+            int64_t start = ((int64_t *)starts.buf)[row], stop = ((int64_t *)stops.buf)[row];
+            fits = 0 <= start && start <= stop && stop <= block.len;
+            if (!fits) break;
+            Span found[MAX_INPUTS + 2];
+            ((uint8_t *)known.buf)[row] = find_features((Span){bytes + start, bytes + stop}, inputs, count, found);
+            for (Py_ssize_t i = 0; i < count + 2; i++) {
+                ((int64_t *)at.buf)[i * rows + row] = found[i].at ? found[i].at - bytes : -1;
+                ((int64_t *)lengths.buf)[i * rows + row] = found[i].at ? found[i].end - found[i].at : 0;
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&block); PyBuffer_Release(&starts); PyBuffer_Release(&stops);
+    PyBuffer_Release(&known); PyBuffer_Release(&at); PyBuffer_Release(&lengths);
+    if (PyErr_Occurred()) return NULL;
+    if (!fits) return wrong("buffers of other sizes");
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(copy_doc,
+    "copy(block, at, to) -> bool\n\n"
+    "Copy float32 numbers from bytes `at` (int64 (n,)) of the block to the n rows of `to`; whether all are finite.");
+
+static PyObject *copy(PyObject *self, PyObject *args) {
+    Py_buffer block, at, to;
+    if (!PyArg_ParseTuple(args, "y*y*w*", &block, &at, &to)) return NULL;
+    Py_ssize_t rows = at.len / 8, width = rows ? to.len / rows : 0;
+    bool fits = rows * width == to.len && width % 4 == 0 && width <= block.len;
+    uint32_t special = 0; /* all bits of the exponent: infinite, or no number */
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t row = 0; row < rows; row++) {
+            int64_t from = ((int64_t *)at.buf)[row];
+            if (from < 0 || from > block.len - width) { fits = false; break; }
+            const uint8_t *source = (uint8_t *)block.buf + from;
+            uint8_t *target = (uint8_t *)to.buf + row * width;
+            for (Py_ssize_t byte = 0; byte < width; byte += 4) {
+                uint32_t bits = u32(source + byte);
+                memcpy(target + byte, &bits, sizeof bits);
+                special |= (bits & 0x7f800000u) == 0x7f800000u;
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&block); PyBuffer_Release(&at); PyBuffer_Release(&to);
+    return fits ? PyBool_FromLong(!special) : wrong("buffers of other sizes");
+}
+
+PyDoc_STRVAR(gather_doc,
+    "gather(block, at, sizes) -> bytes\n\n"
+    "The sizes[i] bytes from each byte at[i] of the block on, one after the other; both int64 (n,). The place of none is free.");
+
+static PyObject *gather(PyObject *self, PyObject *args) {
+    Py_buffer block, at, sizes;
+    if (!PyArg_ParseTuple(args, "y*y*y*", &block, &at, &sizes)) return NULL;
+    const int64_t *from = at.buf, *size = sizes.buf;
+    Py_ssize_t rows = at.len / 8, total = 0;
+    bool fits = sizes.len == at.len;
+    for (Py_ssize_t row = 0; row < rows && fits; row++) {
+        if (size[row] == 0) continue;
+        fits = 0 < size[row] && size[row] <= block.len && 0 <= from[row] && from[row] <= block.len - size[row] &&
+               total <= PY_SSIZE_T_MAX - size[row];
+        total += size[row];
+    }
+    PyObject *joined = fits ? PyBytes_FromStringAndSize(NULL, total) : wrong("buffers of other sizes");
+    if (joined) {
+        char *to = PyBytes_AsString(joined);
+        for (Py_ssize_t row = 0; row < rows; to += size[row++])
+            if (size[row]) memcpy(to, (char *)block.buf + from[row], size[row]);
+    }
+    PyBuffer_Release(&block); PyBuffer_Release(&at); PyBuffer_Release(&sizes);
+    return joined;
+}
+
+static PyMethodDef methods[] = {
+    {"records", records, METH_VARARGS, records_doc},
+    {"features", features, METH_VARARGS, features_doc},
+    {"copy", copy, METH_VARARGS, copy_doc},
+    {"gather", gather, METH_VARARGS, gather_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int check_processor(PyObject *module) {
+    if (has_crc()) return 0;
+    PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
+    return -1;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, check_processor}, {0, NULL}};
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "native", "The decoder's inner loops in C; see scorer/native.c.", 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit_native(void) { return PyModuleDef_Init(&module); }

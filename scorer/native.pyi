@@ -1,0 +1,19 @@
+"""The decoder's inner loops in C; see scorer/native.c. All arrays are C-contiguous."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+def records(block: bytearray, size: int, places: NDArray[Any], bad: NDArray[Any], /) -> int: ...
+def features(
+    block: bytearray,
+    starts: NDArray[Any],
+    stops: NDArray[Any],
+    inputs: tuple[tuple[bytes, int], ...],
+    known: NDArray[Any],
+    at: NDArray[Any],
+    lengths: NDArray[Any],
+    /,
+) -> None: ...
+def copy(block: bytearray, at: NDArray[Any], to: NDArray[Any], /) -> bool: ...
+def gather(block: bytearray, at: NDArray[Any], sizes: NDArray[Any], /) -> bytes: ...

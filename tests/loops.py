@@ -1,0 +1,33 @@
+"""The decoder's two sets of inner loops: compiled, and in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import pytest
+
+from scorer import compiled, examples, framing, layouts
+
+HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
+"""Those that this installation has."""
+
+
+@contextmanager
+def using(loops: str) -> Iterator[None]:
+    """Decode with these, in this process."""
+    native = compiled.native if loops == "compiled" else None
+    with ExitStack() as stack:
+        for module in (framing, layouts, examples):
+            stack.enter_context(mock.patch.object(module, "native", native))
+        yield
+
+
+@pytest.fixture(params=["compiled", "numpy"], scope="module", autouse=True)
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """To be imported by modules whose tests are to run with both."""
+    if request.param not in HERE:
+        pytest.skip("the package was installed without a C compiler")
+    with using(request.param):
+        yield
