@@ -24,8 +24,8 @@ from scorer.pipeline import in_order
 T = TypeVar("T")
 OnError: TypeAlias = Literal["fail", "skip"]
 
-_MORE_THREADS = 1  # than lanes: one decodes and formats while the others keep the cores busy
-_MORE_THREADS_FOR_GPU = 3  # which has to be fed faster
+_LANES_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
+_MORE_THREADS_FOR_GPU = 3  # than lanes, since it has to be fed faster
 _VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
@@ -67,7 +67,8 @@ class Answers(Generic[T]):
         self._model, self._shards, self._k, self._then = model, shards, k, then
         self._on_error, self._tell = on_error, tell
         self._may_add_workers = workers is None
-        self._threads = model.lanes + (_MORE_THREADS if model.device == "cpu" else _MORE_THREADS_FOR_GPU)
+        more = model.lanes // _LANES_A_DECODER if model.device == "cpu" else _MORE_THREADS_FOR_GPU
+        self._threads = model.lanes + more
 
     def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[T]:
         """What `then` made of the answers from `start` on, made ahead; the end comes early once `stop` is set.
