@@ -52,8 +52,11 @@ THEIRS: Recipe = (
 """As near to the paper's as is known: its averaging form, features as they are, Keras' defaults and plain Adam. How
 deep its DMRNet was is not known, so it is tried with one block a part and with four."""
 DEEP = {"input_blocks": 4, "joint_blocks": 4}
-OURS: Recipe = (DEFAULTS["dmrnet"][0], replace(DEFAULTS["dmrnet"][1], epochs=5))
-"""The default recipe, which has the paper's loss, in as many epochs as tell its variants apart."""
+OURS: Recipe = (
+    replace(DEFAULTS["dmrnet"][0], width=PAPER["dmrnet"].width),
+    replace(DEFAULTS["dmrnet"][1], epochs=5),
+)
+"""The default recipe, which has the paper's loss, as wide as the paper's, in as many epochs as tell variants apart."""
 
 Changes = dict[str, dict[str, Any]]
 _MENDED: Changes = {
