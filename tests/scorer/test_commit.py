@@ -38,7 +38,7 @@ class Cleaner(FakeModel):
     """Removes a file while the job runs, as a cleaner of temporary files may."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(lanes=0)
+        super().__init__(lanes=1)
         self.target = path
 
     def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:

@@ -28,7 +28,7 @@ class FailingModel(FakeModel):
     """Fails at batch number `at`."""
 
     def __init__(self, at: int) -> None:
-        super().__init__(lanes=0)  # one thread in all, so that batches come in order
+        super().__init__(lanes=1)  # one thread in all, so that batches come in order
         self.left = at
 
     def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
