@@ -7,7 +7,8 @@ two logistic experts and one that always says no. As there, both see the concate
 says otherwise, and learn by binary cross-entropy with Adam from 0.01, in batches of 1,024, gradients clipped at a norm
 of 1, with an L2 penalty of 1e-8. The starter code's rate hardly falls within so few videos; here it falls to zero by
 half a cosine, and there are more epochs, since five of 34,550 videos are too few steps: of logistic regression on
-0000-0099, judged on 0100-0109, MAP@10 is 0.661, 0.682 and 0.699 after 10, 20 and 40. Measures are those after the last epoch.
+0000-0099, judged on 0100-0109, MAP@10 is 0.661, 0.682 and 0.699 after 10, 20 and 40. Measures are those after the
+last epoch.
 
 Each row's result is kept in --out as it finishes; a second call trains what is missing there.
 """
