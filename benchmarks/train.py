@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list[str], device: torch.device) -> Row:
     model, config = DEFAULTS[name]
-    config = replace(config, batch=options.batch, mixup=0.0, ema=0.0, epochs=10**6, compile=options.compile)
+    config = replace(config, batch=options.batch, mixup=0.0, soft=0.0, ema=0.0, epochs=10**6, compile=options.compile)
     held = videos.rows(np.arange(HELD_OUT))
     training = Training(model, config, Data(videos, held), device, World())
     ours = _our_steps(training)
@@ -123,8 +123,9 @@ def _our_steps(training: Training) -> Iterator[int]:
     training.model.train()
     done = 0
     for epoch in range(10**6):
-        for inputs, labels in training.train_data.batches(training._order(epoch).unbind()):
-            training._step(inputs, labels, done)
+        order = training._order(epoch).unbind()
+        for rows, (inputs, labels) in zip(order, training.train_data.batches(order), strict=True):
+            training._step(inputs, training.targets(labels, rows), done)
             done += 1
             yield len(labels)
 

@@ -138,6 +138,8 @@ def _train_all(
         for name, (recipe, saved) in recipes.items():
             key = (recipe[0].inputs, recipe[0].labels)
             shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
+            if recipe[1].soft:
+                _soften(options, shared[key], recipe[0].labels, world, stop)
             begun.append(name)
             with _enough_memory(name):
                 rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
@@ -298,12 +300,26 @@ def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: C
 
     with world.in_turn() if options.cache else nullcontext():
         if options.valid is None:
-            data = Data(videos(options.data, "kept"), videos(options.data, "held"))
+            parts = videos(options.data, "kept"), videos(options.data, "held")
         else:
-            data = Data(videos(options.data, "all"), videos(options.valid, "all"))
+            parts = videos(options.data, "all"), videos(options.valid, "all")
+    data = Data(*parts)
     if not len(data.valid):
         raise TrainingError("too few videos to hold some out", remedy="name shards with --valid")
     return data
+
+
+def _soften(options: argparse.Namespace, data: Data, labels: int, world: World, stop: Callable[[], bool]) -> None:
+    """Find the soft labels before a model's turn begins: a stop meanwhile has nothing to save."""
+    from train.loop import Stopped
+
+    def check() -> None:
+        if stop():
+            raise Stopped("stopped while finding the soft labels")
+
+    data.soft_folder = _make(options.cache or options.runs)
+    with world.in_turn():
+        data.soft_labels(labels, check)
 
 
 def _make(folder: Path) -> Path:

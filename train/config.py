@@ -112,7 +112,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, per unit of learning rate."""
     mixup: float = 0.0
-    """Alpha of mixup's Beta(alpha, alpha); 0 mixes nothing."""
+    """Alpha of mixup's Beta(alpha, alpha), drawn for each video; 0 mixes nothing."""
+    soft: float = 0.0
+    """Share of the targets that comes from the soft labels of train/kernel.py, the rest from the video's own labels."""
     ema: float = 0.0
     """Decay per step of the weight average that is evaluated and saved; 0 keeps no average."""
     seed: int = 0
@@ -127,6 +129,8 @@ class TrainConfig:
         _check_ranges(self)
         if self.epochs < 1 or self.batch < 2:
             raise UsageError("epochs must be at least 1 and a batch at least 2 videos (BatchNorm needs two)")
+        if not 0 <= self.soft <= 1:
+            raise UsageError(f"soft is {self.soft}", remedy="it must be in [0, 1]")
         if not (self.lr > 0 and 0 <= self.warmup < 1 and 0 <= self.ema < 1 and self.mixup >= 0):
             raise UsageError("lr must be positive, warmup and ema in [0, 1), mixup not negative")
 
@@ -219,13 +223,13 @@ PAPER = {
     "bilstm": ModelConfig("bilstm"),
 }
 
-_RECURRENT = TrainConfig(epochs=8, batch=2048, schedule="cosine", warmup=0.1, ema=0.95)
+_RECURRENT = TrainConfig(epochs=10, batch=1024, schedule="cosine", warmup=0.1, mixup=0.3, soft=0.5, ema=0.98)
 
 DEFAULTS = {
     "dmrnet": (
-        replace(PAPER["dmrnet"], form="run", dropout=0.4, scaling="fisher"),
-        TrainConfig(epochs=16, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, mixup=0.4, ema=0.98),
+        replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.4, scaling="fisher"),
+        TrainConfig(epochs=12, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, mixup=0.3, soft=0.5, ema=0.98),
     ),
-    "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.5, dropout=0.4), _RECURRENT),
-    "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.5, dropout=0.4), _RECURRENT),
+    "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.4, dropout=0.3), _RECURRENT),
+    "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.4, dropout=0.3), _RECURRENT),
 }

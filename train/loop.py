@@ -33,7 +33,8 @@ from train.devices import bf16_is_fast
 from train.distributed import World, spread
 from train.files import remove_file, replace_file
 from train.gather import Resident, placed
-from train.losses import LOSSES, Targets, mixed, targets_of
+from train.kernel import SoftLabels, kept_soft_labels
+from train.losses import LOSSES, Targets, mixed, softened, targets_of
 from train.models import build, scalings, set_prior
 
 TOP = 20
@@ -78,13 +79,20 @@ class Progress:
 
 @dataclass
 class Data:
-    """Training and validation videos."""
+    """Training and validation videos. soft_folder: where the training videos' soft labels are kept for later runs."""
 
     train: Videos
     valid: Videos
+    soft_folder: Path | None = None
+    _soft: SoftLabels | None = None
 
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
+
+    def soft_labels(self, labels: int, check: Callable[[], None] = lambda: None) -> SoftLabels:
+        """The training videos' soft labels (train/kernel.py), found once. Raises OutputError, and what `check` does."""
+        self._soft = self._soft or kept_soft_labels(self.train, labels, self.soft_folder, check)
+        return self._soft
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ class Training:
         self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
         self.valid_data = Resident(data.valid, device)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
+        self.soft = _placed_soft(data.soft_labels(model.labels), device) if config.soft else None
         torch.manual_seed(config.seed)
         self.model = build(model).to(device)
         self._measure(data.train)
@@ -160,9 +169,10 @@ class Training:
         order = self._order(progress.epoch)
         self.model.train()
         start = time.monotonic()
-        for inputs, labels in self.train_data.batches(order[progress.step :].unbind()):
+        rest = order[progress.step :].unbind()
+        for rows, (inputs, labels) in zip(rest, self.train_data.batches(rest), strict=True):
             done = progress.epoch * steps + progress.step
-            self.losses[progress.step] = self._step(inputs, labels, done)
+            self.losses[progress.step] = self._step(inputs, self.targets(labels, rows), done)
             progress.step += 1
             view.step(done + 1, self.config.epochs * steps)
             if self._must_stop(stop):
@@ -185,11 +195,19 @@ class Training:
         share = self.plan.size // self.world.size
         return order.view(self.plan.steps, self.world.size, share)[:, self.world.rank]
 
-    def _step(self, inputs: list[Tensor], labels: Tensor, done: int) -> Tensor:
+    def targets(self, labels: Tensor, rows: Tensor) -> Targets:
+        """What the videos at the indices `rows` (B,), which have these labels (B, P), are to be answered with."""
+        targets = targets_of(labels, self.config.loss)
+        if self.soft is None:
+            return targets
+        rows = rows.to(self.device)
+        soft = Targets(self.soft.index_BP[rows].long(), self.soft.weight_BP[rows].float())
+        return softened(targets, soft, self.config.soft, self.config.loss)
+
+    def _step(self, inputs: list[Tensor], targets: Targets, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
         torch.manual_seed(_seed(self.config.seed, "step", done, self.world.rank))
         _set_rate(self.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
-        targets = targets_of(labels, self.config.loss)
         if self.config.mixup:
             inputs, targets = self._mix(inputs, targets, done)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -202,11 +220,12 @@ class Training:
         return loss.detach()
 
     def _mix(self, inputs: list[Tensor], targets: Targets, done: int) -> tuple[list[Tensor], Targets]:
-        """Mixup (Zhang et al. 2017, arXiv:1710.09412): each video with another of the batch, one share for all."""
-        generator = np.random.default_rng(_seed(self.config.seed, "mixup", done))
-        share = float(generator.beta(self.config.mixup, self.config.mixup))
+        """Mixup (Zhang et al. 2017, arXiv:1710.09412): each video with another of the batch, in shares of its own."""
+        generator = np.random.default_rng(_seed(self.config.seed, "mixup", done, self.world.rank))
+        shares = generator.beta(self.config.mixup, self.config.mixup, (len(inputs[0]), 1))
+        share_B1 = torch.from_numpy(shares.astype(np.float32)).to(self.device)
         partner = torch.randperm(len(inputs[0]), device=self.device)
-        return [x.lerp(x[partner], 1 - share) for x in inputs], mixed(targets, partner, share)
+        return [x[partner].lerp(x, share_B1) for x in inputs], mixed(targets, partner, share_B1)
 
     @torch.no_grad()
     def _update_average(self, done: int) -> None:
@@ -387,6 +406,11 @@ def _floats(model: nn.Module) -> list[Tensor]:
     """What a weight average averages: trained parameters and floating buffers."""
     tensors: Iterable[Tensor] = [*(p for p in model.parameters() if p.requires_grad), *model.buffers()]
     return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def _placed_soft(soft: SoftLabels, device: torch.device) -> Targets:
+    """The soft labels on the device, in half precision."""
+    return Targets(soft.index.to(device), soft.weight.to(device, torch.float16))
 
 
 def _sample(videos: Videos, count: int) -> Videos:

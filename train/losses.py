@@ -1,8 +1,8 @@
 """The losses: the paper's listwise cross-entropy of normalised sigmoids, softmax cross-entropy, binary cross-entropy.
 
 Labels stay sparse. A video's targets are its label indices (P of them, padded with -1) and a weight for each. All
-three losses are linear in the dense target y_j = sum of the weights whose index is j, so mixup needs no dense targets
-either: the partner's indices are appended and the weights shared out (`mixed`).
+three losses are linear in the dense target y_j = sum of the weights whose index is j, so neither soft
+labels nor mixup need dense targets: theirs are appended and the weights shared out (`softened`, `mixed`).
 
 Shape suffixes: B videos in the batch, L labels, P targets of a video with their padding.
 """
@@ -63,11 +63,22 @@ def targets_of(labels_BP: Tensor, loss: str) -> Targets:
     return Targets(labels_BP.long().clamp(min=0), weight_BP)
 
 
-def mixed(targets: Targets, partner: Tensor, share: float) -> Targets:
-    """Mixup's targets: `share` of each video's own, the rest its partner's (`partner`: indices (B,))."""
+def softened(targets: Targets, soft: Targets, share: float, loss: str) -> Targets:
+    """`share` of the targets from each video's soft labels, whose weights are probabilities; the softmax's sum to 1."""
+    weight_BK = soft.weight_BP
+    if loss == "softmax":
+        weight_BK = weight_BK / weight_BK.sum(dim=1, keepdim=True).clamp(min=KERAS_EPSILON)
+    return Targets(
+        torch.cat([targets.index_BP, soft.index_BP], dim=1),
+        torch.cat([targets.weight_BP * (1 - share), weight_BK * share], dim=1),
+    )
+
+
+def mixed(targets: Targets, partner: Tensor, share_B1: Tensor) -> Targets:
+    """Mixup's targets: `share_B1` of each video's own, the rest its partner's (`partner`: indices (B,))."""
     return Targets(
         torch.cat([targets.index_BP, targets.index_BP[partner]], dim=1),
-        torch.cat([targets.weight_BP * share, targets.weight_BP[partner] * (1 - share)], dim=1),
+        torch.cat([targets.weight_BP * share_B1, targets.weight_BP[partner] * (1 - share_B1)], dim=1),
     )
 
 

@@ -234,7 +234,11 @@ def test_learning_rates() -> None:
 
 def test_the_average_follows_the_weights(data: Data) -> None:
     run = training("lstm", data, ema=0.5)
-    batches = list(run.train_data.batches(run._order(0).unbind()))
+    order = run._order(0).unbind()
+    batches = [
+        (inputs, run.targets(labels, rows))
+        for rows, (inputs, labels) in zip(order, run.train_data.batches(order), strict=True)
+    ]
     run._step(*batches[0], 0)
     run._step(*batches[1], 1)
     expected = run.average.get_parameter("dense.weight").clone()
