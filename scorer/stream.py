@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from crc32c import crc32c
 from scorer.commit import STANDARD_OUTPUT
 from scorer.errors import OutputError
 from scorer.journal import Commit, Mark, Stamp, write_all
+from scorer.progress import tell
 
 
 class Stream:
@@ -46,7 +46,8 @@ class Stream:
             write_all(self._notes["ids"].fileno(), ids)
             write_all(self._notes["hits"].fileno(), hits)
         self.rows = Mark(self.rows.length + len(rows), crc32c(rows, self.rows.crc))
-        sys.stderr.write(quarantine.decode())
+        if quarantine:
+            tell(quarantine.decode().removesuffix("\n"))
 
     @contextmanager
     def notes(self, name: str) -> Iterator[BinaryIO]:

@@ -360,6 +360,17 @@ def test_a_standard_error_that_is_closed_or_broken_changes_no_exit_code(
     assert code != 0 or (tmp_path / "preds.csv").read_text().count("\n") == 6
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
+def test_records_set_aside_that_nobody_hears_of_change_no_exit_code(model: str, tmp_path: Path, stderr: str) -> None:
+    shard = good(str(tmp_path / "bad.tfrecord"))
+    shards.damage_payload(shard, 1)
+    score = f"{sys.executable} -m scorer {shard} -o - --on-error skip --model {model} >{tmp_path}/preds.csv"
+    script = f"exec 3>&1; {{ sleep 0.1; {score}; }} {stderr}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stdout) == (10, "")
+    assert (tmp_path / "preds.csv").read_text().count("\n") == 5
+
+
 def test_a_standard_output_that_is_closed_is_an_error_and_no_files_end(model: str, tmp_path: Path) -> None:
     shard = good(str(tmp_path / "good.tfrecord"))
     command = f"{sys.executable} -m scorer {shard} -o - --model {model} >&-"
