@@ -169,8 +169,8 @@ def _parts(count: int) -> list[Tensor]:
     return list(order.chunk(math.ceil(count / room)))
 
 
-_BYTES = 16
-"""Memory that a pair of videos takes: two float32 matrices at a time, and as much again for the rest."""
+_BYTES = 10
+"""Memory that a pair of videos takes: two float32 matrices at a time, and some more for the rest."""
 
 
 def _multi_hot(labels: NDArray[np.int32], count: int) -> Tensor:
