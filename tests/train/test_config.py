@@ -22,7 +22,14 @@ MODEL_FAULTS: list[dict[str, Any]] = [
     {"joint_blocks": -1},
     {"inputs": (("mean_rgb", 8), ("mean_rgb", 8))},
 ]
-TRAIN_FAULTS: list[dict[str, Any]] = [{"weight_decay": -0.1}, {"seed": -1}, {"seed": 2**63}, {"lr": float("inf")}]
+TRAIN_FAULTS: list[dict[str, Any]] = [
+    {"weight_decay": -0.1},
+    {"seed": -1},
+    {"seed": 2**63},
+    {"lr": float("inf")},
+    {"soft": -0.1},
+    {"soft": 1.5},
+]
 WRONG_TYPES: list[dict[str, Any]] = [
     {"dropout": "x"},
     {"width": 16.0},

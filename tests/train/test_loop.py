@@ -232,6 +232,17 @@ def test_learning_rates() -> None:
     assert 0 < rates[-1] < 0.05
 
 
+def test_each_video_gets_its_own_soft_labels(data: Data) -> None:
+    run = training("dmrnet", data, soft=0.5)
+    rows = torch.tensor([41, 3])
+    ((_, labels),) = run.train_data.batches([rows])
+    targets, soft = run.targets(labels, rows), data.soft_labels(run.model_config.labels)
+    width = labels.shape[1]
+    assert torch.equal(targets.index_BP[:, width:], soft.index[rows].long())
+    torch.testing.assert_close(targets.weight_BP[:, width:], soft.weight[rows] / 2, rtol=1e-3, atol=1e-4)
+    assert torch.equal(targets.weight_BP[:, :width], (labels >= 0) / 2)
+
+
 def test_the_average_follows_the_weights(data: Data) -> None:
     run = training("lstm", data, ema=0.5)
     order = run._order(0).unbind()
