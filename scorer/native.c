@@ -1,11 +1,11 @@
 /* The decoder's inner loops: framing with both CRC32Cs, finding the features, copying them.
  *
  * scorer/framing.py, scorer/layouts.py and scorer/examples.py have the same in NumPy, for installations without a C
- * compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises for what is in
- * a shard: what is out of the ordinary is left to the callers, who have the words for it.
+ * compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises for what is
+ * in a shard: what is out of the ordinary is left to the callers, who have the words for it.
  *
- * Offsets are int64 and count from the start of the block. No function reads outside of the buffers that it is given. None
- * needs the interpreter's lock while it works.
+ * Offsets are int64 and count from the start of the block. No function reads outside of the buffers it is given, and
+ * all but `gather` let go of the interpreter's lock.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -53,8 +53,8 @@ WITH_CRC static uint32_t crc_bytes(uint32_t crc, const uint8_t *at, const uint8_
 
 /* Whether each of the records from `places` on has the CRC that its payload ought to have.
  *
- * The instruction takes three cycles and can start in each: a few records at a time keep it busy, where one would wait for
- * itself. */
+ * The instruction takes three cycles and can start in each: a few records at a time keep it busy, where one would wait
+ * for itself. */
 WITH_CRC static void check_payloads(const uint8_t *block, const int64_t *places, int64_t count, uint8_t *bad) {
     for (int64_t first = 0; first < count; first += TOGETHER) {
         int64_t some = count - first < TOGETHER ? count - first : TOGETHER, least = INT64_MAX;
@@ -89,7 +89,7 @@ WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t
     return count;
 }
 
-/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps then 12 00 ---- */
+/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps 12 00 ---- */
 
 enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
 enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16 };
@@ -101,7 +101,7 @@ typedef struct { const char *name; Py_ssize_t size; int64_t width; } Input;
 static bool take(Span *outer, uint8_t tag, Span *inner) {
     if (outer->at == outer->end || *outer->at++ != tag) return false;
     uint64_t length = 0;
-    for (int i = 0;; i++) { /* a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all bytes but the last */
+    for (int i = 0;; i++) { /* a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all but the last */
         if (i == 4 || outer->at == outer->end) return false;
         uint8_t byte = *outer->at++;
         length |= (uint64_t)(byte & 0x7f) << 7 * i;
@@ -170,8 +170,8 @@ static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, wha
 
 PyDoc_STRVAR(records_doc,
     "records(block, size, places, bad) -> n\n\n"
-    "Find the whole records at the start of `block`'s `size` bytes and check their CRCs. places: int64 (most + 1,) gets where\n"
-    "each starts and where the last one ends; bad: uint8 (most,) gets 1 where a payload fails its CRC.");
+    "Find the whole records at the start of `block`'s `size` bytes and check their CRCs. places: int64 (most + 1,) gets\n"
+    "where each starts and where the last one ends; bad: uint8 (most,) gets 1 where a payload fails its CRC.");
 
 static PyObject *records(PyObject *self, PyObject *args) {
     Py_buffer block, places, bad;
@@ -194,10 +194,10 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
     if (count > MAX_INPUTS) { wrong("too many inputs"); return -1; }
     for (Py_ssize_t i = 0; i < count; i++) {
         char *name;
-        PyObject *pair = PyTuple_GetItem(given, i);
-        if (!pair || PyBytes_AsStringAndSize(PyTuple_GetItem(pair, 0), &name, &inputs[i].size) < 0) return -1;
+        PyObject *pair = PyTuple_GetItem(given, i), *key = PyTuple_GetItem(pair, 0), *width = PyTuple_GetItem(pair, 1);
+        if (!key || !width || PyBytes_AsStringAndSize(key, &name, &inputs[i].size) < 0) return -1;
         inputs[i].name = name;
-        inputs[i].width = PyLong_AsLongLong(PyTuple_GetItem(pair, 1));
+        inputs[i].width = PyLong_AsLongLong(width);
         if (PyErr_Occurred()) return -1;
     }
     return count;
@@ -205,14 +205,15 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
 
 PyDoc_STRVAR(features_doc,
     "features(block, starts, stops, inputs, known, at, lengths)\n\n"
-    "Find the features of n payloads, each from starts[i] to stops[i]: int64 (n,). inputs: tuple of (name in bytes, width).\n"
-    "known: bool (n,), at and lengths: int64 (inputs + 2, n), as in scorer.layouts.Places; at is -1 where there is no `labels`.");
+    "Find the features of n payloads, each from starts[i] to stops[i]: int64 (n,). inputs: tuple of (name, width).\n"
+    "known: bool (n,), at and lengths: int64 (inputs + 2, n), as in scorer.layouts.Places; at is -1 without `labels`.");
 
 static PyObject *features(PyObject *self, PyObject *args) {
     Py_buffer block, starts, stops, known, at, lengths;
     PyObject *given;
     Input inputs[MAX_INPUTS];
-    if (!PyArg_ParseTuple(args, "y*y*y*O!w*w*w*", &block, &starts, &stops, &PyTuple_Type, &given, &known, &at, &lengths))
+    if (!PyArg_ParseTuple(args, "y*y*y*O!w*w*w*", &block, &starts, &stops, &PyTuple_Type, &given, &known, &at,
+                          &lengths))
         return NULL;
     Py_ssize_t count = read_inputs(given, inputs), rows = known.len;
     bool fits = count >= 0 && starts.len == 8 * rows && stops.len == starts.len && at.len == (count + 2) * starts.len &&
@@ -271,7 +272,7 @@ static PyObject *copy(PyObject *self, PyObject *args) {
 
 PyDoc_STRVAR(gather_doc,
     "gather(block, at, sizes) -> bytes\n\n"
-    "The sizes[i] bytes from each byte at[i] of the block on, one after the other; both int64 (n,). The place of none is free.");
+    "The sizes[i] bytes from each byte at[i] of the block on, one after the other; both int64 (n,).");
 
 static PyObject *gather(PyObject *self, PyObject *args) {
     Py_buffer block, at, sizes;
@@ -311,7 +312,8 @@ static int check_processor(PyObject *module) {
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, check_processor}, {0, NULL}};
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "native", "The decoder's inner loops in C; see scorer/native.c.", 0, methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "native", "The decoder's inner loops in C; see scorer/native.c.", 0, methods, slots,
+    NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit_native(void) { return PyModuleDef_Init(&module); }
