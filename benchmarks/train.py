@@ -124,10 +124,10 @@ def _our_steps(training: Training) -> Iterator[int]:
     done = 0
     for epoch in range(10**6):
         order = training._order(epoch).unbind()
-        for rows, (inputs, labels) in zip(order, training.train_data.batches(order), strict=True):
-            training._step(inputs, training.targets(labels, rows), done)
+        for inputs, targets in training.batches(order, epoch):
+            training._step(inputs, targets, done)
             done += 1
-            yield len(labels)
+            yield len(inputs[0])
 
 
 def _plain_steps(

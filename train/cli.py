@@ -139,7 +139,7 @@ def _train_all(
             key = (recipe[0].inputs, recipe[0].labels)
             shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
             if recipe[1].soft:
-                _soften(options, shared[key], recipe[0].labels, world, stop)
+                _soften(options, shared[key], recipe, world, stop)
             begun.append(name)
             with _enough_memory(name):
                 rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
@@ -309,7 +309,7 @@ def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: C
     return data
 
 
-def _soften(options: argparse.Namespace, data: Data, labels: int, world: World, stop: Callable[[], bool]) -> None:
+def _soften(options: argparse.Namespace, data: Data, recipe: Recipe, world: World, stop: Callable[[], bool]) -> None:
     """Find the soft labels before a model's turn begins: a stop meanwhile has nothing to save."""
     from train.loop import Stopped
 
@@ -319,7 +319,7 @@ def _soften(options: argparse.Namespace, data: Data, labels: int, world: World, 
 
     data.soft_folder = _make(options.cache or options.runs)
     with world.in_turn():
-        data.soft_labels(labels, check)
+        data.soft_labels(recipe[0].labels, recipe[1].mixup, check)
 
 
 def _make(folder: Path) -> Path:

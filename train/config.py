@@ -114,7 +114,7 @@ class TrainConfig:
     mixup: float = 0.0
     """Alpha of mixup's Beta(alpha, alpha), drawn for each video; 0 mixes nothing."""
     soft: float = 0.0
-    """Share of the targets that comes from the soft labels of train/kernel.py, the rest from the video's own labels."""
+    """Share of the targets that comes from the soft labels of train/kernel.py, the rest from the videos' own labels."""
     ema: float = 0.0
     """Decay per step of the weight average that is evaluated and saved; 0 keeps no average."""
     seed: int = 0
@@ -223,12 +223,12 @@ PAPER = {
     "bilstm": ModelConfig("bilstm"),
 }
 
-_RECURRENT = TrainConfig(epochs=10, batch=1024, schedule="cosine", warmup=0.1, mixup=0.3, soft=0.5, ema=0.98)
+_RECURRENT = TrainConfig(epochs=10, batch=1024, schedule="cosine", warmup=0.1, mixup=0.6, soft=0.8, ema=0.98)
 
 DEFAULTS = {
     "dmrnet": (
-        replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.4, scaling="fisher"),
-        TrainConfig(epochs=12, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, mixup=0.3, soft=0.5, ema=0.98),
+        replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.3, scaling="fisher"),
+        TrainConfig(epochs=12, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, mixup=0.6, soft=0.8, ema=0.98),
     ),
     "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.4, dropout=0.3), _RECURRENT),
     "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.4, dropout=0.3), _RECURRENT),

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,15 +84,16 @@ class Data:
     train: Videos
     valid: Videos
     soft_folder: Path | None = None
-    _soft: SoftLabels | None = None
+    _soft: dict[float, SoftLabels] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
-    def soft_labels(self, labels: int, check: Callable[[], None] = lambda: None) -> SoftLabels:
+    def soft_labels(self, labels: int, mixup: float, check: Callable[[], None] = lambda: None) -> SoftLabels:
         """The training videos' soft labels (train/kernel.py), found once. Raises OutputError, and what `check` does."""
-        self._soft = self._soft or kept_soft_labels(self.train, labels, self.soft_folder, check)
-        return self._soft
+        if mixup not in self._soft:
+            self._soft[mixup] = kept_soft_labels(self.train, labels, mixup, self.soft_folder, check)
+        return self._soft[mixup]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Training:
         self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
         self.valid_data = Resident(data.valid, device)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
-        self.soft = _placed_soft(data.soft_labels(model.labels), device) if config.soft else None
+        self.soft = data.soft_labels(model.labels, config.mixup) if config.soft else None
         torch.manual_seed(config.seed)
         self.model = build(model).to(device)
         self._measure(data.train)
@@ -169,10 +170,9 @@ class Training:
         order = self._order(progress.epoch)
         self.model.train()
         start = time.monotonic()
-        rest = order[progress.step :].unbind()
-        for rows, (inputs, labels) in zip(rest, self.train_data.batches(rest), strict=True):
+        for inputs, targets in self.batches(order[progress.step :].unbind(), progress.epoch):
             done = progress.epoch * steps + progress.step
-            self.losses[progress.step] = self._step(inputs, self.targets(labels, rows), done)
+            self.losses[progress.step] = self._step(inputs, targets, done)
             progress.step += 1
             view.step(done + 1, self.config.epochs * steps)
             if self._must_stop(stop):
@@ -195,20 +195,27 @@ class Training:
         share = self.plan.size // self.world.size
         return order.view(self.plan.steps, self.world.size, share)[:, self.world.rank]
 
-    def targets(self, labels: Tensor, rows: Tensor) -> Targets:
-        """What the videos at the indices `rows` (B,), which have these labels (B, P), are to be answered with."""
-        targets = targets_of(labels, self.config.loss)
+    def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[list[Tensor], Targets]]:
+        """Inputs and targets for each of `order`, indices (B,): of these videos, or of an epoch's mixtures of them."""
         if self.soft is None:
-            return targets
-        rows = rows.to(self.device)
-        soft = Targets(self.soft.index_BP[rows].long(), self.soft.weight_BP[rows].float())
-        return softened(targets, soft, self.config.soft, self.config.loss)
+            for inputs, labels in self.train_data.batches(order):
+                yield inputs, targets_of(labels, self.config.loss)
+            return
+        number = epoch % len(self.soft.share)
+        pairs = [torch.cat([rows_B, self.soft.partner[number, rows_B].long()]) for rows_B in order]
+        for rows_B, (inputs, labels) in zip(order, self.train_data.batches(pairs), strict=True):
+            share_B1 = self.soft.share[number, rows_B, None].to(self.device)
+            index_BK = self.soft.index[number, rows_B].to(self.device).long()
+            soft = Targets(index_BK, self.soft.weight[number, rows_B].to(self.device).float())
+            first, second = (targets_of(half, self.config.loss) for half in labels.chunk(2))
+            targets = softened(mixed(first, second, share_B1), soft, self.config.soft, self.config.loss)
+            yield [_mixture(x[: len(rows_B)], x[len(rows_B) :], share_B1) for x in inputs], targets
 
     def _step(self, inputs: list[Tensor], targets: Targets, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
         torch.manual_seed(_seed(self.config.seed, "step", done, self.world.rank))
         _set_rate(self.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
-        if self.config.mixup:
+        if self.config.mixup and self.soft is None:
             inputs, targets = self._mix(inputs, targets, done)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(*inputs)
@@ -225,7 +232,8 @@ class Training:
         shares = generator.beta(self.config.mixup, self.config.mixup, (len(inputs[0]), 1))
         share_B1 = torch.from_numpy(shares.astype(np.float32)).to(self.device)
         partner = torch.randperm(len(inputs[0]), device=self.device)
-        return [x[partner].lerp(x, share_B1) for x in inputs], mixed(targets, partner, share_B1)
+        partners = Targets(targets.index_BP[partner], targets.weight_BP[partner])
+        return [_mixture(x, x[partner], share_B1) for x in inputs], mixed(targets, partners, share_B1)
 
     @torch.no_grad()
     def _update_average(self, done: int) -> None:
@@ -408,9 +416,8 @@ def _floats(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
 
 
-def _placed_soft(soft: SoftLabels, device: torch.device) -> Targets:
-    """The soft labels on the device, in half precision."""
-    return Targets(soft.index.to(device), soft.weight.to(device, torch.float16))
+def _mixture(x: Tensor, partner: Tensor, share_B1: Tensor) -> Tensor:
+    return partner.lerp(x, share_B1)
 
 
 def _sample(videos: Videos, count: int) -> Videos:

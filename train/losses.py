@@ -74,11 +74,11 @@ def softened(targets: Targets, soft: Targets, share: float, loss: str) -> Target
     )
 
 
-def mixed(targets: Targets, partner: Tensor, share_B1: Tensor) -> Targets:
-    """Mixup's targets: `share_B1` of each video's own, the rest its partner's (`partner`: indices (B,))."""
+def mixed(first: Targets, second: Targets, share_B1: Tensor) -> Targets:
+    """Mixup's targets: `share_B1` of the first ones, the rest of the second ones."""
     return Targets(
-        torch.cat([targets.index_BP, targets.index_BP[partner]], dim=1),
-        torch.cat([targets.weight_BP * share_B1, targets.weight_BP[partner] * (1 - share_B1)], dim=1),
+        torch.cat([first.index_BP, second.index_BP], dim=1),
+        torch.cat([first.weight_BP * share_B1, second.weight_BP * (1 - share_B1)], dim=1),
     )
 
 

@@ -18,6 +18,7 @@ from train import checkpoint
 from train.config import MODELS, TrainConfig
 from train.distributed import World
 from train.gather import Resident, Streamed
+from train.kernel import PASSES
 from train.loop import CURVES, Data, Plan, Record, Stopped, Training, evaluate, learning_rate
 
 CPU = torch.device("cpu")
@@ -232,24 +233,26 @@ def test_learning_rates() -> None:
     assert 0 < rates[-1] < 0.05
 
 
-def test_each_video_gets_its_own_soft_labels(data: Data) -> None:
-    run = training("dmrnet", data, soft=0.5)
-    rows = torch.tensor([41, 3])
-    ((_, labels),) = run.train_data.batches([rows])
-    targets, soft = run.targets(labels, rows), data.soft_labels(run.model_config.labels)
+@pytest.mark.parametrize("epoch", [0, 7, PASSES + 7])
+def test_each_mixture_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) -> None:
+    run = training("dmrnet", data, soft=0.5, mixup=0.4)
+    rows, number = torch.tensor([41, 3]), epoch % PASSES
+    (((rgb, _), targets),) = run.batches([rows], epoch)
+    soft = data.soft_labels(run.model_config.labels, 0.4)
+    partner, share = soft.partner[number, rows].long(), soft.share[number, rows, None]
+    values, labels = torch.from_numpy(data.train.features[0]), torch.from_numpy(data.train.labels)
+    torch.testing.assert_close(rgb, share * values[rows] + (1 - share) * values[partner])
     width = labels.shape[1]
-    assert torch.equal(targets.index_BP[:, width:], soft.index[rows].long())
-    torch.testing.assert_close(targets.weight_BP[:, width:], soft.weight[rows] / 2, rtol=1e-3, atol=1e-4)
-    assert torch.equal(targets.weight_BP[:, :width], (labels >= 0) / 2)
+    assert torch.equal(targets.index_BP[:, 2 * width :], soft.index[number, rows].long())
+    torch.testing.assert_close(targets.weight_BP[:, 2 * width :], soft.weight[number, rows].float() / 2)
+    torch.testing.assert_close(targets.weight_BP[:, :width], (labels[rows] >= 0) * share / 2)
+    torch.testing.assert_close(targets.weight_BP[:, width : 2 * width], (labels[partner] >= 0) * (1 - share) / 2)
 
 
 def test_the_average_follows_the_weights(data: Data) -> None:
     run = training("lstm", data, ema=0.5)
     order = run._order(0).unbind()
-    batches = [
-        (inputs, run.targets(labels, rows))
-        for rows, (inputs, labels) in zip(order, run.train_data.batches(order), strict=True)
-    ]
+    batches = list(run.batches(order, 0))
     run._step(*batches[0], 0)
     run._step(*batches[1], 1)
     expected = run.average.get_parameter("dense.weight").clone()

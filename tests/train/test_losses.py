@@ -47,7 +47,8 @@ def test_mixup_is_the_loss_of_mixed_dense_targets(loss: str) -> None:
     logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
     partner, share = torch.tensor([2, 0, 3, 1]), torch.tensor([[0.3], [0.9], [0.0], [0.5]])
     y = dense(loss, LABELS, 7)
-    sparse = LOSSES[loss](logits, mixed(targets_of(torch.tensor(LABELS), loss), partner, share))
+    first, second = (targets_of(labels, loss) for labels in (torch.tensor(LABELS), torch.tensor(LABELS)[partner]))
+    sparse = LOSSES[loss](logits, mixed(first, second, share))
     expected = naive(loss, logits, share * y + (1 - share) * y[partner])
     torch.testing.assert_close(sparse.double(), expected, rtol=1e-5, atol=1e-6)
 
