@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from scorer.cores import usable_cores
 from scorer.model import Model
 from scorer.pipeline import in_order
 
-T = TypeVar("T")
 OnError: TypeAlias = Literal["fail", "skip"]
 
 _LANES_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
 _MORE_THREADS_FOR_GPU = 3  # than lanes, since it has to be fed faster
+TOGETHER = 2048
+"""Videos whose rows are made at once: of 256, making them takes twice as long a video."""
 _VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
@@ -42,8 +43,8 @@ class Answer:
     labels: NDArray[np.int64]
 
 
-class Answers(Generic[T]):
-    """A model over shards, and what is to be made of each of its answers.
+class Answers:
+    """A model over shards.
 
     workers: decoding processes at the moment; 0 decodes in a thread.
     """
@@ -53,30 +54,31 @@ class Answers(Generic[T]):
         model: Model,
         shards: Sequence[str],
         k: int,
-        then: Callable[[Answer], T],
         *,
         workers: int | None = None,
         on_error: OnError = "fail",
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way.
-
-        then: called with every answer, in the thread that got it from the model.
-        """
+        """See `scorer.job.Job` for the options; `tell` gets a line when workers are started on the way."""
         self.workers = workers or 0
-        self._model, self._shards, self._k, self._then = model, shards, k, then
+        self._model, self._shards, self._k = model, shards, k
         self._on_error, self._tell = on_error, tell
         self._may_add_workers = workers is None
         more = model.lanes // _LANES_A_DECODER if model.device == "cpu" else _MORE_THREADS_FOR_GPU
         self._threads = model.lanes + more
 
-    def from_position(self, start: Position = BEGINNING, stop: threading.Event | None = None) -> Generator[T]:
-        """What `then` made of the answers from `start` on, made ahead; the end comes early once `stop` is set.
+    def from_position(
+        self, start: Position = BEGINNING, stop: threading.Event | None = None
+    ) -> Generator[list[Answer]]:
+        """The answers from `start` on, made ahead, those of about TOGETHER videos at a time where they come fast.
+
+        The end comes early once `stop` is set.
 
         Raises what `scorer.batches.batches` and `Model.run` raise, after the answers before it.
         """
         window = self._threads + _VIDEOS_AHEAD // self._model.batch_size
-        return in_order(self._answered, self._decoded(start), self._threads, window, stop)
+        together = max(1, TOGETHER // self._model.batch_size)
+        return in_order(self._answered, self._decoded(start), self._threads, window, stop, together)
 
     def _decoded(self, start: Position) -> Generator[Batch]:
         if self._may_add_workers and self._enough_to_read(start):
@@ -116,10 +118,10 @@ class Answers(Generic[T]):
             depth=self._threads,
         )
 
-    def _answered(self, batch: Batch) -> T:
+    def _answered(self, batch: Batch) -> Answer:
         scores, labels = self._model.run(batch.features, self._k)
         batch.release()
-        return self._then(Answer(batch, scores, labels))
+        return Answer(batch, scores, labels)
 
 
 def _size(path: str) -> int:

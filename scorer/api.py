@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,10 +79,10 @@ class Scorer:
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
         self._check_k(k)
-        source = Answers(self.model, shards, k, self._predictions, workers=workers)
+        source = Answers(self.model, shards, k, workers=workers)
         with closing(source.from_position()) as answers:
-            for predictions in answers:
-                yield from predictions
+            for answer in chain.from_iterable(answers):
+                yield from self._predictions(answer)
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,8 +82,7 @@ class Batch:
 
     @cached_property
     def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        no_bytes, no_sizes = np.zeros(0, np.uint8), np.zeros(0, np.int64)
-        return unpacked(np.concatenate([no_bytes, *self._labels]), np.concatenate([no_sizes, *self._label_sizes]))
+        return labels_of([self])
 
     def release(self) -> None:
         """Give the buffers back; `features` must not be used any more."""
@@ -108,6 +107,15 @@ class Batch:
         self._label_bytes += stop - start
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
+
+
+def labels_of(batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The labels of some batches as if they were one: values and splits, int64 CSR."""
+    labels, sizes = [np.zeros(0, np.uint8)], [np.zeros(0, np.int64)]
+    for batch in batches:
+        labels += batch._labels
+        sizes += batch._label_sizes
+    return unpacked(np.concatenate(labels), np.concatenate(sizes))
 
 
 class _Ring:

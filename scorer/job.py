@@ -15,8 +15,10 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from scorer.answers import Answer, Answers, OnError
-from scorer.batches import BEGINNING, Batch
+from scorer.batches import BEGINNING, Batch, labels_of
 from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp
@@ -98,7 +100,7 @@ def score(
 
     Args:
         stop: set it to end the job after the batch in hand.
-        watch: called after every batch.
+        watch: called after every batch, or a few where they come fast.
         tell: called with a line when decoding processes are started on the way.
 
     Raises:
@@ -112,7 +114,7 @@ def score(
     stamps = [_stamp(path) for path in job.shards]
     with _sink(job, model, stop) as sink:
         resumed = sink.last.scored if sink.last else 0
-        source = Answers(model, job.shards, job.top_k, _written, workers=job.workers, on_error=job.on_error, tell=tell)
+        source = Answers(model, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, tell=tell)
         if sink.completed is not None:
             assert isinstance(sink, Output)
             sink.finish()
@@ -130,19 +132,22 @@ def score(
 
 @dataclass(frozen=True)
 class _Written:
-    """A batch as bytes: its rows, its ids' keys, and its notes for the metrics."""
+    """Batches as bytes: their rows, their ids' keys, and their notes for the metrics."""
 
-    batch: Batch
+    batches: list[Batch]
     rows: bytes
     ids: bytes
     hits: bytes
 
 
-def _written(answer: Answer) -> _Written:
-    batch, hits = answer.batch, b""
-    if batch.labelled:
-        hits = observe(answer.labels, answer.scores, batch.label_values, batch.label_splits)
-    return _Written(batch, format_rows(batch.ids, answer.labels, answer.scores), id_keys(batch.ids), hits)
+def _written(answers: list[Answer]) -> _Written:
+    batches, hits = [answer.batch for answer in answers], b""
+    ids = list(itertools.chain.from_iterable(batch.ids for batch in batches))
+    labels = np.concatenate([answer.labels for answer in answers])
+    scores = np.concatenate([answer.scores for answer in answers])
+    if any(batch.labelled for batch in batches):
+        hits = observe(labels, scores, *labels_of(batches))
+    return _Written(batches, format_rows(ids, labels, scores), id_keys(ids), hits)
 
 
 class _Run:
@@ -154,7 +159,7 @@ class _Run:
         model: Model,
         sink: Output | Stream,
         stamps: Sequence[Stamp],
-        source: Answers[_Written],
+        source: Answers,
         stop: threading.Event,
         watch: Callable[[Progress], None],
     ) -> None:
@@ -188,11 +193,11 @@ class _Run:
     def _score(self) -> None:
         due = time.monotonic() + self._job.commit_seconds
         with closing(self._source.from_position(self._end, self._stop)) as answers:
-            for written in answers:
-                self._append(written)
+            for some in answers:
+                self._append(written := _written(some))
                 read = self._bytes_before[self._end.shard] + self._end.offset
                 self._watch(Progress(self._scored, self._end.shard, read))
-                self._check_limit(written.batch)
+                self._check_limit(written.batches)
                 if time.monotonic() >= due:
                     self._commit()
                     due = time.monotonic() + self._job.commit_seconds
@@ -200,20 +205,21 @@ class _Run:
                     break
 
     def _append(self, written: _Written) -> None:
-        """Append a batch and count it. Nothing here may fail between the two: a commit must not see one alone."""
-        batch = written.batch
-        finished = [(self._checked(index, size), records) for index, size, records in batch.finished]
+        """Append batches and count them. Nothing here may fail between the two: a commit must not see one alone."""
+        batches = written.batches
+        finished = [(self._checked(i, size), records) for batch in batches for i, size, records in batch.finished]
+        set_aside = [aside for batch in batches for aside in batch.quarantined]
         self._sink.append(
             rows=written.rows,
-            quarantine=b"".join(json.dumps(asdict(aside)).encode() + b"\n" for aside in batch.quarantined),
+            quarantine=b"".join(json.dumps(asdict(aside)).encode() + b"\n" for aside in set_aside),
             ids=written.ids,
             hits=written.hits,
         )
         self._finished += finished
-        self._scored += len(batch.ids)
-        self._set_aside += len(batch.quarantined)
-        self._lost += sum(aside.bytes_lost for aside in batch.quarantined)
-        self._end = batch.end
+        self._scored += sum(map(len, batches))
+        self._set_aside += len(set_aside)
+        self._lost += sum(aside.bytes_lost for aside in set_aside)
+        self._end = batches[-1].end
 
     def _checked(self, index: int, size: int) -> Stamp:
         stamp, path = self._stamps[index], self._job.shards[index]
@@ -221,10 +227,10 @@ class _Run:
             raise InputError(f"{path} changed while the job ran", remedy="run again once nothing writes to it")
         return stamp
 
-    def _check_limit(self, batch: Batch) -> None:
-        limit = self._job.max_errors
-        if limit is not None and self._set_aside > limit and batch.quarantined:
-            bad = batch.quarantined[-1]
+    def _check_limit(self, batches: list[Batch]) -> None:
+        limit, set_aside = self._job.max_errors, [aside for batch in batches for aside in batch.quarantined]
+        if limit is not None and self._set_aside > limit and set_aside:
+            bad = set_aside[-1]
             reason = f"{bad.reason}; {self._set_aside:,} records are set aside by now and --max-errors is {limit}"
             raise RecordError(bad.path, reason, record=bad.record, offset=bad.offset)
 

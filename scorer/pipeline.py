@@ -22,13 +22,19 @@ _STUCK_SECONDS = 2.0  # what a job that was told to stop waits for a thread, say
 
 
 def in_order(
-    work: Callable[[T], R], source: Generator[T], threads: int, window: int, stop: threading.Event | None = None
-) -> Generator[R]:
+    work: Callable[[T], R],
+    source: Generator[T],
+    threads: int,
+    window: int,
+    stop: threading.Event | None = None,
+    together: int = 1,
+) -> Generator[list[R]]:
     """`work(item)` for each item of `source`, in order, in `threads` threads.
 
     Args:
         window: how many items may be under way or waiting to be taken.
         stop: ends the results early, without an error, once it is set, even where `source` is stuck.
+        together: how many results come at once, where that many are done within a moment of the first.
 
     Raises:
         whatever `source` or `work` raised, after the results before it.
@@ -38,7 +44,7 @@ def in_order(
     for thread in crew:
         thread.start()
     try:
-        yield from turns.results(stop)
+        yield from turns.results(stop, together)
     finally:
         turns.close()
         _join(crew, stop)
@@ -87,12 +93,16 @@ class _Turns(Generic[T, R]):
                 self.close()
             self._put(index, result)
 
-    def results(self, stop: threading.Event | None) -> Generator[R]:
+    def results(self, stop: threading.Event | None, together: int) -> Generator[list[R]]:
         """The results in order, up to the first that is an error or the end."""
-        while (result := self._next(stop)).values:
-            yield result.values[0]
-        if result.error is not None:
-            raise result.error
+        while True:
+            found = self._next(stop, together)
+            if values := [value for result in found for value in result.values]:
+                yield values
+            if not found[-1].values:
+                break
+        if found[-1].error is not None:
+            raise found[-1].error
 
     def close(self) -> None:
         """Let nobody take another item."""
@@ -121,13 +131,29 @@ class _Turns(Generic[T, R]):
             self._done[index] = result
             self._changed.notify_all()
 
-    def _next(self, stop: threading.Event | None) -> _Result[R]:
-        """The next result; an empty one once `stop` is set."""
+    def _next(self, stop: threading.Event | None, together: int) -> list[_Result[R]]:
+        """The next results, at least one; an empty one once `stop` is set."""
+        first_seen = math.inf
         with self._changed:
-            while self._given not in self._done:
+            while not (ready := self._ready(together)) or (len(ready) < together and ready[-1].values):
+                now = time.monotonic()
+                first_seen = min(first_seen, now if ready else math.inf)
+                if now - first_seen > _POLL_SECONDS:
+                    break
                 if stop is not None and stop.is_set():
-                    return _Result()
+                    return ready or [_Result()]
                 self._changed.wait(_POLL_SECONDS)
-            self._given += 1
+            for index in range(self._given, self._given + len(ready)):
+                del self._done[index]
+            self._given += len(ready)
             self._changed.notify_all()
-            return self._done.pop(self._given - 1)
+            return ready
+
+    def _ready(self, most: int) -> list[_Result[R]]:
+        """The results that are done, from the next on, up to one without a value."""
+        ready: list[_Result[R]] = []
+        while len(ready) < most and (result := self._done.get(self._given + len(ready))) is not None:
+            ready.append(result)
+            if not result.values:
+                break
+        return ready

@@ -24,6 +24,11 @@ from tests import shards
 from tests.scorer.fakes import INPUTS, FakeModel, do, fake_model, files_of, write_shards
 
 
+@pytest.fixture(autouse=True)
+def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.answers.TOGETHER", 1)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     (tmp_path / "out").mkdir()
@@ -51,7 +56,11 @@ def quarantine_of(job: Job) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 30, 1000])
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_rows_do_not_depend_on_batches_and_lanes(job: Job, batch_size: int, lanes: int) -> None:
+@pytest.mark.parametrize("together", [1, 20, 2048])
+def test_rows_do_not_depend_on_batches_and_lanes(
+    job: Job, batch_size: int, lanes: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer.answers.TOGETHER", together)
     do(job)
     again = other(job, "again.csv")
     do(again, fake_model(batch_size, lanes))

@@ -38,6 +38,11 @@ class FailingModel(FakeModel):
         return super().run(features, k)
 
 
+@pytest.fixture(autouse=True)
+def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.answers.TOGETHER", 1)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     (tmp_path / "out").mkdir()

@@ -19,13 +19,13 @@ from scorer.signals import stop_on_signals
 from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
-VIDEOS = [1500, 1500]
+VIDEOS = [6000, 6000]
 PIPE_BYTES, ROW_BYTES = 65536, 4096  # a pipe that cannot take one more row, whatever its page size
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A job of 3,000 batches of one video."""
+    """A job of 12,000 batches of one video."""
     folder = tmp_path_factory.mktemp("signals")
     model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
     return [sys.executable, "-m", "scorer", *write_shards(folder, VIDEOS), "--model", model, "--batch-size", "1"]
