@@ -138,10 +138,11 @@ class _Turns(Generic[T, R]):
             while not (ready := self._ready(together)) or (len(ready) < together and ready[-1].values):
                 now = time.monotonic()
                 first_seen = min(first_seen, now if ready else math.inf)
-                if now - first_seen > _POLL_SECONDS:
+                stopped = stop is not None and stop.is_set()
+                if stopped and not ready:
+                    return [_Result()]
+                if stopped or now - first_seen > _POLL_SECONDS:
                     break
-                if stop is not None and stop.is_set():
-                    return ready or [_Result()]
                 self._changed.wait(_POLL_SECONDS)
             for index in range(self._given, self._given + len(ready)):
                 del self._done[index]

@@ -83,6 +83,17 @@ def test_a_result_does_not_wait_long_for_others() -> None:
     assert list(results) == [[2]]
 
 
+def test_a_stop_gives_what_is_done_once() -> None:
+    stop, slow = threading.Event(), threading.Event()
+    timers = [threading.Timer(0.02, stop.set), threading.Timer(0.5, slow.set)]
+    results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(4), 4, 100, stop, together=10)
+    for timer in timers:
+        timer.start()
+    assert list(results) == [[0, 1]]
+    for timer in timers:
+        timer.join()
+
+
 def test_an_error_comes_after_the_results_that_come_with_it() -> None:
     results = in_order(same, numbers(3, fail=True), 2, 100, together=10)
     assert next(results) == [0, 1, 2]
