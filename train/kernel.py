@@ -161,13 +161,14 @@ class Teacher:
         alone_NL = y_NL - self._solution_NL / self._inverse_NN.diagonal()[:, None]
         self._odds = calibration(alone_NL, y_NL)
         p_NL = calibrated(alone_NL, self._odds)
-        self._company_LL, alone_NL = company(p_NL, y_NL)
+        company_LL, alone_NL = company(p_NL, y_NL)
+        self._company_LL = company_LL.to(self._dtype)
         self._company_odds = calibration(alone_NL, y_NL)
 
     def answer(self, x_BF: Tensor, first_B: Tensor, second_B: Tensor) -> Tensor:
         """Probabilities (B, L) for x_BF as if the videos first_B and second_B, rows of x_NF, had not been there."""
         p_BL = calibrated(self.regress(x_BF, first_B, second_B), self._odds)
-        return calibrated(with_company(p_BL, self._company_LL.to(self._dtype)), self._company_odds)
+        return calibrated(with_company(p_BL, self._company_LL), self._company_odds)
 
     def regress(self, x_BF: Tensor, first_B: Tensor, second_B: Tensor) -> Tensor:
         """What the first regression answers without those two: float32 (B, L).
