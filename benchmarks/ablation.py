@@ -33,6 +33,7 @@ from torch import nn
 
 from benchmarks.kept import kept
 from benchmarks.machine import processor
+from benchmarks.split import add_split
 from scorer.errors import TrainingError, Yt8mError
 from scorer.paths import find_shards
 from train.config import DEFAULTS, PAPER, ModelConfig, TrainConfig
@@ -240,10 +241,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shards = "../shared/data/yt8m/validate"
-    parser.add_argument("--data", nargs="+", default=[f"{shards}00*.tfrecord", f"{shards}01[01]*.tfrecord"])
-    parser.add_argument("--valid", nargs="+", default=[f"{shards}01[23]*.tfrecord"])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results are kept")
+    add_split(parser, "results")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="of variants' names")
     parser.add_argument("--epochs", type=int, help="[each side's own]")
     parser.add_argument("--batch", type=int, help=f"in place of {BATCH:,}, for as many steps with fewer videos")

@@ -20,7 +20,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -30,6 +29,7 @@ from torch.nn import functional
 
 from benchmarks.kept import kept
 from benchmarks.machine import processor
+from benchmarks.split import add_split
 from scorer.errors import Yt8mError
 from scorer.paths import find_shards
 from train.config import YOUTUBE_8M, TrainConfig
@@ -151,10 +151,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shards = "../shared/data/yt8m/validate"
-    parser.add_argument("--data", nargs="+", default=[f"{shards}00*.tfrecord", f"{shards}01[01]*.tfrecord"])
-    parser.add_argument("--valid", nargs="+", default=[f"{shards}01[23]*.tfrecord"])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results are kept")
+    add_split(parser, "results")
     parser.add_argument("--only", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--epochs", type=int, help="[each row's own]")
     parser.add_argument("--lr", type=float, help="[each row's own]")

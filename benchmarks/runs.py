@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import processor
+from benchmarks.split import add_split
 from scorer.errors import Yt8mError
 from scorer.framing import Shard
 from scorer.paths import find_shards
@@ -173,11 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     for run in (seeds, curve):
         part = parts.add_parser(run.__name__, help=run.__doc__)
         part.set_defaults(run=run)
-        shards = "../shared/data/yt8m/validate"
-        part.add_argument("--data", nargs="+", default=[f"{shards}00*.tfrecord", f"{shards}01[01]*.tfrecord"])
-        part.add_argument("--valid", nargs="+", default=[f"{shards}01[23]*.tfrecord"])
+        add_split(part, "runs")
         part.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-        part.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the runs are kept")
         if run is seeds:
             part.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         else:
