@@ -101,7 +101,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list[str], device: torch.device) -> Row:
     model, config = DEFAULTS[name]
-    config = replace(config, batch=options.batch, mixup=0.0, soft=0.0, ema=0.0, epochs=10**6, compile=options.compile)
+    config = replace(config, batch=options.batch, mixup=0.0, soft=False, ema=0.0, epochs=10**6, compile=options.compile)
     held = videos.rows(np.arange(HELD_OUT))
     training = Training(model, config, Data(videos, held), device, World())
     ours = _our_steps(training)

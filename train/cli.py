@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -204,6 +205,8 @@ def _describe(training: Training, data: Data) -> str:
         f"{training.parameters:,} parameters, {len(data.train):,} training videos in {plan.steps:,} batches of "
         f"{plan.size:,}, {len(data.valid):,} to validate, {training.device}, {precision}"
     )
+    if training.config.soft and training.soft is None:
+        text += ", too many videos for soft labels"
     return f"{text}, going on after epoch {progress.epoch}, step {progress.step}" if progress.seconds else text
 
 
@@ -311,15 +314,30 @@ def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: C
 
 def _soften(options: argparse.Namespace, data: Data, recipe: Recipe, world: World, stop: Callable[[], bool]) -> None:
     """Find the soft labels before a model's turn begins: a stop meanwhile has nothing to save."""
+    from train.kernel import MOST_VIDEOS, file_of
     from train.loop import Stopped
 
-    def check() -> None:
+    told = time.monotonic()
+
+    def at(step: str) -> None:
+        nonlocal told
         if stop():
             raise Stopped("stopped while finding the soft labels")
+        if world.first and time.monotonic() - told > _TELL_SECONDS:
+            _tell(f"train: soft labels: {step}")
+            told = time.monotonic()
 
+    if len(data.train) > MOST_VIDEOS:
+        return
     data.soft_folder = _make(options.cache or options.runs)
+    path = file_of(data.train, recipe[0].labels, data.soft_folder)
+    if world.first and not path.exists():
+        _tell(f"train: finding soft labels of {len(data.train):,} videos, once; {path} keeps them")
     with world.in_turn():
-        data.soft_labels(recipe[0].labels, recipe[1].mixup, check)
+        data.soft_labels(recipe[0].labels, at)
+
+
+_TELL_SECONDS = 15.0  # between lines about a wait of minutes
 
 
 def _make(folder: Path) -> Path:

@@ -1,14 +1,14 @@
-"""Soft labels: what the other training videos say about mixtures of two, by kernel ridge regression.
+"""Soft labels: what kernel ridge regression on the training videos says of points around them.
 
-Half of the labels have a handful of training videos, and a network learns those by heart: what it then says of its own
-training videos is of no use to another one. On a few ten thousand videos kernel ridge regression labels better than the
-networks do; better still when a second regression, from labels to labels, adds what company they keep. And in closed
-form it says what it would answer if some videos had not been there. So it answers mixtures of two training videos
-(mixup, Zhang et al. 2017, arXiv:1710.09412) without those two, and its answers become the targets (`TrainConfig.soft`):
-distillation (Hinton et al. 2015, arXiv:1503.02531) from a teacher that has never seen the labels that it teaches, on
-inputs between the videos, where there is no end of them (Beyer et al. 2021, arXiv:2106.05237).
+Half of the labels have a handful of training videos, and a network learns those by heart. On a few ten thousand videos
+kernel ridge regression labels better than the networks do: once more where the kernel's distances count what changes
+the answers (`relevance`), and once more where a second regression, from labels to labels, adds what company they keep.
+A network that answers as the regression does, wherever it is asked, is as good and smaller by far: distillation (Hinton
+et al. 2015, arXiv:1503.02531) as the matching of functions (Beyer et al. 2021, arXiv:2106.05237), on a video plus some
+of the difference of two others. Such points are as far from the nearest training video as an unseen video is; between
+two videos, where mixup (Zhang et al. 2017, arXiv:1710.09412) would ask, the regression mostly repeats their labels.
 
-Shape suffixes: N videos, F features, L labels, B mixtures at a time, P passes, K soft labels of a mixture.
+Shape suffixes: N videos, F features, L labels, B points at a time, P passes, K soft labels of a point, D directions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from train.data import Videos, available_memory, fisher_ratios
 from train.devices import bf16_is_fast
 
 KEPT = 64
-"""Soft labels of a video: the rest of 3,862 are next to nothing together."""
-PART = 45_000
-"""Videos regressed on together, at most: time grows with their third power and memory with their second."""
+"""Soft labels of a point: the rest of 3,862 are next to nothing together."""
+MOST_VIDEOS = 45_000
+"""Videos regressed on: time grows with their third power, and networks gain more from more videos than regression."""
 RIDGE = 0.1
 COMPANY_RIDGE = 3.0
 GAMMA = 0.6
@@ -39,159 +39,201 @@ GAMMA = 0.6
 FISHER_POWER = 0.75
 LENGTH_POWER = 1 / 3
 """An input's vectors have a length that grows with its width to this power: 1 for mean_rgb, 1/2 for mean_audio."""
+RELEVANCE_POWER = 0.3
+REACH = 1.3
+"""The largest share of a difference of two videos that is added to a third."""
 PASSES = 10
-"""Mixtures of each video; an epoch uses one, and after so many they come again."""
-_MIXTURES = 1024
+"""Points around each video; an epoch uses one, and after so many they come again."""
+_POINTS = 1024  # at a time
+_ASKING = 10_000  # videos, drawn at random, of the regression that gives the relevance
+_ASKED = 2000  # of these, whose gradients make it
+_DIRECTIONS = 256  # of the labels' space, drawn at random, in which the gradients are taken
 _USUAL = 0.22  # what the kernel mostly is
 _FLOOR = 1e-4
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Mixtures of n videos, P for each, and their likeliest labels.
+    """Points around n videos, P for each, and their likeliest labels.
 
-    partner: int32 (P, n), the video that each is mixed with. share: float32 (P, n), of the video itself in the mixture.
-    index: int32 (P, n, K), distinct. weight: float16 (P, n, K), their probabilities.
+    others: int32 (P, n, 2), the videos whose difference, the first less the second, is added to the video. share:
+    float32 (P, n), how much of it. index: int32 (P, n, K), distinct. weight: float16 (P, n, K), their probabilities.
     """
 
-    partner: Tensor
+    others: Tensor
     share: Tensor
     index: Tensor
     weight: Tensor
 
 
-def kept_soft_labels(
-    videos: Videos, labels: int, mixup: float, folder: Path | None, check: Callable[[], None]
-) -> SoftLabels:
+def kept_soft_labels(videos: Videos, labels: int, folder: Path | None, at: Callable[[str], None]) -> SoftLabels:
     """`soft_labels`, from a file in `folder` where one was left for the same videos, else left there.
 
-    Raises OutputError when the file cannot be written, ModelError when it is damaged, and what `check` raises.
+    Raises OutputError when the file cannot be written, ModelError when it is damaged, and what `at` raises.
     """
     if folder is None:
-        return soft_labels(videos, labels, mixup, check)
-    path = folder / f"soft-{_name(videos, labels, mixup)}.safetensors"
+        return soft_labels(videos, labels, at)
+    path = file_of(videos, labels, folder)
     if not path.exists():
-        checkpoint.write(path, vars(soft_labels(videos, labels, mixup, check)), {})
+        checkpoint.write(path, vars(soft_labels(videos, labels, at)), {})
     tensors, _ = checkpoint.read(path)
     return SoftLabels(**tensors)
 
 
-def _name(videos: Videos, labels: int, mixup: float) -> str:
-    """Hex digest of what the soft labels follow from: ids, labels, and enough of the features to tell them apart."""
-    digest = hashlib.sha256(repr((_FORMAT, PASSES, labels, mixup, videos.fingerprint())).encode())
+def file_of(videos: Videos, labels: int, folder: Path) -> Path:
+    """Where in `folder` the soft labels are kept.
+
+    The name has a digest of what they follow from: ids, labels, and enough of the features to tell them apart.
+    """
+    digest = hashlib.sha256(repr((_FORMAT, PASSES, labels, videos.fingerprint())).encode())
     for values in videos.features:
         digest.update(np.ascontiguousarray(values[:64]).tobytes())
-    return digest.hexdigest()[:16]
+    return folder / f"soft-{digest.hexdigest()[:16]}.safetensors"
 
 
 def soft_labels(
-    videos: Videos, labels: int, mixup: float, check: Callable[[], None] = lambda: None, bf16: bool | None = None
+    videos: Videos, labels: int, at: Callable[[str], None] = lambda step: None, bf16: bool | None = None
 ) -> SoftLabels:
-    """PASSES mixtures of each video with another, and their labels as calibrated probabilities.
+    """PASSES points around each video, and their labels as calibrated probabilities.
 
     Args:
-        videos: the training videos. More than PART, or than fit into memory, are regressed on in parts drawn at random.
+        videos: the training videos. More than memory has room for are regressed on in parts drawn at random.
         labels: number of labels, L.
-        mixup: alpha of the Beta(alpha, alpha) that the shares are drawn from; 0 mixes nothing.
-        check: called between the steps, which take minutes, to stop by raising.
+        at: called with what comes next, between steps that take minutes; it stops them by raising.
         bf16: whether products are taken in bfloat16; None where the CPU is fast at it.
     """
     bf16 = bf16_is_fast(torch.device("cpu")) if bf16 is None else bf16
     shape = PASSES, len(videos)
     random = np.random.default_rng(0)
     soft = SoftLabels(
-        torch.zeros(shape, dtype=torch.int32),
-        torch.from_numpy((random.beta(mixup, mixup, shape) if mixup else np.ones(shape)).astype(np.float32)),
+        torch.zeros(*shape, 2, dtype=torch.int32),
+        torch.from_numpy(random.uniform(0, REACH, shape).astype(np.float32)),
         torch.zeros(*shape, min(KEPT, labels), dtype=torch.int32),
         torch.zeros(*shape, min(KEPT, labels), dtype=torch.float16),
     )
     ratios = fisher_ratios(videos)
     for rows in _parts(len(videos)):
-        x_NF = weighted([values[rows.numpy()] for values in videos.features], ratios)
-        teacher = Teacher(x_NF, _multi_hot(videos.labels[rows.numpy()], labels), check, bf16)
+        features = [torch.from_numpy(values[rows.numpy()]) for values in videos.features]
+        teacher = Teacher(weighted(features, ratios), _multi_hot(videos.labels[rows.numpy()], labels), at, bf16)
         for number in range(PASSES):
-            partner = torch.from_numpy(random.permutation(len(rows)))
-            soft.partner[number, rows] = rows[partner].int()
-            for own in torch.arange(len(rows)).split(_MIXTURES):
-                check()
-                share = soft.share[number, rows[own]].numpy()[:, None]
-                mixture = [
-                    share * values[rows[own].numpy()] + (1 - share) * values[rows[partner[own]].numpy()]
-                    for values in videos.features
-                ]
-                top = teacher.answer(weighted(mixture, ratios), own, partner[own]).topk(soft.index.shape[2], dim=1)
+            others = torch.from_numpy(random.integers(0, len(rows), (len(rows), 2)))
+            soft.others[number, rows] = rows[others].int()
+            for own in torch.arange(len(rows)).split(_POINTS):
+                at(f"pass {number + 1} of {PASSES} over the videos")
+                share_B1 = soft.share[number, rows[own], None]
+                points = [point(values, own, others[own], share_B1) for values in features]
+                top = teacher.answer(weighted(points, ratios)).topk(soft.index.shape[2], dim=1)
                 soft.index[number, rows[own]] = top.indices.int()
                 soft.weight[number, rows[own]] = top.values.half()
     return soft
 
 
-def weighted(inputs: Sequence[NDArray[np.float32]], ratios: Sequence[Tensor]) -> Tensor:
+def point(values_NF: Tensor, own_B: Tensor, others_B2: Tensor, share_B1: Tensor) -> Tensor:
+    """Videos plus a share of the difference of two others: float32 (B, F)."""
+    first_BF, second_BF = values_NF[others_B2[:, 0]], values_NF[others_B2[:, 1]]
+    return values_NF[own_B] + share_B1 * (first_BF - second_BF)
+
+
+def weighted(inputs: Sequence[Tensor], ratios: Sequence[Tensor]) -> Tensor:
     """The inputs side by side, float32 (B, F): features weighted by their Fisher ratios, vectors of a fixed length."""
     widest = max(values.shape[1] for values in inputs)
     parts = []
     for values, ratio in zip(inputs, ratios, strict=True):
-        scaled = torch.from_numpy(values) * (ratio / ratio.mean()) ** FISHER_POWER
+        scaled = values * (ratio / ratio.mean()) ** FISHER_POWER
         parts.append((values.shape[1] / widest) ** LENGTH_POWER * torch.nn.functional.normalize(scaled))
     return torch.cat(parts, dim=1)
 
 
 class Teacher:
-    """Ridge regression with a Gaussian kernel from features to labels, then from labels to labels, both calibrated."""
+    """Ridge regression with a Gaussian kernel from features to labels, then from labels to labels, both calibrated.
+
+    The kernel sees the features through `relevance`, which an earlier regression gives.
+    """
 
     def __init__(
-        self, x_NF: Tensor, y_NL: Tensor, check: Callable[[], None] = lambda: None, bf16: bool = False
+        self, x_NF: Tensor, y_NL: Tensor, at: Callable[[str], None] = lambda step: None, bf16: bool = False
     ) -> None:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
+        some = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))[:_ASKING]
+        solution_NL = torch.cholesky_solve(y_NL[some], _factor(x_NF[some], at))
+        at("which features matter")
+        self._seen_FF = relevance(x_NF[some], solution_NL, self._dtype)
+        x_NF = x_NF @ self._seen_FF
+        factor_NN = _factor(x_NF, at)
+        solution_NL = torch.cholesky_solve(y_NL, factor_NN)
+        at("inverse")
+        # What the regression would answer for a video without that video (Rasmussen and Williams 2006, "Gaussian
+        # Processes for Machine Learning", equation 5.12).
+        alone_NL = y_NL - solution_NL / torch.cholesky_inverse(factor_NN).diagonal()[:, None]
+        del factor_NN
         self._square_N = x_NF.square().sum(dim=1)
         self._x_FN = x_NF.to(self._dtype).T.contiguous()
-        check()
-        kernel_NN = _kernel(torch.mm(x_NF, x_NF.T), self._square_N, self._square_N)
-        kernel_NN.diagonal().add_(RIDGE)
-        check()
-        factor_NN = torch.linalg.cholesky(kernel_NN)
-        del kernel_NN
-        check()
-        self._solution_NL = torch.cholesky_solve(y_NL, factor_NN)
-        check()
-        self._inverse_NN = torch.cholesky_inverse(factor_NN)
-        del factor_NN
-        check()
-        self._low_NL, self._sum_L = self._solution_NL.to(self._dtype), self._solution_NL.sum(dim=0)
-        alone_NL = y_NL - self._solution_NL / self._inverse_NN.diagonal()[:, None]
+        self._solution_NL, self._sum_L = solution_NL.to(self._dtype), solution_NL.sum(dim=0)
         self._odds = calibration(alone_NL, y_NL)
         p_NL = calibrated(alone_NL, self._odds)
+        at("regression from labels to labels")
         company_LL, alone_NL = company(p_NL, y_NL)
         self._company_LL = company_LL.to(self._dtype)
         self._company_odds = calibration(alone_NL, y_NL)
 
-    def answer(self, x_BF: Tensor, first_B: Tensor, second_B: Tensor) -> Tensor:
-        """Probabilities (B, L) for x_BF as if the videos first_B and second_B, rows of x_NF, had not been there."""
-        p_BL = calibrated(self.regress(x_BF, first_B, second_B), self._odds)
+    def answer(self, x_BF: Tensor) -> Tensor:
+        """Probabilities (B, L) for what `weighted` gives."""
+        p_BL = calibrated(self.regress(x_BF), self._odds)
         return calibrated(with_company(p_BL, self._company_LL), self._company_odds)
 
-    def regress(self, x_BF: Tensor, first_B: Tensor, second_B: Tensor) -> Tensor:
-        """What the first regression answers without those two: float32 (B, L).
-
-        With V = (K + ridge I)^-1 and A = V y, leaving out the videos S gives k^T (A - V_S V_SS^-1 A_S), in which S has
-        no weight left (block inversion; for one video Rasmussen and Williams 2006, "Gaussian Processes for Machine
-        Learning", equation 5.12).
-        """
-        kernel_BN = _kernel((x_BF.to(self._dtype) @ self._x_FN).float(), x_BF.square().sum(dim=1), self._square_N)
+    def regress(self, x_BF: Tensor) -> Tensor:
+        """What the regression from features answers: float32 (B, L)."""
+        x_BF = x_BF @ self._seen_FF
+        product_BN = (x_BF.to(self._dtype) @ self._x_FN).float()
+        kernel_BN = _kernel(product_BN, x_BF.square().sum(dim=1), self._square_N)
         # Low precision loses less of what is around 0.
-        answer_BL = ((kernel_BN - _USUAL).to(self._dtype) @ self._low_NL).float() + _USUAL * self._sum_L
-        v1_BN, v2_BN = self._inverse_NN[first_B], self._inverse_NN[second_B]
-        u1_B, u2_B = (kernel_BN * v1_BN).sum(dim=1), (kernel_BN * v2_BN).sum(dim=1)
-        one = torch.arange(len(first_B))
-        a_B, b_B, d_B = v1_BN[one, first_B], v1_BN[one, second_B], v2_BN[one, second_B]
-        same_B = first_B == second_B
-        b_B, d_B = b_B.masked_fill(same_B, 0.0), d_B.masked_fill(same_B, 1.0)
-        u2_B = u2_B.masked_fill(same_B, 0.0)
-        determinant_B = a_B * d_B - b_B * b_B
-        w1_B, w2_B = (d_B * u1_B - b_B * u2_B) / determinant_B, (a_B * u2_B - b_B * u1_B) / determinant_B
-        answer_BL -= w1_B[:, None] * self._solution_NL[first_B]
-        answer_BL -= w2_B[:, None] * self._solution_NL[second_B]
-        return answer_BL
+        return ((kernel_BN - _USUAL).to(self._dtype) @ self._solution_NL).float() + _USUAL * self._sum_L
+
+
+def _factor(x_NF: Tensor, at: Callable[[str], None]) -> Tensor:
+    """The Cholesky factor (N, N) of the kernel between all videos plus RIDGE on its diagonal."""
+    at(f"kernel of {len(x_NF):,} videos")
+    square_N = x_NF.square().sum(dim=1)
+    kernel_NN = _kernel(x_NF @ x_NF.T, square_N, square_N)
+    kernel_NN.diagonal().add_(RIDGE)
+    at("its factor")
+    factor_NN = torch.linalg.cholesky(kernel_NN)
+    at("regression from features to labels")
+    return factor_NN
+
+
+def relevance(x_NF: Tensor, solution_NL: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A matrix (F, F) for the features, which lengthens the directions in which the regression's answers change.
+
+    A power of the mean over the first videos of J^T J, J being the answers' gradient (the recursive feature machine of
+    Radhakrishnan et al. 2024, arXiv:2212.13881; its later rounds bring nothing here). Scaled so that two videos stay as
+    far apart as they were, in the mean.
+
+    Of f(x) = sum_i a_i exp(-g |x - x_i|^2) the gradient is 2 g sum_i a_i k_i (x_i - x).
+    """
+    random = torch.Generator().manual_seed(0)
+    solution_ND = solution_NL @ torch.randn(solution_NL.shape[1], _DIRECTIONS, generator=random)
+    asked_BF, square_N = x_NF[:_ASKED], x_NF.square().sum(dim=1)
+    kernel_BN = _kernel(asked_BF @ x_NF.T, square_N[:_ASKED], square_N)
+    answer_BD = kernel_BN @ solution_ND
+    low_NF, low_DN = x_NF.to(dtype), solution_ND.T.to(dtype).contiguous()
+    outer_FF = torch.zeros(x_NF.shape[1], x_NF.shape[1])
+    for x_F, kernel_N, answer_D in zip(asked_BF, kernel_BN, answer_BD, strict=True):
+        gradient_DF = ((low_DN * kernel_N.to(dtype)) @ low_NF).float() - answer_D[:, None] * x_F
+        outer_FF.addmm_(gradient_DF.T, gradient_DF)
+    values_F, vectors_FF = torch.linalg.eigh(outer_FF)
+    share_F = (values_F / values_F[-1].clamp(min=_TINY)).clamp(min=0) + 1e-6
+    seen_FF = (vectors_FF * share_F**RELEVANCE_POWER) @ vectors_FF.T
+    return seen_FF * (_spread(x_NF) / _spread(x_NF @ seen_FF).clamp(min=_TINY)).sqrt()
+
+
+_TINY = 1e-30
+
+
+def _spread(x_NF: Tensor) -> Tensor:
+    """The mean square of the videos' distance from their mean."""
+    return (x_NF - x_NF.mean(dim=0)).square().sum(dim=1).mean()
 
 
 def _kernel(product_BN: Tensor, square_B: Tensor, square_N: Tensor) -> Tensor:
@@ -250,7 +292,7 @@ _NEWTON_STEPS = 12
 
 def _parts(count: int) -> list[Tensor]:
     """Equal parts of 0..count-1, drawn at random but the same each time, that memory has room for."""
-    room = int(min(PART, math.sqrt(available_memory() / _BYTES)))
+    room = int(math.sqrt(available_memory() / _BYTES))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return list(order.chunk(math.ceil(count / room)))
 

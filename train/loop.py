@@ -33,8 +33,8 @@ from train.devices import bf16_is_fast
 from train.distributed import World, spread
 from train.files import remove_file, replace_file
 from train.gather import Resident, placed
-from train.kernel import SoftLabels, kept_soft_labels
-from train.losses import LOSSES, Targets, mixed, softened, targets_of
+from train.kernel import MOST_VIDEOS, SoftLabels, kept_soft_labels
+from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.models import build, scalings, set_prior
 
 TOP = 20
@@ -84,16 +84,19 @@ class Data:
     train: Videos
     valid: Videos
     soft_folder: Path | None = None
-    _soft: dict[float, SoftLabels] = field(default_factory=dict)
+    _soft: SoftLabels | None = None
 
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
-    def soft_labels(self, labels: int, mixup: float, check: Callable[[], None] = lambda: None) -> SoftLabels:
-        """The training videos' soft labels (train/kernel.py), found once. Raises OutputError, and what `check` does."""
-        if mixup not in self._soft:
-            self._soft[mixup] = kept_soft_labels(self.train, labels, mixup, self.soft_folder, check)
-        return self._soft[mixup]
+    def soft_labels(self, labels: int, at: Callable[[str], None] = lambda step: None) -> SoftLabels | None:
+        """The training videos' soft labels (train/kernel.py), found once; None where there are too many videos.
+
+        Raises OutputError, and what `at` raises, which is called with each step.
+        """
+        if self._soft is None and len(self.train) <= MOST_VIDEOS:
+            self._soft = kept_soft_labels(self.train, labels, self.soft_folder, at)
+        return self._soft
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class Training:
         self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
         self.valid_data = Resident(data.valid, device)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
-        self.soft = data.soft_labels(model.labels, config.mixup) if config.soft else None
+        self.soft = data.soft_labels(model.labels) if config.soft else None
         torch.manual_seed(config.seed)
         self.model = build(model).to(device)
         self._measure(data.train)
@@ -196,20 +199,19 @@ class Training:
         return order.view(self.plan.steps, self.world.size, share)[:, self.world.rank]
 
     def batches(self, order: Sequence[Tensor], epoch: int) -> Iterator[tuple[list[Tensor], Targets]]:
-        """Inputs and targets for each of `order`, indices (B,): of these videos, or of an epoch's mixtures of them."""
+        """Inputs and targets for each of `order`, indices (B,): these videos, or an epoch's points around them."""
         if self.soft is None:
             for inputs, labels in self.train_data.batches(order):
                 yield inputs, targets_of(labels, self.config.loss)
             return
         number = epoch % len(self.soft.share)
-        pairs = [torch.cat([rows_B, self.soft.partner[number, rows_B].long()]) for rows_B in order]
-        for rows_B, (inputs, labels) in zip(order, self.train_data.batches(pairs), strict=True):
-            share_B1 = self.soft.share[number, rows_B, None].to(self.device)
-            index_BK = self.soft.index[number, rows_B].to(self.device).long()
-            soft = Targets(index_BK, self.soft.weight[number, rows_B].to(self.device).float())
-            first, second = (targets_of(half, self.config.loss) for half in labels.chunk(2))
-            targets = softened(mixed(first, second, share_B1), soft, self.config.soft, self.config.loss)
-            yield [_mixture(x[: len(rows_B)], x[len(rows_B) :], share_B1) for x in inputs], targets
+        others, share, index, weight = (part[number] for part in vars(self.soft).values())
+        trios = [torch.cat([rows_B, *others[rows_B].long().unbind(1)]) for rows_B in order]
+        share, index, weight = (part.to(self.device) for part in (share, index, weight))
+        on_device = torch.cat(tuple(order)).to(self.device).split([len(rows_B) for rows_B in order]) if order else ()
+        for rows_B, (inputs, _) in zip(on_device, self.train_data.batches(trios), strict=True):
+            soft = Targets(index[rows_B].long(), weight[rows_B].float())
+            yield [_point(x, share[rows_B, None]) for x in inputs], as_weighed(soft, self.config.loss)
 
     def _step(self, inputs: list[Tensor], targets: Targets, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
@@ -418,6 +420,11 @@ def _floats(model: nn.Module) -> list[Tensor]:
 
 def _mixture(x: Tensor, partner: Tensor, share_B1: Tensor) -> Tensor:
     return partner.lerp(x, share_B1)
+
+
+def _point(trio_3BF: Tensor, share_B1: Tensor) -> Tensor:
+    own_BF, first_BF, second_BF = trio_3BF.chunk(3)
+    return own_BF + share_B1 * (first_BF - second_BF)
 
 
 def _sample(videos: Videos, count: int) -> Videos:

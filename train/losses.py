@@ -1,8 +1,8 @@
 """The losses: the paper's listwise cross-entropy of normalised sigmoids, softmax cross-entropy, binary cross-entropy.
 
 Labels stay sparse. A video's targets are its label indices (P of them, padded with -1) and a weight for each. All
-three losses are linear in the dense target y_j = sum of the weights whose index is j, so neither soft
-labels nor mixup need dense targets: theirs are appended and the weights shared out (`softened`, `mixed`).
+three losses are linear in the dense target y_j = sum of the weights whose index is j, so mixup needs no dense targets:
+both videos' are appended and the weights shared out (`mixed`).
 
 Shape suffixes: B videos in the batch, L labels, P targets of a video with their padding.
 """
@@ -63,15 +63,12 @@ def targets_of(labels_BP: Tensor, loss: str) -> Targets:
     return Targets(labels_BP.long().clamp(min=0), weight_BP)
 
 
-def softened(targets: Targets, soft: Targets, share: float, loss: str) -> Targets:
-    """`share` of the targets from each video's soft labels, whose weights are probabilities; the softmax's sum to 1."""
-    weight_BK = soft.weight_BP
-    if loss == "softmax":
-        weight_BK = weight_BK / weight_BK.sum(dim=1, keepdim=True).clamp(min=KERAS_EPSILON)
-    return Targets(
-        torch.cat([targets.index_BP, soft.index_BP], dim=1),
-        torch.cat([targets.weight_BP * (1 - share), weight_BK * share], dim=1),
-    )
+def as_weighed(soft: Targets, loss: str) -> Targets:
+    """Soft labels, whose weights are probabilities, as `targets_of` weighs labels: the softmax's sum to 1."""
+    if loss != "softmax":
+        return soft
+    total_B1 = soft.weight_BP.sum(dim=1, keepdim=True).clamp(min=KERAS_EPSILON)
+    return Targets(soft.index_BP, soft.weight_BP / total_B1)
 
 
 def mixed(first: Targets, second: Targets, share_B1: Tensor) -> Targets:

@@ -27,8 +27,6 @@ TRAIN_FAULTS: list[dict[str, Any]] = [
     {"seed": -1},
     {"seed": 2**63},
     {"lr": float("inf")},
-    {"soft": -0.1},
-    {"soft": 1.5},
 ]
 WRONG_TYPES: list[dict[str, Any]] = [
     {"dropout": "x"},

@@ -1,4 +1,4 @@
-"""Soft labels against regressions that really leave each video out, and what they are kept in."""
+"""Soft labels against plain regressions and gradients in double precision, and what they are kept in."""
 
 from __future__ import annotations
 
@@ -10,48 +10,100 @@ import torch
 from scorer.errors import ModelError
 from tests.train.shards import LABELS, videos
 from train import kernel
+from train.data import fisher_ratios
 from train.kernel import (
     COMPANY_RIDGE,
     GAMMA,
+    PASSES,
+    REACH,
+    RELEVANCE_POWER,
     RIDGE,
     SoftLabels,
     Teacher,
+    _parts,
     calibrated,
     calibration,
     company,
     kept_soft_labels,
+    relevance,
     soft_labels,
+    weighted,
     with_company,
 )
 
-MIXUP = 0.6
 
-
-def never() -> None:
+def never(step: str) -> None:
     pass
 
 
-def test_each_answer_is_that_of_a_regression_without_the_two_videos() -> None:
+def test_answers_are_those_of_a_regression_in_the_distances_that_relevance_gives() -> None:
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(12, 5, generator=random), torch.rand(12, 3, generator=random).round()
-    first, second = torch.arange(12), torch.randperm(12, generator=random)
-    second[4] = 4
-    mixtures = torch.stack([0.7 * x[i] + 0.3 * x[j] for i, j in zip(first, second, strict=True)])
-    found = Teacher(x, y).regress(mixtures.clone(), first, second)
-    inner = torch.exp(-GAMMA * torch.cdist(x.double(), x.double()).square()) + RIDGE * torch.eye(12, dtype=torch.double)
-    outer = torch.exp(-GAMMA * torch.cdist(mixtures.double(), x.double()).square())
+    points = torch.randn(7, 5, generator=random)
+    teacher = Teacher(x, y)
+    seen = teacher._seen_FF.double()
+    inner = torch.exp(-GAMMA * torch.cdist(x @ seen.float(), x @ seen.float()).double().square())
+    outer = torch.exp(-GAMMA * torch.cdist(points.double() @ seen, x.double() @ seen).square())
+    expected = outer @ torch.linalg.solve(inner + RIDGE * torch.eye(12, dtype=torch.double), y.double())
+    torch.testing.assert_close(teacher.regress(points).double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_its_own_videos_count_for_the_calibration_as_if_they_had_not_been_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 5, generator=random), torch.rand(12, 3, generator=random).round()
+    seen: list[torch.Tensor] = []
+
+    def calibration(values: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:
+        seen.append(values)
+        return 2.0, 2.0
+
+    monkeypatch.setattr(kernel, "calibration", calibration)
+    x_seen = (x @ Teacher(x, y)._seen_FF).double()
     for row in range(12):
-        rest = torch.tensor([i for i in range(12) if i not in (first[row], second[row])])
-        expected = outer[row, rest] @ torch.linalg.solve(inner[rest][:, rest], y[rest].double())
-        torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-5)
+        rest = torch.arange(12) != row
+        inner = torch.exp(-GAMMA * torch.cdist(x_seen[rest], x_seen[rest]).square())
+        outer = torch.exp(-GAMMA * torch.cdist(x_seen[row, None], x_seen[rest]).square())
+        ridge = RIDGE * torch.eye(11, dtype=torch.double)
+        expected = outer @ torch.linalg.solve(inner + ridge, y[rest].double())
+        torch.testing.assert_close(seen[0][row, None].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_relevance_is_the_mean_outer_product_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against autograd, in all directions of the labels' space."""
+    random = torch.Generator().manual_seed(0)
+    x, solution = torch.randn(9, 4, generator=random), torch.randn(9, 3, generator=random)
+    monkeypatch.setattr(kernel, "_DIRECTIONS", 200_000)
+    found = relevance(x, solution)
+
+    def answer(point: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-GAMMA * (x - point).square().sum(dim=1)) @ solution
+
+    outer = torch.zeros(4, 4)
+    for point in x:
+        jacobian = torch.autograd.functional.jacobian(answer, point)
+        outer += jacobian.T @ jacobian
+    values, vectors = torch.linalg.eigh(outer)
+    expected = (vectors * (values / values[-1]) ** RELEVANCE_POWER) @ vectors.T
+    torch.testing.assert_close(found / found.norm(), expected / expected.norm(), rtol=0, atol=0.01)
+    spread = [(points - points.mean(dim=0)).square().sum() for points in (x, x @ found)]
+    torch.testing.assert_close(spread[0], spread[1])
+
+
+def test_relevance_finds_the_feature_that_matters() -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 6, generator=random)
+    y = torch.stack([x[:, 2] > 0, x[:, 2] < -1], dim=1).float()
+    weights = Teacher(x, y)._seen_FF.diagonal()
+    assert weights[2] > 1.5 * weights[torch.arange(6) != 2].max()
 
 
 def test_low_precision_changes_answers_little() -> None:
     random = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(200, 20, generator=random))
     y = (x @ torch.randn(20, 9, generator=random) > 0.4).float()
-    mixtures, first, second = (x + x.roll(1, 0)) / 2, torch.arange(200), torch.arange(200).roll(1)
-    exact, low = (Teacher(x, y, bf16=bf16).regress(mixtures.clone(), first, second) for bf16 in (False, True))
+    exact, low = (Teacher(x, y, bf16=bf16).regress((x + x.roll(1, 0)) / 2) for bf16 in (False, True))
     torch.testing.assert_close(low, exact, rtol=0, atol=0.04)
 
 
@@ -86,33 +138,47 @@ def dense(soft: SoftLabels) -> torch.Tensor:
     return torch.zeros(*soft.share.shape, LABELS).scatter_(2, soft.index.long(), soft.weight.float())
 
 
-def test_they_know_the_labels_of_both_videos() -> None:
+def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
     made = videos(400)
-    soft = soft_labels(made, LABELS, MIXUP)
+    soft = soft_labels(made, LABELS)
     y = torch.zeros(400, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
-    share = soft.share[..., None]
-    mixed = share * y + (1 - share) * y[soft.partner.long()]
-    assert (dense(soft) * mixed).sum() / mixed.sum() > 3 * dense(soft).mean()
-    assert soft.weight.min() >= 0
-    assert soft.weight.max() <= 1
-    assert all(torch.equal(partner.sort().values, torch.arange(400).int()) for partner in soft.partner)
+    near = soft.share < REACH / 4
+    assert (dense(soft) * y)[near].sum() / y.expand(PASSES, -1, -1)[near].sum() > 3 * dense(soft).mean()
+    assert 0 <= soft.weight.min() <= soft.weight.max() <= 1
+    assert 0 <= soft.share.min() <= soft.share.max() <= REACH
 
 
-def test_without_mixup_every_video_stays_itself() -> None:
-    assert soft_labels(videos(20), LABELS, 0.0).share.min() == 1
+def test_soft_labels_are_the_answers_at_their_points() -> None:
+    made = videos(60)
+    soft = soft_labels(made, LABELS, bf16=False)
+    ratios = fisher_ratios(made)
+    features = [torch.from_numpy(values) for values in made.features]
+    y = torch.zeros(60, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
+    order = _parts(60)[0]
+    teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
+    first, second = soft.others[3].long().unbind(1)
+    points = [values + soft.share[3, :, None] * (values[first] - values[second]) for values in features]
+    expected = teacher.answer(weighted(points, ratios))
+    torch.testing.assert_close(soft.weight[3].float(), expected.gather(1, soft.index[3].long()), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_few_videos_have_soft_labels_too(count: int) -> None:
-    soft = soft_labels(videos(count), LABELS, MIXUP)
-    assert soft.weight.isfinite().all()
+    assert soft_labels(videos(count), LABELS).weight.isfinite().all()
 
 
-def test_parts_cover_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "PART", 40)
-    assert sorted(torch.cat(kernel._parts(100)).tolist()) == list(range(100))
-    assert max(map(len, kernel._parts(100))) <= 40
-    assert dense(soft_labels(videos(100), LABELS, MIXUP)).sum(2).min() > 0
+def test_equal_videos_have_soft_labels_too() -> None:
+    made = videos(8)
+    for values in made.features:
+        values[:] = values[0]
+    assert soft_labels(made, LABELS).weight.isfinite().all()
+
+
+def test_parts_that_memory_has_room_for_cover_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "available_memory", lambda: 10 * 40**2)
+    assert sorted(torch.cat(_parts(100)).tolist()) == list(range(100))
+    assert max(map(len, _parts(100))) <= 40
+    assert dense(soft_labels(videos(100), LABELS)).sum(2).min() > 0
 
 
 def test_calibration_finds_the_odds() -> None:
@@ -130,9 +196,9 @@ def test_calibration_where_all_or_nothing_is_a_label(hit: float) -> None:
 
 
 def test_kept_soft_labels_are_read_and_not_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = kept_soft_labels(videos(50), LABELS, MIXUP, tmp_path, never)
+    first = kept_soft_labels(videos(50), LABELS, tmp_path, never)
     monkeypatch.setattr(kernel, "soft_labels", lambda *_: pytest.fail("found again"))
-    again = kept_soft_labels(videos(50), LABELS, MIXUP, tmp_path, never)
+    again = kept_soft_labels(videos(50), LABELS, tmp_path, never)
     assert torch.equal(first.weight, again.weight)
     assert torch.equal(first.index, again.index)
 
@@ -141,14 +207,13 @@ def test_other_videos_have_other_soft_labels(tmp_path: Path) -> None:
     changed = videos(50)
     changed.features[0][3] += 1
     for made in (videos(50), videos(50, seed=1), changed):
-        kept_soft_labels(made, LABELS, MIXUP, tmp_path, never)
-    kept_soft_labels(changed, LABELS, 2 * MIXUP, tmp_path, never)
-    assert len(list(tmp_path.iterdir())) == 4
+        kept_soft_labels(made, LABELS, tmp_path, never)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_damaged_soft_labels_are_named(tmp_path: Path) -> None:
-    kept_soft_labels(videos(50), LABELS, MIXUP, tmp_path, never)
+    kept_soft_labels(videos(50), LABELS, tmp_path, never)
     (path,) = tmp_path.iterdir()
     path.write_bytes(b"damaged")
     with pytest.raises(ModelError, match=path.name):
-        kept_soft_labels(videos(50), LABELS, MIXUP, tmp_path, never)
+        kept_soft_labels(videos(50), LABELS, tmp_path, never)

@@ -14,7 +14,7 @@ import torch
 
 from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
 from tests.train.shards import recipe, videos
-from train import checkpoint
+from train import checkpoint, loop
 from train.config import MODELS, TrainConfig
 from train.distributed import World
 from train.gather import Resident, Streamed
@@ -234,19 +234,23 @@ def test_learning_rates() -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 7, PASSES + 7])
-def test_each_mixture_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) -> None:
-    run = training("dmrnet", data, soft=0.5, mixup=0.4)
+def test_each_point_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) -> None:
+    run = training("dmrnet", data, soft=True)
     rows, number = torch.tensor([41, 3]), epoch % PASSES
     (((rgb, _), targets),) = run.batches([rows], epoch)
-    soft = data.soft_labels(run.model_config.labels, 0.4)
-    partner, share = soft.partner[number, rows].long(), soft.share[number, rows, None]
-    values, labels = torch.from_numpy(data.train.features[0]), torch.from_numpy(data.train.labels)
-    torch.testing.assert_close(rgb, share * values[rows] + (1 - share) * values[partner])
-    width = labels.shape[1]
-    assert torch.equal(targets.index_BP[:, 2 * width :], soft.index[number, rows].long())
-    torch.testing.assert_close(targets.weight_BP[:, 2 * width :], soft.weight[number, rows].float() / 2)
-    torch.testing.assert_close(targets.weight_BP[:, :width], (labels[rows] >= 0) * share / 2)
-    torch.testing.assert_close(targets.weight_BP[:, width : 2 * width], (labels[partner] >= 0) * (1 - share) / 2)
+    soft = data.soft_labels(run.model_config.labels)
+    assert soft is not None
+    (first, second), share = soft.others[number, rows].long().unbind(1), soft.share[number, rows, None]
+    values = torch.from_numpy(data.train.features[0])
+    torch.testing.assert_close(rgb, values[rows] + share * (values[first] - values[second]))
+    assert torch.equal(targets.index_BP, soft.index[number, rows].long())
+    assert torch.equal(targets.weight_BP, soft.weight[number, rows].float())
+
+
+def test_too_many_videos_learn_their_own_labels(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MOST_VIDEOS", len(data.train) - 1)
+    monkeypatch.setattr(data, "_soft", None)
+    assert training("dmrnet", data, soft=True).soft is None
 
 
 def test_the_average_follows_the_weights(data: Data) -> None:
