@@ -11,9 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.blocks import Decoded, Position, Rows, decoded
+from scorer.blocks import Decoded, Position, Rows, decode
+from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
-from scorer.examples import Schema, unpacked
+from scorer.examples import Decoder, Schema, unpacked
+from scorer.framing import Block, Shard
+from scorer.layouts import compiled
 
 __all__ = ["BEGINNING", "Batch", "Position", "Quarantined", "batches"]
 
@@ -22,6 +25,7 @@ MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
 MAX_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
+_BYTES_AT_ONCE = 1 << 19  # where records go straight to the batch: both stay in the core's own cache
 
 
 @dataclass(frozen=True)
@@ -55,18 +59,29 @@ class Batch:
 
     def __init__(self, ring: _Ring, start: Position) -> None:
         self._ring = ring
-        self._buffers = ring.take()
-        self._labels: list[NDArray[np.uint8]] = []
-        self._label_sizes: list[NDArray[np.int64]] = []
+        self._count = 0
+        self._ids: list[bytes] = []  # joined, those of a block at a time
+        self._labels: list[bytes] = []
+        self._id_sizes, self._label_sizes = np.empty((2, ring.size), np.int64)
         self._label_bytes = 0
-        self.ids: list[bytes] = []
         self.labelled = False
         self.end = start
         self.quarantined: list[Quarantined] = []
         self.finished: list[tuple[int, int, int]] = []
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._count
+
+    @cached_property
+    def _buffers(self) -> dict[str, NDArray[np.float32]]:
+        """Taken when the first row comes, so that a thread fills those that it has just released."""
+        return self._ring.take()
+
+    @cached_property
+    def ids(self) -> list[bytes]:
+        joined = b"".join(self._ids)
+        stops = np.cumsum(self._id_sizes[: len(self)]).tolist()
+        return [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
     @property
     def features(self) -> dict[str, NDArray[np.float32]]:
@@ -92,30 +107,55 @@ class Batch:
     def room(self) -> int:
         """How many more rows go in; 0 too when there are enough bad records or labels."""
         full = len(self.quarantined) >= MAX_QUARANTINED or self._label_bytes >= MAX_LABEL_BYTES
-        return 0 if full else self._ring.size - len(self.ids)
+        return 0 if full else self._ring.size - self._count
 
     def take(self, records: Rows, first: int, last: int) -> bool:
         """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
-        here, count = len(self.ids), last - first
+        here, count = self._count, last - first
         if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
             return False
-        sizes = records.label_sizes
+        ids, sizes = records.ids[first:last], records.label_sizes
         start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        self.ids += records.ids[first:last]
-        self._labels.append(records.labels[start:stop])
-        self._label_sizes.append(sizes[first:last])
-        self._label_bytes += stop - start
+        self._id_sizes[here : here + count] = [*map(len, ids)]
+        self._label_sizes[here : here + count] = sizes[first:last]
+        self._add(count, b"".join(ids), records.labels[start:stop].tobytes())
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
+
+    def fill(self, block: Block, place: int, size: int) -> tuple[int, int]:
+        """Append ordinary records from byte `place` of the block's `size` bytes on, up to the first that is none.
+
+        Returns how many, and the byte at which the next one starts.
+        """
+        assert native
+        count, place, ids, labels, labelled = native.fill(
+            block.bytes,
+            place,
+            size,
+            self._ring.inputs,
+            tuple(self._buffers.values()),
+            self._count,
+            self._id_sizes,
+            self._label_sizes,
+        )
+        self._add(count, ids, labels)
+        self.labelled = self.labelled or labelled
+        return count, place
+
+    def _add(self, count: int, ids: bytes, labels: bytes) -> None:
+        self._ids.append(ids)
+        self._labels.append(labels)
+        self._count += count
+        self._label_bytes += len(labels)
 
 
 def labels_of(batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The labels of some batches as if they were one: values and splits, int64 CSR."""
-    labels, sizes = [np.zeros(0, np.uint8)], [np.zeros(0, np.int64)]
+    labels, sizes = [], [np.zeros(0, np.int64)]
     for batch in batches:
         labels += batch._labels
-        sizes += batch._label_sizes
-    return unpacked(np.concatenate(labels), np.concatenate(sizes))
+        sizes.append(batch._label_sizes[: len(batch)])
+    return unpacked(np.frombuffer(b"".join(labels), np.uint8), np.concatenate(sizes))
 
 
 class _Ring:
@@ -123,6 +163,7 @@ class _Ring:
 
     def __init__(self, schema: Schema, size: int, depth: int) -> None:
         self.size = size
+        self.inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
         self._inputs, self._depth = dict(schema.inputs), depth
         self._free: list[dict[str, NDArray[np.float32]]] = []
 
@@ -142,6 +183,30 @@ class _Filler:
     def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
         self._ring, self._skip = _Ring(schema, size, depth), skip
         self._batch = Batch(self._ring, start)
+
+    def read(self, shard: Shard, block: Block, place: Position) -> Generator[Batch, None, Position]:
+        """Take ordinary records from `place` on, straight from where their bytes are read to.
+
+        Returns where that ended: at a record that is out of the ordinary, or at the next shard.
+        """
+        while place.offset < shard.size:
+            size, done, before = shard.read(place.offset, _BYTES_AT_ONCE), 0, place
+            while place.offset < shard.size:
+                if not self._batch.room:
+                    yield self._next()
+                count, stop = self._batch.fill(block, done, size)
+                if not count:
+                    break
+                place = Position(place.shard, place.record + count, place.offset + stop - done)
+                self._batch.end, done = place, stop
+            if place == before:
+                return place
+        if place.offset == shard.size > 0:
+            shard.check_unchanged()
+            place = self._finish(place.shard, shard.size, place.record)
+            if not self._batch.room:
+                yield self._next()
+        return place
 
     def add(self, block: Decoded) -> Iterator[Batch]:
         """Take one block; yields the batches that became full. Raises its first fault unless faults are skipped.
@@ -165,9 +230,7 @@ class _Filler:
                 yield self._next()
             self._fault(block.lost, bytes_lost=block.size - block.lost.offset)
         if block.last:
-            read = block.record + len(block) + (block.lost is not None)
-            self._batch.finished.append((block.index, block.size, read))
-            self._batch.end = Position(block.index + 1, 0, 0)
+            self._finish(block.index, block.size, block.record + len(block) + (block.lost is not None))
         if not self._batch.room:
             yield self._next()
 
@@ -175,6 +238,12 @@ class _Filler:
         """The last batch, unless nothing is in it."""
         if len(self._batch) or self._batch.quarantined or self._batch.finished:
             yield self._batch
+
+    def _finish(self, index: int, size: int, records: int) -> Position:
+        """Note that a shard ended; returns where the next one starts."""
+        self._batch.finished.append((index, size, records))
+        self._batch.end = Position(index + 1, 0, 0)
+        return self._batch.end
 
     def _fault(self, error: ShardError | RecordError, bytes_lost: int = 0) -> None:
         if not self._skip:
@@ -213,15 +282,27 @@ def batches(
     if size < 1:
         raise ValueError("a batch holds at least one video")
     filler = _Filler(schema, size, depth, start, on_error == "skip")
-    with closing(_blocks(paths, schema, start, workers)) as blocks:
-        for block in blocks:
-            yield from filler.add(block)
-    yield from filler.rest()
-
-
-def _blocks(paths: Sequence[str], schema: Schema, start: Position, workers: int) -> Generator[Decoded]:
     if workers:
         from scorer.workers import decoded_by_workers
 
-        return decoded_by_workers(paths, schema, start, workers)
-    return decoded(list(enumerate(paths))[start.shard :], schema, start)
+        with closing(decoded_by_workers(paths, schema, start, workers)) as blocks:
+            for block in blocks:
+                yield from filler.add(block)
+    else:
+        yield from _filled(filler, paths, schema, start)
+    yield from filler.rest()
+
+
+def _filled(filler: _Filler, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
+    """The full batches, decoded here."""
+    decoder, block, straight = Decoder(schema), Block(), compiled(schema.inputs)
+    for index, path in list(enumerate(paths))[start.shard :]:
+        place = start if index == start.shard else Position(index, 0, 0)
+        with Shard(path, block) as shard:
+            while place.shard == index:
+                if straight:
+                    place = yield from filler.read(shard, block, place)
+                if place.shard == index:
+                    found = decode(shard, decoder, place)
+                    yield from filler.add(found)
+                    place = found.end

@@ -65,6 +65,11 @@ class Decoded:
         """Of the record of row `row`, which may be n."""
         return Position(self.index, self.record + row, self.offset + int(self.places[row]))
 
+    @property
+    def end(self) -> Position:
+        """Where what follows the block starts."""
+        return Position(self.index + 1, 0, 0) if self.last else self.position(len(self))
+
 
 def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) -> Generator[Decoded]:
     """The blocks of `shards`, pairs of index and path, in order; each is valid until the next one is asked for.
@@ -73,12 +78,18 @@ def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) 
     """
     decoder, block = Decoder(schema), Block()
     for index, path in shards:
-        first = start if index == start.shard else Position(index, 0, 0)
+        place = start if index == start.shard else Position(index, 0, 0)
         with Shard(path, block) as shard:
-            for frames in shard.blocks(first.offset, first.record):
-                rows = decoder.decode(path, frames)
-                if frames.last:
-                    shard.check_unchanged()
-                yield Decoded(
-                    index, shard.size, frames.record, frames.offset, frames.places, frames.last, frames.lost, rows
-                )
+            while place.shard == index:
+                found = decode(shard, decoder, place)
+                yield found
+                place = found.end
+
+
+def decode(shard: Shard, decoder: Decoder, place: Position) -> Decoded:
+    """The block from `place` on, valid until the next one is read. Raises InputError."""
+    frames = shard.frames(place.offset, place.record)
+    rows = decoder.decode(shard.path, frames)
+    if frames.last:
+        shard.check_unchanged()
+    return Decoded(place.shard, shard.size, frames.record, frames.offset, frames.places, frames.last, frames.lost, rows)

@@ -146,19 +146,25 @@ class Shard:
     def blocks(self, offset: int = 0, record: int = 0) -> Iterator[Frames]:
         """The records from byte `offset` on, block by block; `record` is the index of the one at `offset`.
 
-        Only the last block has `last`, and perhaps `lost`, set. Raises InputError when the file cannot be read, shrank,
-        or has no byte `offset`.
+        Only the last block has `last`, and perhaps `lost`, set. Raises InputError as `frames`.
         """
-        if offset > self.size:
-            raise InputError(f"{self.path}: has {self.size} bytes, but byte {offset} was to come next: it has changed")
         frames = self.frames(offset, record)
         yield frames
         while not frames.last:
             frames = self.frames(frames.end, frames.record + len(frames))
             yield frames
 
+    def read(self, offset: int, count: int) -> int:
+        """Read up to `count` bytes from `offset` on into the block; returns how many. Raises InputError."""
+        return self._read(offset, min(count, self._block.capacity))
+
     def frames(self, offset: int, record: int) -> Frames:
-        """One block: at least one record, unless `offset` is the end or the rest is lost."""
+        """One block: at least one record, unless `offset` is the end or the rest is lost.
+
+        Raises InputError when the file cannot be read, shrank, or has no byte `offset`.
+        """
+        if offset > self.size:
+            raise InputError(f"{self.path}: has {self.size} bytes, but byte {offset} was to come next: it has changed")
         if self.size == 0:
             return self._rest_is_lost(offset, record, "the file is empty")
         size = self._read(offset, self._block.capacity)

@@ -81,7 +81,12 @@ class Finder(Protocol):
 
 def finder(inputs: Mapping[str, int]) -> Finder:
     """The fastest there is. inputs: float features asked for and their widths."""
-    return _Compiled(inputs) if native and len(inputs) < _MAX_ENTRIES else Layouts(inputs)
+    return _Compiled(inputs) if compiled(inputs) else Layouts(inputs)
+
+
+def compiled(inputs: Mapping[str, int]) -> bool:
+    """Whether the compiled loops are there and serve for so many inputs."""
+    return native is not None and len(inputs) < _MAX_ENTRIES
 
 
 class _Compiled:

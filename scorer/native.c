@@ -2,7 +2,8 @@
  *
  * scorer/framing.py, scorer/layouts.py and scorer/examples.py have the same in NumPy, for installations without a C
  * compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises for what is
- * in a shard: what is out of the ordinary is left to the callers, who have the words for it.
+ * in a shard: what is out of the ordinary is left to the callers, who have the words for it. `fill` does all of it at
+ * once for records in which nothing is.
  *
  * Offsets are int64 and count from the start of the block. No function reads outside of the buffers it is given, and
  * all but `gather` let go of the interpreter's lock.
@@ -130,7 +131,7 @@ static bool is_ascii(Span text) {
  * in any way out of the ordinary, which may still be a good one. */
 static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
     Span features, entry;
-    for (int64_t i = 0; i < count + 2; i++) found[i].at = NULL;
+    for (int64_t i = 0; i < count + 2; i++) found[i] = (Span){NULL, NULL};
     if (!take(&example, FIELD_1, &features)) return false;
     if (example.at < example.end && !(enter(example, FIELD_2, &entry) && entry.at == entry.end)) return false;
     while (features.at < features.end) {
@@ -162,6 +163,64 @@ static bool find_features(Span example, const Input *inputs, int64_t count, Span
     for (int64_t i = 0; i <= count; i++)
         if (!found[i].at) return false;
     return true;
+}
+
+/* Whether an id and labels found by `find_features` are of the forms that need no second look. */
+static bool is_plain(Span id, Span labels) {
+    if (!is_ascii(id) || memchr(id.at, 0, id.end - id.at)) return false;
+    int going_on = 0; /* bytes of a varint so far; it has at most 9, and the last one ends */
+    for (; labels.at < labels.end && going_on < 9; labels.at++) going_on = *labels.at < 0x80 ? 0 : going_on + 1;
+    return going_on == 0;
+}
+
+/* Copy float32 numbers; whether all are finite. */
+static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
+    uint32_t special = 0; /* all bits of the exponent: infinite, or no number */
+    for (int64_t byte = 0; byte < size; byte += 4) {
+        uint32_t bits = u32(source + byte);
+        memcpy(target + byte, &bits, sizeof bits);
+        special |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !special;
+}
+
+/* ---- all of it at once, while the bytes are in the core's own cache ---- */
+
+typedef struct { int64_t at, size; } Part;
+typedef struct { Part id, labels; } Rest; /* where the block has what has no fixed width; labels.at is -1 without any */
+typedef struct { const Input *inputs; int64_t count, first, last; uint8_t **rows; Rest *rest; } Batch;
+
+/* Decode the payload at `example` into row `row`; false, and the row is spoilt, if it is out of the ordinary. */
+static bool fill_row(const uint8_t *block, Span example, const Batch *batch, int64_t row) {
+    Span found[MAX_INPUTS + 2], id, labels;
+    if (!find_features(example, batch->inputs, batch->count, found)) return false;
+    id = found[batch->count], labels = found[batch->count + 1];
+    if (!is_plain(id, labels)) return false;
+    for (int64_t i = 0; i < batch->count; i++) {
+        int64_t width = 4 * batch->inputs[i].width;
+        if (!copy_finite(found[i].at, batch->rows[i] + row * width, width)) return false;
+    }
+    batch->rest[row - batch->first] = (Rest){
+        {id.at - block, id.end - id.at}, {labels.at ? labels.at - block : -1, labels.end - labels.at}};
+    return true;
+}
+
+/* Decode records from byte `place` on into the batch, up to the first out of the ordinary; where that one starts. */
+static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, const Batch *batch, int64_t *row) {
+    while (*row < batch->last) {
+        int64_t places[TOGETHER + 1], most = batch->last - *row < TOGETHER ? batch->last - *row : TOGETHER;
+        uint8_t bad[TOGETHER];
+        const uint8_t *from = block + place;
+        int64_t some = find_records(from, size - place, most, places);
+        check_payloads(from, places, some, bad);
+        for (int64_t i = 0; i < some; i++, ++*row) {
+            Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
+            if (bad[i] || !fill_row(block, example, batch, *row)) return place + places[i];
+        }
+        place += places[some];
+        if (some < most) break;
+    }
+    return place;
 }
 
 /* ---- Python's side ---- */
@@ -250,24 +309,18 @@ static PyObject *copy(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*w*", &block, &at, &to)) return NULL;
     Py_ssize_t rows = at.len / 8, width = rows ? to.len / rows : 0;
     bool fits = rows * width == to.len && width % 4 == 0 && width <= block.len;
-    uint32_t special = 0; /* all bits of the exponent: infinite, or no number */
+    bool finite = true;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
         for (Py_ssize_t row = 0; row < rows; row++) {
             int64_t from = ((int64_t *)at.buf)[row];
             if (from < 0 || from > block.len - width) { fits = false; break; }
-            const uint8_t *source = (uint8_t *)block.buf + from;
-            uint8_t *target = (uint8_t *)to.buf + row * width;
-            for (Py_ssize_t byte = 0; byte < width; byte += 4) {
-                uint32_t bits = u32(source + byte);
-                memcpy(target + byte, &bits, sizeof bits);
-                special |= (bits & 0x7f800000u) == 0x7f800000u;
-            }
+            finite &= copy_finite((uint8_t *)block.buf + from, (uint8_t *)to.buf + row * width, width);
         }
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&block); PyBuffer_Release(&at); PyBuffer_Release(&to);
-    return fits ? PyBool_FromLong(!special) : wrong("buffers of other sizes");
+    return fits ? PyBool_FromLong(finite) : wrong("buffers of other sizes");
 }
 
 PyDoc_STRVAR(gather_doc,
@@ -296,7 +349,74 @@ static PyObject *gather(PyObject *self, PyObject *args) {
     return joined;
 }
 
+/* Some parts of the block, one after the other, and the size of each. */
+static PyObject *joined(const uint8_t *block, const Part *part, int64_t count, int64_t *sizes) {
+    const int64_t step = sizeof(Rest) / sizeof(Part);
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; i++) total += sizes[i] = part[i * step].size;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, total);
+    char *to = bytes ? PyBytes_AsString(bytes) : NULL;
+    for (int64_t i = 0; to && i < count; to += sizes[i++])
+        if (sizes[i]) memcpy(to, block + part[i * step].at, sizes[i]);
+    return bytes;
+}
+
+/* What `fill` returns. */
+static PyObject *filled(const uint8_t *block, int64_t place, const Rest *rest, int64_t count, int64_t *id_sizes,
+                        int64_t *label_sizes) {
+    bool labelled = false;
+    for (int64_t i = 0; i < count; i++) labelled |= rest[i].labels.at >= 0;
+    PyObject *ids = joined(block, &rest->id, count, id_sizes), *result = NULL;
+    PyObject *labels = joined(block, &rest->labels, count, label_sizes);
+    if (ids && labels)
+        result = Py_BuildValue("LLOOO", (long long)count, (long long)place, ids, labels, labelled ? Py_True : Py_False);
+    Py_XDECREF(ids);
+    Py_XDECREF(labels);
+    return result;
+}
+
+PyDoc_STRVAR(fill_doc,
+    "fill(block, place, size, inputs, rows, first, id_sizes, label_sizes) -> n, place, ids, labels, labelled\n\n"
+    "Decode the whole records from byte `place` of the block's `size` bytes on into the rows from `first` on, as many as\n"
+    "there is room for, up to the first that fails a CRC or is out of the ordinary. rows: tuple of float32 (most, width),\n"
+    "one for each of `inputs`, a tuple of (name, width). id_sizes, label_sizes: int64 (most,). Returns how many; where\n"
+    "the next one starts; their ids and their labels, one after the other; whether any has `labels`.");
+
+static PyObject *fill(PyObject *self, PyObject *args) {
+    Py_buffer block, id_sizes, label_sizes, held[MAX_INPUTS];
+    Py_ssize_t place, size, first, holds = 0;
+    PyObject *given, *arrays, *result = NULL;
+    Input inputs[MAX_INPUTS];
+    uint8_t *rows[MAX_INPUTS];
+    if (!PyArg_ParseTuple(args, "y*nnO!O!nw*w*", &block, &place, &size, &PyTuple_Type, &given, &PyTuple_Type, &arrays,
+                          &first, &id_sizes, &label_sizes))
+        return NULL;
+    Py_ssize_t count = read_inputs(given, inputs), most = id_sizes.len / 8;
+    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= place && place <= size && size <= block.len &&
+                0 <= first && first <= most && label_sizes.len == id_sizes.len;
+    for (; fits && holds < count; holds++) {
+        if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
+        rows[holds] = held[holds].buf;
+        fits = inputs[holds].width > 0 && held[holds].len / 4 / inputs[holds].width >= most;
+    }
+    Rest *rest = fits && holds == count ? PyMem_Malloc((most - first + 1) * sizeof *rest) : NULL;
+    if (rest) {
+        Batch batch = {inputs, count, first, most, rows, rest};
+        int64_t row = first, stop;
+        Py_BEGIN_ALLOW_THREADS
+        stop = fill_rows(block.buf, place, size, &batch, &row);
+        Py_END_ALLOW_THREADS
+        result = filled(block.buf, stop, rest, row - first, (int64_t *)id_sizes.buf + first,
+                        (int64_t *)label_sizes.buf + first);
+        PyMem_Free(rest);
+    } else if (!PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
+    while (holds) PyBuffer_Release(&held[--holds]);
+    PyBuffer_Release(&block); PyBuffer_Release(&id_sizes); PyBuffer_Release(&label_sizes);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"fill", fill, METH_VARARGS, fill_doc},
     {"records", records, METH_VARARGS, records_doc},
     {"features", features, METH_VARARGS, features_doc},
     {"copy", copy, METH_VARARGS, copy_doc},

@@ -5,6 +5,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 def records(block: bytearray, size: int, places: NDArray[Any], bad: NDArray[Any], /) -> int: ...
+def fill(
+    block: bytearray,
+    place: int,
+    size: int,
+    inputs: tuple[tuple[bytes, int], ...],
+    rows: tuple[NDArray[Any], ...],
+    first: int,
+    id_sizes: NDArray[Any],
+    label_sizes: NDArray[Any],
+    /,
+) -> tuple[int, int, bytes, bytes, bool]: ...
 def features(
     block: bytearray,
     starts: NDArray[Any],

@@ -222,6 +222,7 @@ def test_a_shard_of_bad_records_alone_keeps_batches_small(tmp_path: Path, monkey
 def test_many_labels_end_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 1000)
     monkeypatch.setattr(framing, "MAX_BLOCK_RECORDS", 1)
+    monkeypatch.setattr(module, "_BYTES_AT_ONCE", 1500)
     payloads = [shards.example(f"id{i}", range(600), {"rgb": [1, 2, 3], "audio": [1]}) for i in range(5)]
     path = shards.write_shard(tmp_path / "x", payloads)
     assert sum(len(batch) for batch in batches([path], SCHEMA, 1000)) == 5
@@ -249,3 +250,58 @@ def test_read_is_scored_plus_quarantined(
     assert len(videos) + len(aside) == sum(read for _, _, read in finished)
     assert videos == [video(n) for shard in kinds for n, kind in enumerate(shard) if kind != "bad"]
     assert len(finished) == len(paths)
+
+
+def kinds_of_payload(number: int) -> dict[str, bytes]:
+    """Ordinary payloads, others that are good too, and bad ones."""
+    rgb, audio = [number, number + 0.5, -number], [number * 2.0]
+    features: dict[str, list[float]] = {"rgb": rgb, "audio": audio}
+    return {
+        "plain": payload(number),
+        "unlabelled": shards.example(f"u{number}", None, features),
+        "2017": shards.example(f"v{number}", [1, 300, -1], features, id_key="video_id"),
+        "odd": payload(number) + b"\x2a\x00",
+        "accented": shards.example("\u00e9", [2], features),
+        "nul": shards.example(b"a\0", [2], features),
+        "no id": shards.example(None, [2], features),
+        "infinite": shards.example(f"i{number}", [1], features | {"rgb": [1, 2, np.inf]}),
+        "narrow": shards.example(f"n{number}", [1], features | {"rgb": rgb[:2]}),
+        "short": payload(number)[:-1],
+        "empty": b"",
+        "long": shards.example(f"l{number}", range(300), features),
+    }
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([*kinds_of_payload(0), *["plain"] * 9]), max_size=12), max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=2),
+    st.integers(1, 12),
+    st.integers(100, 2000),
+)
+@settings(max_examples=100, deadline=None)
+def test_records_taken_straight_are_those_of_blocks(
+    tmp_path_factory: pytest.TempPathFactory,
+    kinds: list[list[str]],
+    damage: list[tuple[int, int]],
+    size: int,
+    bytes_at_once: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("straight")
+    made = [[kinds_of_payload(n)[kind] for n, kind in enumerate(shard)] for shard in kinds]
+    paths = [shards.write_shard(folder / f"{i}", shard) for i, shard in enumerate(made)]
+    for index, byte in damage:
+        if index < len(paths) and (length := Path(paths[index]).stat().st_size):
+            shards.flip_bit(paths[index], byte % length)
+    found = []
+    for straight in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_BYTES_AT_ONCE", bytes_at_once)
+            if not straight:
+                patch.setattr(module, "compiled", lambda inputs: False)
+            found.append(
+                [
+                    (rows(batch), batch.labelled, batch.end, batch.quarantined, batch.finished)
+                    for batch in batches(paths, SCHEMA, size, on_error="skip")
+                ]
+            )
+    assert found[0] == found[1]
