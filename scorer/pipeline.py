@@ -39,12 +39,12 @@ def in_order(
     Raises:
         whatever `source` or `work` raised, after the results before it.
     """
-    turns = _Turns(work, source, window)
+    turns = _Turns(work, source, window, together)
     crew = [threading.Thread(target=turns.run, daemon=True, name=f"lane {lane}") for lane in range(threads)]
     for thread in crew:
         thread.start()
     try:
-        yield from turns.results(stop, together)
+        yield from turns.results(stop)
     finally:
         turns.close()
         _join(crew, stop)
@@ -73,8 +73,8 @@ class _Result(Generic[R]):
 class _Turns(Generic[T, R]):
     """The state that the threads of `in_order` share."""
 
-    def __init__(self, work: Callable[[T], R], source: Generator[T], window: int) -> None:
-        self._work, self._source, self._window = work, source, window
+    def __init__(self, work: Callable[[T], R], source: Generator[T], window: int, together: int) -> None:
+        self._work, self._source, self._window, self._together = work, source, window, together
         self._turn = threading.Lock()  # held by the thread that takes an item
         self._changed = threading.Condition()  # guards what follows
         self._done: dict[int, _Result[R]] = {}  # results that wait for their turn
@@ -93,10 +93,10 @@ class _Turns(Generic[T, R]):
                 self.close()
             self._put(index, result)
 
-    def results(self, stop: threading.Event | None, together: int) -> Generator[list[R]]:
+    def results(self, stop: threading.Event | None) -> Generator[list[R]]:
         """The results in order, up to the first that is an error or the end."""
         while True:
-            found = self._next(stop, together)
+            found = self._next(stop)
             if values := [value for result in found for value in result.values]:
                 yield values
             if not found[-1].values:
@@ -129,13 +129,15 @@ class _Turns(Generic[T, R]):
     def _put(self, index: int, result: _Result[R]) -> None:
         with self._changed:
             self._done[index] = result
-            self._changed.notify_all()
+            # Fewer are found by the consumer's next look: to wake it takes a core from a thread that works.
+            if self._closed or len(self._done) >= self._together or not result.values:
+                self._changed.notify_all()
 
-    def _next(self, stop: threading.Event | None, together: int) -> list[_Result[R]]:
+    def _next(self, stop: threading.Event | None) -> list[_Result[R]]:
         """The next results, at least one; an empty one once `stop` is set."""
         first_seen = math.inf
         with self._changed:
-            while not (ready := self._ready(together)) or (len(ready) < together and ready[-1].values):
+            while not (ready := self._ready()) or (len(ready) < self._together and ready[-1].values):
                 now = time.monotonic()
                 first_seen = min(first_seen, now if ready else math.inf)
                 stopped = stop is not None and stop.is_set()
@@ -150,10 +152,10 @@ class _Turns(Generic[T, R]):
             self._changed.notify_all()
             return ready
 
-    def _ready(self, most: int) -> list[_Result[R]]:
+    def _ready(self) -> list[_Result[R]]:
         """The results that are done, from the next on, up to one without a value."""
         ready: list[_Result[R]] = []
-        while len(ready) < most and (result := self._done.get(self._given + len(ready))) is not None:
+        while len(ready) < self._together and (result := self._done.get(self._given + len(ready))) is not None:
             ready.append(result)
             if not result.values:
                 break
