@@ -17,10 +17,13 @@ Positives are a video's distinct labels. A label that the model does not know is
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scorer.compiled import native
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -38,6 +41,8 @@ class Metrics:
 
     MAP@10, Hit@1 and PERR are exact. GAP takes confidences as equal when they fall into one bin of a histogram, whose
     bins are at most 0.1% of p or of 1 - p wide, whichever is smaller: under 1e-4 from the exact value in practice.
+
+    Only whole numbers are added up, so that the result is the same to the last bit in whatever pieces videos come.
     """
 
     def __init__(self, k: int = 10) -> None:
@@ -45,7 +50,7 @@ class Metrics:
         self.k = k
         self.videos = 0
         self._positives = 0
-        self._sums = np.zeros(3)  # of average precision, hit at one, precision at equal recall
+        self._hits = _Hits.none(k)
         self._histogram = np.zeros((2, 2 * _HALF_BINS + 2), np.int64)  # rows: predictions, hits
 
     def update(self, labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> None:
@@ -64,17 +69,30 @@ class Metrics:
         """Add n videos of which `find_hits` is known: hits and scores (n, k), positives (n,), each at least 1."""
         self.videos += len(hits)
         self._positives += int(positives.sum())
-        self._sums += _per_video(hits, positives).sum(axis=1)
+        self._hits += _Hits.of(hits, positives)
         bins = _bins(scores)
         np.add.at(self._histogram[0], bins.ravel(), 1)
         np.add.at(self._histogram[1], bins[hits], 1)
+
+    def add_notes(self, notes: NDArray[np.void]) -> None:
+        """`add` of notes, each of type `note(k)`."""
+        if native is None:
+            self.add(notes["hits"], notes["positives"].astype(np.int64), notes["scores"])
+            return
+        self._positives += native.count(notes, self.k, self._hits.up_to, self._hits.first, self._histogram)
+        self.videos += len(notes)
 
     def result(self) -> dict[str, float]:
         """{"MAP@10", "GAP@k", "Hit@1", "PERR"}, each in [0, 1]; empty when no video had labels."""
         if not self.videos:
             return {}
         gap = _expected_gap(self._histogram[0, ::-1], self._histogram[1, ::-1], self._positives)
-        return _named(self._sums / self.videos, gap, self.k)
+        return _named(self._hits.means(self.videos), gap, self.k)
+
+
+def note(k: int) -> np.dtype[Any]:
+    """What the metrics need of a video."""
+    return np.dtype([("positives", "<i4"), ("scores", "<f4", (k,)), ("hits", "?", (k,))])
 
 
 def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
@@ -83,7 +101,7 @@ def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, labe
     known = positives > 0
     if not known.any():
         return {}
-    means = _per_video(hits[known], positives[known]).mean(axis=1)
+    means = _Hits.of(hits[known], positives[known]).means(int(known.sum()))
     gap = global_average_precision(hits[known], scores[known], int(positives.sum()))
     return _named(means, gap, labels.shape[1])
 
@@ -112,21 +130,6 @@ def _distinct(values: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     return keys >> 32, keys & 0xFFFFFFFF
 
 
-def average_precision(hits: NDArray[np.bool_], positives: Ints, depth: int = _MAP_DEPTH) -> Floats:
-    """Average precision at `depth` of each video (n,), from its hits (n, k), best first."""
-    hits = hits[:, :depth]
-    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
-    total: Floats = (precision * hits).sum(axis=1)
-    return total / np.clip(positives, 1, hits.shape[1])
-
-
-def precision_at_equal_recall(hits: NDArray[np.bool_], positives: Ints) -> Floats:
-    """The share of hits among the first min(positives, k) of each video (n,)."""
-    considered = np.minimum(positives, hits.shape[1])
-    found: Floats = (hits & (np.arange(hits.shape[1]) < considered[:, None])).sum(axis=1)
-    return found / np.maximum(considered, 1)
-
-
 def global_average_precision(hits: NDArray[np.bool_], scores: NDArray[np.float32], positives: int) -> float:
     """GAP of predictions (n, k) with their `scores`; `positives` counts the true labels of all videos."""
     _, groups = np.unique(scores, return_inverse=True)
@@ -135,13 +138,50 @@ def global_average_precision(hits: NDArray[np.bool_], scores: NDArray[np.float32
     return _expected_gap(totals[::-1], found[::-1], positives)
 
 
-def _per_video(hits: NDArray[np.bool_], positives: Ints) -> Floats:
-    """Average precision, hit at one and precision at equal recall of each video: (3, n)."""
-    return np.stack([average_precision(hits, positives), hits[:, 0], precision_at_equal_recall(hits, positives)])
+@dataclass
+class _Hits:
+    """Hits counted over videos, from which all but GAP follows.
+
+    up_to: int64 (depth, depth); of the videos with n positives, or more where n is the depth, and a hit at place i: the
+    hits up to there, at [n - 1, i - 1]. The depth is that of MAP, or k if that is less.
+    first: int64 (k,); of the videos with n positives, or more where n is k: the hits among the first n, at [n - 1].
+    """
+
+    up_to: Ints
+    first: Ints
+
+    @classmethod
+    def none(cls, k: int) -> _Hits:
+        depth = min(k, _MAP_DEPTH)
+        return cls(np.zeros((depth, depth), np.int64), np.zeros(k, np.int64))
+
+    @classmethod
+    def of(cls, hits: NDArray[np.bool_], positives: Ints) -> _Hits:
+        """Of n videos: hits (n, k), positives (n,), each at least 1."""
+        counts, (videos, k) = cls.none(hits.shape[1]), hits.shape
+        depth, so_far = len(counts.up_to), np.cumsum(hits, axis=1)
+        found, places = np.nonzero(hits[:, :depth])
+        np.add.at(counts.up_to, (np.minimum(positives[found], depth) - 1, places), so_far[found, places])
+        last = np.minimum(positives, k) - 1
+        np.add.at(counts.first, last, so_far[np.arange(videos), last])
+        return counts
+
+    def __iadd__(self, other: _Hits) -> _Hits:
+        self.up_to += other.up_to
+        self.first += other.first
+        return self
+
+    def means(self, videos: int) -> list[float]:
+        """MAP, Hit@1 and PERR over so many videos."""
+        places = np.arange(1, len(self.up_to) + 1)
+        precision = self.up_to / places  # at each hit
+        recall = self.first / np.arange(1, len(self.first) + 1)
+        sums = (precision / places[:, None]).sum(), self.up_to[:, 0].sum(), recall.sum()
+        return [float(total) / videos for total in sums]
 
 
-def _named(means: Floats, gap: float, k: int) -> dict[str, float]:
-    precision, hit, perr = means.tolist()
+def _named(means: list[float], gap: float, k: int) -> dict[str, float]:
+    precision, hit, perr = means
     return {f"MAP@{min(k, _MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
 
 

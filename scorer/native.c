@@ -415,12 +415,72 @@ static PyObject *fill(PyObject *self, PyObject *args) {
     return result;
 }
 
+/* ---- metrics: see scorer/metrics.py, which has the same in NumPy ---- */
+
+enum { BIN_SHIFT = 13, HALF_BINS = 0x3f000000 >> BIN_SHIFT, BINS = 2 * HALF_BINS + 2 };
+
+/* The histogram's bin of a score; BINS or more if it is not in [0, 1]. */
+static uint32_t bin_of(float score) {
+    bool upper = score >= 0.5f;
+    float less = upper ? 1 - score : score;
+    uint32_t bits;
+    memcpy(&bits, &less, sizeof bits);
+    bits >>= BIN_SHIFT;
+    return bits > HALF_BINS ? BINS : upper ? BINS - 1 - bits : bits;
+}
+
+/* Count one video's note: int32 positives, float32 (k,) scores, bool (k,) hits. False if it is none. */
+static bool count_note(const uint8_t *note, int64_t k, int64_t depth, int64_t *up_to, int64_t *first,
+                       int64_t *histogram) {
+    int64_t positives = (int32_t)u32(note), so_far = 0, row = positives < depth ? positives : depth;
+    const uint8_t *scores = note + 4, *hits = scores + 4 * k;
+    if (positives < 1) return false;
+    for (int64_t i = 0; i < k; i++) {
+        float score;
+        memcpy(&score, scores + 4 * i, sizeof score);
+        uint32_t bin = bin_of(score);
+        if (bin >= BINS) return false;
+        histogram[bin]++;
+        if (hits[i]) {
+            histogram[BINS + bin]++;
+            so_far++;
+            if (i < depth) up_to[(row - 1) * depth + i] += so_far;
+        }
+        if (i == (positives < k ? positives : k) - 1) first[i] += so_far;
+    }
+    return true;
+}
+
+PyDoc_STRVAR(count_doc,
+    "count(notes, k, up_to, first, histogram) -> positives\n\n"
+    "Add notes (scorer.metrics.note) to what scorer.metrics.Metrics counts; all int64. Returns their positives.");
+
+static PyObject *count(PyObject *self, PyObject *args) {
+    Py_buffer notes, up_to, first, histogram;
+    Py_ssize_t k;
+    if (!PyArg_ParseTuple(args, "y*nw*w*w*", &notes, &k, &up_to, &first, &histogram)) return NULL;
+    int64_t size = 4 + 5 * k, depth = k < 10 ? k : 10, positives = 0;
+    bool fits = k > 0 && first.len / 8 == k && up_to.len == depth * depth * 8 && histogram.len == 2 * BINS * 8 &&
+                notes.len % size == 0;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        for (const uint8_t *note = notes.buf; fits && note < (uint8_t *)notes.buf + notes.len; note += size) {
+            fits = count_note(note, k, depth, up_to.buf, first.buf, histogram.buf);
+            positives += (int32_t)u32(note);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&notes); PyBuffer_Release(&up_to); PyBuffer_Release(&first); PyBuffer_Release(&histogram);
+    return fits ? PyLong_FromLongLong(positives) : wrong("not such notes");
+}
+
 static PyMethodDef methods[] = {
     {"fill", fill, METH_VARARGS, fill_doc},
     {"records", records, METH_VARARGS, records_doc},
     {"features", features, METH_VARARGS, features_doc},
     {"copy", copy, METH_VARARGS, copy_doc},
     {"gather", gather, METH_VARARGS, gather_doc},
+    {"count", count, METH_VARARGS, count_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.metrics import Metrics, find_hits
+from scorer.metrics import Metrics, find_hits, note
 
 _BLOCK_ROWS = 1 << 13
 _PASS_ROWS = 1 << 19  # keys sorted at once: 4 MB, and as much to gather them
@@ -54,7 +54,7 @@ def observe(
     """What the metrics need of n videos; those without labels are left out. Arguments as `Metrics.update`."""
     hits, positives = find_hits(labels, label_values, label_splits)
     known = positives > 0
-    notes = np.empty(int(known.sum()), _note(labels.shape[1]))
+    notes = np.empty(int(known.sum()), note(labels.shape[1]))
     notes["hits"], notes["positives"], notes["scores"] = hits[known], positives[known], scores[known]
     return notes.tobytes()
 
@@ -63,8 +63,8 @@ def measure(notes: BinaryIO, k: int) -> dict[str, float]:
     """The metrics of everything that `observe` gave, read from the file; {} where nothing had labels."""
     metrics = Metrics(k)
     notes.seek(0)
-    while len(block := np.fromfile(notes, _note(k), _BLOCK_ROWS)):
-        metrics.add(block["hits"], block["positives"].astype(np.int64), block["scores"])
+    while len(block := np.fromfile(notes, note(k), _BLOCK_ROWS)):
+        metrics.add_notes(block)
     return metrics.result()
 
 
@@ -84,7 +84,3 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return words ^ words >> np.uint64(31)
-
-
-def _note(k: int) -> np.dtype[Any]:
-    return np.dtype([("positives", "<i4"), ("scores", "<f4", (k,)), ("hits", "?", (k,))])

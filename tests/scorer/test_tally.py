@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scorer import tally
-from scorer.metrics import Metrics
+from scorer.metrics import Metrics, note
 from scorer.tally import count_duplicates, id_keys, measure, observe
+from tests.loops import loops  # noqa: F401
 
 IDS = st.binary(min_size=1, max_size=100).map(lambda name: name.replace(b"\0", b"0"))
 
@@ -66,3 +67,23 @@ def test_without_labels_there_are_no_metrics(tmp_path: Path) -> None:
     (tmp_path / "hits").write_bytes(b"")
     with (tmp_path / "hits").open("rb") as file:
         assert measure(file, 10) == {}
+
+
+@given(st.integers(1, 24), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_notes_count_the_same_in_whatever_pieces(k: int, videos: int, seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    notes = np.empty(videos, note(k))
+    notes["positives"] = random.integers(1, 2 * k + 2, videos)
+    notes["scores"] = random.choice([0, 1e-45, 0.25, 0.5, 1 - 2**-24, 1, random.random()], (videos, k))
+    notes["hits"] = random.random((videos, k)) < 0.4
+    whole, pieces = Metrics(k), Metrics(k)
+    whole.add(notes["hits"], notes["positives"].astype(np.int64), notes["scores"])
+    for start in range(0, videos, size):
+        pieces.add_notes(notes[start : start + size])
+    assert pieces.result() == whole.result()
+
+
+@pytest.mark.parametrize("score", [1.5, np.nan])
+def test_notes_of_no_confidences_are_refused(score: float) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        Metrics(1).add_notes(np.array([(1, [score], [True])], note(1)))
