@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
 from scorer.examples import Decoder, Schema, unpacked
 from scorer.framing import Block, Shard
+from scorer.joined import Joined
 from scorer.layouts import compiled
 
 __all__ = ["BEGINNING", "Batch", "Position", "Quarantined", "batches"]
@@ -79,9 +80,7 @@ class Batch:
 
     @cached_property
     def ids(self) -> list[bytes]:
-        joined = b"".join(self._ids)
-        stops = np.cumsum(self._id_sizes[: len(self)]).tolist()
-        return [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+        return joined([self])[0].split()
 
     @property
     def features(self) -> dict[str, NDArray[np.float32]]:
@@ -97,7 +96,7 @@ class Batch:
 
     @cached_property
     def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return labels_of([self])
+        return unpacked(joined([self])[1])
 
     def release(self) -> None:
         """Give the buffers back; `features` must not be used any more."""
@@ -114,11 +113,11 @@ class Batch:
         here, count = self._count, last - first
         if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
             return False
-        ids, sizes = records.ids[first:last], records.label_sizes
+        ids, sizes = Joined.of(records.ids[first:last]), records.label_sizes
         start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        self._id_sizes[here : here + count] = [*map(len, ids)]
+        self._id_sizes[here : here + count] = ids.sizes
         self._label_sizes[here : here + count] = sizes[first:last]
-        self._add(count, b"".join(ids), records.labels[start:stop].tobytes())
+        self._add(count, ids.data, records.labels[start:stop].tobytes())
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
@@ -149,13 +148,14 @@ class Batch:
         self._label_bytes += len(labels)
 
 
-def labels_of(batches: Iterable[Batch]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The labels of some batches as if they were one: values and splits, int64 CSR."""
-    labels, sizes = [], [np.zeros(0, np.int64)]
-    for batch in batches:
-        labels += batch._labels
-        sizes.append(batch._label_sizes[: len(batch)])
-    return unpacked(np.frombuffer(b"".join(labels), np.uint8), np.concatenate(sizes))
+def joined(batches: Sequence[Batch]) -> tuple[Joined, Joined]:
+    """The ids of some batches, and their labels as packed varints."""
+    ids = b"".join(part for batch in batches for part in batch._ids)
+    labels = b"".join(part for batch in batches for part in batch._labels)
+    return (
+        Joined(ids, np.concatenate([batch._id_sizes[: len(batch)] for batch in batches])),
+        Joined(labels, np.concatenate([batch._label_sizes[: len(batch)] for batch in batches])),
+    )
 
 
 class _Ring:

@@ -22,6 +22,7 @@ from scorer import protobuf
 from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
 from scorer.framing import Block, Frames
+from scorer.joined import Joined
 from scorer.layouts import Finder, Ints, finder
 
 Octets: TypeAlias = NDArray[np.uint8]
@@ -188,11 +189,12 @@ def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
     return data.tobytes()
 
 
-def unpacked(labels: Octets, sizes: Ints) -> tuple[Ints, Ints]:
-    """int64 CSR of packed varints: row i, of sizes[i] bytes, is values[splits[i]:splits[i + 1]].
+def unpacked(packed: Joined) -> tuple[Ints, Ints]:
+    """int64 CSR of packed varints: row i is values[splits[i]:splits[i + 1]].
 
     A varint is 7 bits a byte, the lowest first, with bit 7 set in all bytes but the last.
     """
+    labels = np.frombuffer(packed.data, np.uint8)
     final = labels < 0x80
     ends = np.flatnonzero(final)
     widths = np.diff(ends, prepend=-1)
@@ -200,4 +202,4 @@ def unpacked(labels: Octets, sizes: Ints) -> tuple[Ints, Ints]:
     for i in range(1, int(widths.max(initial=0))):
         values = np.where(widths > i, values << 7 | labels[ends - i] & 0x7F, values)
     before = np.concatenate([[0], np.cumsum(final)])
-    return values, before[np.concatenate([[0], np.cumsum(sizes)])]
+    return values, before[np.concatenate([[0], np.cumsum(packed.sizes)])]

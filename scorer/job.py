@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from scorer.answers import Answer, Answers, OnError
-from scorer.batches import BEGINNING, Batch, labels_of
+from scorer.batches import BEGINNING, Batch, joined
 from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp
@@ -142,11 +142,11 @@ class _Written:
 
 def _written(answers: list[Answer]) -> _Written:
     batches, hits = [answer.batch for answer in answers], b""
-    ids = list(itertools.chain.from_iterable(batch.ids for batch in batches))
+    ids, truth = joined(batches)
     labels = np.concatenate([answer.labels for answer in answers])
     scores = np.concatenate([answer.scores for answer in answers])
     if any(batch.labelled for batch in batches):
-        hits = observe(labels, scores, *labels_of(batches))
+        hits = observe(labels, scores, truth)
     return _Written(batches, format_rows(ids, labels, scores), id_keys(ids), hits)
 
 

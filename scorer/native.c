@@ -12,6 +12,7 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -474,6 +475,216 @@ static PyObject *count(PyObject *self, PyObject *args) {
     return fits ? PyLong_FromLongLong(positives) : wrong("not such notes");
 }
 
+/* Sort numbers and drop repeated ones; how many are left. */
+static int by_value(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static int64_t distinct(int64_t *values, int64_t count) {
+    int64_t kept = 0, ascending = 1;
+    while (ascending < count && values[ascending - 1] < values[ascending]) ascending++;
+    if (ascending >= count) return count; /* as in most shards */
+    qsort(values, count, sizeof *values, by_value);
+    for (int64_t i = 0; i < count; i++)
+        if (!kept || values[i] != values[kept - 1]) values[kept++] = values[i];
+    return kept;
+}
+
+static bool is_among(int64_t value, const int64_t *sorted, int64_t count) {
+    while (count > 4) { /* it is in the half from `sorted` on or in the one before, if at all */
+        int64_t half = count / 2;
+        if (sorted[half] <= value) sorted += half, count -= half;
+        else count = half;
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (sorted[i] == value) return true;
+    return false;
+}
+
+/* The numbers in packed varints (a last one that goes on is left out); how many. */
+static int64_t unpack(const uint8_t *at, int64_t size, int64_t *values) {
+    int64_t count = 0;
+    uint64_t value = 0;
+    for (int shift = 0; size--; at++) {
+        if (shift < 64) value |= (uint64_t)(*at & 0x7f) << shift;
+        shift += 7;
+        if (*at < 0x80) values[count++] = (int64_t)value, value = 0, shift = 0;
+    }
+    return count;
+}
+
+/* Write the note of a video that has labels; returns where the next one goes. */
+static uint8_t *put_note(uint8_t *to, const int64_t *labels, const float *scores, int64_t k, const int64_t *truth,
+                         int64_t count) {
+    if (!count) return to;
+    int32_t positives = (int32_t)count;
+    memcpy(to, &positives, 4);
+    memcpy(to + 4, scores, 4 * k);
+    to += 4 + 4 * k;
+    for (int64_t i = 0; i < k; i++) *to++ = is_among(labels[i], truth, count);
+    return to;
+}
+
+PyDoc_STRVAR(notes_doc,
+    "notes(labels, scores, truth, sizes) -> bytes\n\n"
+    "The notes (scorer.metrics.note) of those of n videos that have true labels. labels, scores: int64, float32 (n, k).\n"
+    "truth: true labels as packed varints, sizes[i] bytes of video i; int64 (n,).");
+
+static PyObject *notes(PyObject *self, PyObject *args) {
+    Py_buffer labels, scores, truth, sizes;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &labels, &scores, &truth, &sizes)) return NULL;
+    const int64_t *size = sizes.buf;
+    int64_t rows = sizes.len / 8, k = rows ? labels.len / 8 / rows : 0, total = 0, most = 0;
+    bool fits = labels.len == 8 * k * rows && scores.len == 4 * k * rows;
+    for (int64_t row = 0; row < rows && fits; row++) {
+        fits = 0 <= size[row] && size[row] <= truth.len - total;
+        total += size[row];
+        if (size[row] > most) most = size[row];
+    }
+    int64_t *values = fits ? PyMem_Malloc((most + 1) * sizeof *values) : NULL;
+    uint8_t *begin = fits ? PyMem_Malloc(rows * (4 + 5 * k) + 1) : NULL, *to = begin;
+    if (values && begin) {
+        const uint8_t *at = truth.buf;
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t row = 0; row < rows; at += size[row++]) {
+            int64_t count = distinct(values, unpack(at, size[row], values));
+            to = put_note(to, (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k, values, count);
+        }
+        Py_END_ALLOW_THREADS
+        result = PyBytes_FromStringAndSize((char *)begin, to - begin);
+    } else fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
+    PyMem_Free(values);
+    PyMem_Free(begin);
+    PyBuffer_Release(&labels); PyBuffer_Release(&scores); PyBuffer_Release(&truth); PyBuffer_Release(&sizes);
+    return result;
+}
+
+/* ---- keys of ids: see scorer/tally.py ---- */
+
+enum { LONG_ID = 64 };
+
+static uint64_t mixed(uint64_t word) {
+    word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9u;
+    word = (word ^ word >> 27) * 0x94d049bb133111ebu;
+    return word ^ word >> 31;
+}
+
+PyDoc_STRVAR(keys_doc,
+    "keys(ids, sizes) -> bytes\n\n"
+    "A uint64 for each of n ids, of sizes[i] bytes, one after the other; int64 (n,). Of their first 64 bytes.");
+
+static PyObject *keys(PyObject *self, PyObject *args) {
+    Py_buffer ids, sizes;
+    if (!PyArg_ParseTuple(args, "y*y*", &ids, &sizes)) return NULL;
+    const uint8_t *at = ids.buf, *end = at + ids.len;
+    const int64_t *size = sizes.buf;
+    Py_ssize_t rows = sizes.len / 8;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, 8 * rows);
+    bool fits = true;
+    for (Py_ssize_t row = 0; row < rows && result && fits; at += fits ? size[row] : 0, row++) {
+        fits = 0 <= size[row] && size[row] <= end - at;
+        uint64_t key = 0;
+        for (int64_t byte = 0; fits && byte < size[row] && byte < LONG_ID; byte += 8) {
+            uint64_t word = 0;
+            memcpy(&word, at + byte, size[row] - byte < 8 ? size[row] - byte : 8);
+            key += mixed(word ^ (uint64_t)(byte / 8 + 1) * 0x9e3779b97f4a7c15u);
+        }
+        memcpy(PyBytes_AsString(result) + 8 * row, &key, 8);
+    }
+    PyBuffer_Release(&ids); PyBuffer_Release(&sizes);
+    if (fits) return result;
+    Py_XDECREF(result);
+    return wrong("buffers of other sizes");
+}
+
+/* ---- rows: see scorer/rows.py ---- */
+
+static char thousand[1000][3]; /* "000" to "999" */
+
+static bool is_bare(uint8_t c) {
+    return ('0' <= c && c <= '9') || ('A' <= (c & ~0x20) && (c & ~0x20) <= 'Z') || c == '-' || c == '_';
+}
+
+/* Write an id as a CSV field: at most 2 size + 3 bytes. */
+static char *put_id(char *to, const uint8_t *id, int64_t size) {
+    int64_t bare = 0;
+    while (bare < size && is_bare(id[bare])) bare++;
+    if (size && bare == size) { memcpy(to, id, size); return to + size; }
+    *to++ = '"';
+    if (size && memchr("=+-@\t\r", *id, 6)) *to++ = '\'';
+    for (int64_t i = 0; i < size; i++) {
+        if (id[i] == '"') *to++ = '"';
+        *to++ = (char)id[i];
+    }
+    *to++ = '"';
+    return to;
+}
+
+static char *put_number(char *to, uint64_t number) {
+    if (number >= 1000) {
+        to = put_number(to, number / 1000);
+        memcpy(to, thousand[number % 1000], 3);
+        return to + 3;
+    }
+    int zeros = number < 10 ? 2 : number < 100;
+    memcpy(to, thousand[number] + zeros, 3 - zeros);
+    return to + 3 - zeros;
+}
+
+/* Write a row, at most 2 size + 5 + 30 k bytes; NULL if a score is not in [0, 1]. */
+static char *put_row(char *to, const uint8_t *id, int64_t size, const int64_t *labels, const float *scores, int64_t k) {
+    to = put_id(to, id, size);
+    *to++ = ',';
+    for (int64_t i = 0; i < k; i++) {
+        if (!(scores[i] >= 0 && scores[i] <= 1)) return NULL;
+        if (i) *to++ = ' ';
+        if (labels[i] < 0) *to++ = '-';
+        to = put_number(to, labels[i] < 0 ? 0 - (uint64_t)labels[i] : (uint64_t)labels[i]);
+        /* The product is exact, since it has at most 24 + 14 significant bits, and 2^52 has no room for a fraction: the
+         * sum rounds it, ties to even, as %f does. */
+        uint32_t millionths = (uint32_t)((double)scores[i] * 1e6 + 0x1p52 - 0x1p52);
+        *to++ = ' ';
+        *to++ = '0' + (char)(millionths / 1000000);
+        *to++ = '.';
+        memcpy(to, thousand[millionths / 1000 % 1000], 3);
+        memcpy(to + 3, thousand[millionths % 1000], 3);
+        to += 6;
+    }
+    *to++ = '\n';
+    return to;
+}
+
+PyDoc_STRVAR(rows_doc,
+    "rows(ids, sizes, labels, scores) -> bytes\n\n"
+    "As scorer.rows.format_rows. ids: one after the other, sizes[i] bytes each; int64 (n,).");
+
+static PyObject *rows(PyObject *self, PyObject *args) {
+    Py_buffer ids, sizes, labels, scores;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &ids, &sizes, &labels, &scores)) return NULL;
+    const uint8_t *at = ids.buf, *end = at + ids.len;
+    const int64_t *size = sizes.buf;
+    int64_t count = sizes.len / 8, k = count ? labels.len / 8 / count : 0;
+    bool fits = labels.len == 8 * k * count && scores.len == 4 * k * count;
+    char *begin = fits ? PyMem_Malloc(2 * ids.len + count * (5 + 30 * k) + 1) : NULL, *to = begin;
+    if (begin) {
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t row = 0; row < count && fits; at += fits ? size[row] : 0, row++) {
+            fits = 0 <= size[row] && size[row] <= end - at;
+            if (fits) to = put_row(to, at, size[row], (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k);
+            fits = fits && to;
+        }
+        Py_END_ALLOW_THREADS
+        if (fits) result = PyBytes_FromStringAndSize(begin, to - begin);
+    }
+    if (!result && !PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("no such rows");
+    PyMem_Free(begin);
+    PyBuffer_Release(&ids); PyBuffer_Release(&sizes); PyBuffer_Release(&labels); PyBuffer_Release(&scores);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"fill", fill, METH_VARARGS, fill_doc},
     {"records", records, METH_VARARGS, records_doc},
@@ -481,16 +692,23 @@ static PyMethodDef methods[] = {
     {"copy", copy, METH_VARARGS, copy_doc},
     {"gather", gather, METH_VARARGS, gather_doc},
     {"count", count, METH_VARARGS, count_doc},
+    {"notes", notes, METH_VARARGS, notes_doc},
+    {"keys", keys, METH_VARARGS, keys_doc},
+    {"rows", rows, METH_VARARGS, rows_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static int check_processor(PyObject *module) {
+static int prepare(PyObject *module) {
+    for (int i = 0; i < 1000; i++) {
+        const char digits[] = {'0' + i / 100, '0' + i / 10 % 10, '0' + i % 10};
+        memcpy(thousand[i], digits, sizeof digits);
+    }
     if (has_crc()) return 0;
     PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
     return -1;
 }
 
-static PyModuleDef_Slot slots[] = {{Py_mod_exec, check_processor}, {0, NULL}};
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "native", "The decoder's inner loops in C; see scorer/native.c.", 0, methods, slots,
     NULL, NULL, NULL,

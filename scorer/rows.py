@@ -17,9 +17,12 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
+from numpy import ascontiguousarray as contiguous
 from numpy.typing import NDArray
 
+from scorer.compiled import native
 from scorer.errors import ModelError, UsageError
+from scorer.joined import Joined
 
 HEADER = b"VideoId,LabelConfidencePairs\n"
 
@@ -31,7 +34,7 @@ _BLOCK = 1024  # rows whose matrix (180 KB at ten pairs) stays in cache; four ti
 _LONGEST_FAST_ID = 64  # one longer id would widen every row of the matrix
 
 
-def format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
+def format_rows(ids: Joined, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
     """The rows of n videos: the same bytes as `format_rows_plain`, more than ten times as fast.
 
     Args:
@@ -44,6 +47,13 @@ def format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray
         UsageError: shapes that do not belong together.
     """
     _check(ids, labels, scores)
+    if native is None:
+        return _format_rows(ids.split(), labels, scores)
+    made: bytes = native.rows(ids.data, ids.sizes, contiguous(labels), contiguous(scores))
+    return made
+
+
+def _format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
     starts = range(0, len(ids), _BLOCK)
     return b"".join(_format_block(ids[i : i + _BLOCK], labels[i : i + _BLOCK], scores[i : i + _BLOCK]) for i in starts)
 
@@ -64,7 +74,7 @@ def _format_block(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArr
 
 def format_rows_plain(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
     """The reference that `format_rows` equals byte for byte: one row, one pair at a time. Arguments as there."""
-    _check(ids, labels, scores)
+    _check(Joined.of(ids), labels, scores)
     lines = []
     for name, row_labels, row_scores in zip(ids, labels.tolist(), scores.tolist(), strict=True):
         pairs = " ".join(f"{label:d} {abs(score):f}" for label, score in zip(row_labels, row_scores, strict=True))
@@ -84,12 +94,12 @@ def quote_id(name: bytes) -> bytes:
     return b'"' + guard + name.replace(b'"', b'""') + b'"'
 
 
-def _check(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+def _check(ids: Joined, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
     if labels.ndim != 2 or labels.shape != scores.shape or len(ids) != len(labels):
         raise UsageError(f"{len(ids)} ids, labels {labels.shape} and scores {scores.shape} do not make rows")
     if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN fails both
         row = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1))[0]
-        raise ModelError(f"the scores of video {ids[row]!r} are not in [0, 1]", remedy="export the model again")
+        raise ModelError(f"the scores of video {ids.split()[row]!r} are not in [0, 1]", remedy="export the model again")
 
 
 def _id_fields(ids: Sequence[bytes]) -> NDArray[np.bytes_] | None:

@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
+from numpy import ascontiguousarray as contiguous
 from numpy.typing import NDArray
 
+from scorer.compiled import native
+from scorer.examples import unpacked
+from scorer.joined import Joined
 from scorer.metrics import Metrics, find_hits, note
 
 _BLOCK_ROWS = 1 << 13
@@ -21,8 +25,19 @@ _LONG_ID = 64  # bytes; longer ids are hashed one by one
 _WORDS = np.arange(1, _LONG_ID // 8 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # one constant a word
 
 
-def id_keys(ids: Sequence[bytes]) -> bytes:
+def id_keys(ids: Joined) -> bytes:
     """A 64-bit key per id: distinct for distinct ids of up to 8 bytes, and with a chance of 2^-64 a pair beyond."""
+    packed = _short_keys(ids.split()) if native is None else native.keys(ids.data, ids.sizes)
+    if not (long := np.flatnonzero(ids.sizes > _LONG_ID)).size:
+        return packed
+    keys, names = np.frombuffer(packed, "<u8").copy(), ids.split()
+    for row in long.tolist():
+        keys[row] = int.from_bytes(hashlib.blake2b(names[row], digest_size=8).digest(), "little")
+    return keys.tobytes()
+
+
+def _short_keys(ids: Sequence[bytes]) -> bytes:
+    """Of ids of up to _LONG_ID bytes; whatever for others."""
     fields = np.array([name[:_LONG_ID] for name in ids], dtype=f"S{_LONG_ID}")
     words = fields.view("<u8").reshape(len(ids), len(_WORDS))
     keys = np.zeros(len(ids), np.uint64)
@@ -30,9 +45,6 @@ def id_keys(ids: Sequence[bytes]) -> bytes:
         if not (filled := words[:, column] != 0).any():
             break  # ids hold no NUL, so nothing follows
         keys += np.where(filled, _mixed(words[:, column] ^ _WORDS[column]), np.uint64(0))
-    for row, name in enumerate(ids):
-        if len(name) > _LONG_ID:
-            keys[row] = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
     return keys.tobytes()
 
 
@@ -45,14 +57,17 @@ def count_duplicates(keys: BinaryIO, rows: int) -> int:
     return sum(_duplicates_among(keys, rows, passes, remainder) for remainder in range(passes))
 
 
-def observe(
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    label_values: NDArray[np.int64],
-    label_splits: NDArray[np.int64],
-) -> bytes:
-    """What the metrics need of n videos; those without labels are left out. Arguments as `Metrics.update`."""
-    hits, positives = find_hits(labels, label_values, label_splits)
+def observe(labels: NDArray[np.int64], scores: NDArray[np.float32], truth: Joined) -> bytes:
+    """What the metrics need of n videos; those without labels are left out.
+
+    Args:
+        labels, scores: int64 and float32 (n, k), best first.
+        truth: their true labels, as packed varints.
+    """
+    if native is not None:
+        made: bytes = native.notes(contiguous(labels), contiguous(scores), truth.data, truth.sizes)
+        return made
+    hits, positives = find_hits(labels, *unpacked(truth))
     known = positives > 0
     notes = np.empty(int(known.sum()), note(labels.shape[1]))
     notes["hits"], notes["positives"], notes["scores"] = hits[known], positives[known], scores[known]

@@ -1,4 +1,4 @@
-"""The decoder's two sets of inner loops: compiled, and in NumPy."""
+"""The two sets of inner loops: compiled, and in NumPy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from scorer import batches, compiled, examples, framing, layouts, metrics
+from scorer import batches, compiled, examples, framing, layouts, metrics, rows, tally
 
 HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
 """Those that this installation has."""
@@ -16,10 +16,10 @@ HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
 
 @contextmanager
 def using(loops: str) -> Iterator[None]:
-    """Decode with these, in this process."""
+    """Use these, in this process."""
     native = compiled.native if loops == "compiled" else None
     with ExitStack() as stack:
-        for module in (batches, framing, layouts, examples, metrics):
+        for module in (batches, framing, layouts, examples, metrics, rows, tally):
             stack.enter_context(mock.patch.object(module, "native", native))
         yield
 

@@ -13,6 +13,7 @@ from scorer import framing
 from scorer.batches import Batch, Quarantined, batches
 from scorer.examples import Decoder, Records, Schema, unpacked
 from scorer.framing import Block, Frames
+from scorer.joined import Joined
 from tests import shards
 from tests.scorer import reference
 from tests.scorer.reference import Video
@@ -36,7 +37,7 @@ def frames_of(payloads: Sequence[bytes]) -> Frames:
 
 def videos(records: Records, schema: Schema = SCHEMA) -> list[Video | None]:
     """What was decoded, in the reference's form; None for bad records."""
-    values, splits = unpacked(records.labels, records.label_sizes)
+    values, splits = unpacked(Joined(records.labels.tobytes(), records.label_sizes))
     found: list[Video | None] = []
     for row, id in enumerate(records.ids):
         rows = [np.full((1, width), np.nan, np.float32) for width in schema.inputs.values()]

@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from scorer import rows as module
 from scorer.errors import ModelError, UsageError
-from scorer.rows import HEADER, format_rows, format_rows_plain, quote_id
+from scorer.joined import Joined
+from scorer.rows import HEADER, format_rows_plain, quote_id
+from tests.loops import loops  # noqa: F401
 
 Table = tuple[list[bytes], NDArray[np.int64], NDArray[np.float32]]
 
@@ -34,6 +37,10 @@ def tables(draw: st.DrawFn, ids: st.SearchStrategy[bytes], labels: st.SearchStra
     flat_scores = draw(st.lists(SCORES, min_size=count, max_size=count))
     shape = len(names), k
     return names, np.array(flat_labels, np.int64).reshape(shape), np.array(flat_scores, np.float32).reshape(shape)
+
+
+def format_rows(ids: list[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
+    return module.format_rows(Joined.of(ids), labels, scores)
 
 
 def big_table(videos: int, k: int = 10, seed: int = 0) -> Table:

@@ -10,30 +10,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scorer import tally
+from scorer.joined import Joined
 from scorer.metrics import Metrics, note
 from scorer.tally import count_duplicates, id_keys, measure, observe
-from tests.loops import loops  # noqa: F401
+from tests import shards
+from tests.loops import HERE, loops, using  # noqa: F401
 
 IDS = st.binary(min_size=1, max_size=100).map(lambda name: name.replace(b"\0", b"0"))
 
 
+def varints(truth: list[list[int]]) -> Joined:
+    return Joined.of([b"".join(map(shards.varint, row)) for row in truth])
+
+
 def duplicates(ids: list[bytes], folder: Path) -> int:
     path = folder / "ids"
-    path.write_bytes(id_keys(ids))
+    path.write_bytes(id_keys(Joined.of(ids)))
     with path.open("rb") as file:
         return count_duplicates(file, len(ids))
 
 
 @given(st.lists(IDS, max_size=30))
 def test_equal_ids_have_equal_keys_and_others_have_others(ids: list[bytes]) -> None:
-    keys = np.frombuffer(id_keys(ids), np.uint64)
+    keys = np.frombuffer(id_keys(Joined.of(ids)), np.uint64)
     assert len(set(keys.tolist())) == len(set(ids))
-    assert id_keys(ids) == b"".join(id_keys([name]) for name in ids), "a key depends on its neighbours"
+    assert keys.tobytes() == b"".join(id_keys(Joined.of([name])) for name in ids), "a key depends on its neighbours"
 
 
 def test_keys_of_similar_ids_differ() -> None:
     ids = [b"%011d" % number for number in range(200_000)] + [b"%d" % number for number in range(200_000)]
-    assert len(np.unique(np.frombuffer(id_keys(ids), np.uint64))) == len(ids)
+    assert len(np.unique(np.frombuffer(id_keys(Joined.of(ids)), np.uint64))) == len(ids)
 
 
 @pytest.mark.parametrize("pass_rows", [10, 1 << 19])
@@ -50,14 +56,13 @@ def test_the_metrics_are_those_of_the_stream(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     scores = -np.sort(-random.random((50, 10), np.float32), axis=1)
     labels = np.argsort(random.random((50, 30)), axis=1)[:, :10]
-    counts = random.integers(0, 4, 50)
-    splits = np.concatenate([[0], np.cumsum(counts)])
-    values = random.integers(0, 30, splits[-1])
+    truth = [random.integers(0, 30, count).tolist() for count in random.integers(0, 4, 50)]
+    splits = np.cumsum([0, *map(len, truth)])
     expected = Metrics(10)
-    expected.update(labels, scores, values, splits)
+    expected.update(labels, scores, np.array([label for row in truth for label in row]), splits)
     path = tmp_path / "hits"
     path.write_bytes(
-        observe(labels[:20], scores[:20], values, splits[:21]) + observe(labels[20:], scores[20:], values, splits[20:])
+        observe(labels[:20], scores[:20], varints(truth[:20])) + observe(labels[20:], scores[20:], varints(truth[20:]))
     )
     with path.open("rb") as file:
         assert measure(file, 10) == expected.result()
@@ -87,3 +92,26 @@ def test_notes_count_the_same_in_whatever_pieces(k: int, videos: int, seed: int,
 def test_notes_of_no_confidences_are_refused(score: float) -> None:
     with pytest.raises((ValueError, IndexError)):
         Metrics(1).add_notes(np.array([(1, [score], [True])], note(1)))
+
+
+@pytest.mark.skipif("compiled" not in HERE, reason="the package was installed without a C compiler")
+@given(st.lists(st.lists(st.integers(-3, 12) | st.integers(-(2**63), 2**63 - 1), max_size=40), max_size=5))
+def test_both_loops_observe_the_same(truth: list[list[int]]) -> None:
+    random = np.random.default_rng(len(truth))
+    labels = np.array([random.permutation(12)[:7] for _ in truth], np.int64).reshape(-1, 7)
+    scores = random.random((len(truth), 7), np.float32)
+    found = []
+    for kind in HERE:
+        with using(kind):
+            found.append(observe(labels, scores, varints(truth)))
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif("compiled" not in HERE, reason="the package was installed without a C compiler")
+@given(st.lists(IDS, max_size=30))
+def test_both_loops_give_the_same_keys(ids: list[bytes]) -> None:
+    found = []
+    for kind in HERE:
+        with using(kind):
+            found.append(id_keys(Joined.of(ids)))
+    assert found[0] == found[1]
