@@ -85,6 +85,7 @@ class _Turns(Generic[T, R]):
     def run(self) -> None:
         """Take items and work on them until there are no more."""
         while (taken := self._take()) is not None:
+            self._wake()
             index, item = taken
             try:
                 result = _Result((self._work(item),))
@@ -129,8 +130,17 @@ class _Turns(Generic[T, R]):
     def _put(self, index: int, result: _Result[R]) -> None:
         with self._changed:
             self._done[index] = result
-            # Fewer are found by the consumer's next look: to wake it takes a core from a thread that works.
-            if self._closed or len(self._done) >= self._together or not result.values:
+            if self._closed or self._taken - self._given >= self._window or not result.values:
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        """Wake the consumer where there is enough for it; fewer results are found by its next look.
+
+        It takes a core from a thread that works. Hence not for each result, and not from one that has the turn still
+        before it: all others would wait for that one.
+        """
+        with self._changed:
+            if len(self._done) >= self._together:
                 self._changed.notify_all()
 
     def _next(self, stop: threading.Event | None) -> list[_Result[R]]:
