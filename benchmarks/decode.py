@@ -47,6 +47,7 @@ OURS = ("ours", "numpy")
 WIDTHS = {"mean_rgb": 1024, "mean_audio": 128}
 STAGES: dict[str, tuple[Any, str]] = {
     "read the block": (framing.Shard, "_read"),
+    "from bytes to the batch": (batches.Batch, "fill"),
     "framing, both CRCs": (framing.Shard, "_scan"),
     "find the features": (type(layouts.finder(WIDTHS)), "find"),
     "ids": (examples, "_ids"),

@@ -1,4 +1,4 @@
-"""`native`: the decoder's inner loops in C, or None where there are none, and then NumPy gives the same results.
+"""`native`: the inner loops in C, or None where there are none, and then NumPy gives the same results.
 
 There are none where no C compiler was at hand when the package was installed, and on processors without an
 instruction for CRC32C.

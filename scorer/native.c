@@ -1,12 +1,12 @@
-/* The decoder's inner loops: framing with both CRC32Cs, finding the features, copying them.
+/* The scorer's inner loops: from a shard's bytes to a batch, and from a batch's answers to bytes again.
  *
- * scorer/framing.py, scorer/layouts.py and scorer/examples.py have the same in NumPy, for installations without a C
- * compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises for what is
- * in a shard: what is out of the ordinary is left to the callers, who have the words for it. `fill` does all of it at
- * once for records in which nothing is.
+ * scorer/framing.py, layouts.py, examples.py, rows.py, tally.py and metrics.py have the same in NumPy, for installations
+ * without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises
+ * for what is in a shard: what is out of the ordinary is left to the callers, who have the words for it. `fill` takes
+ * whole records of which nothing is; `records`, `features`, `copy` and `gather` are its steps for a block of any.
  *
- * Offsets are int64 and count from the start of the block. No function reads outside of the buffers it is given, and
- * all but `gather` let go of the interpreter's lock.
+ * Offsets are int64 and count from the start of the block. No function reads or writes outside of the buffers it is
+ * given, and all that take long let go of the interpreter's lock.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -398,7 +398,8 @@ static PyObject *fill(PyObject *self, PyObject *args) {
     for (; fits && holds < count; holds++) {
         if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
         rows[holds] = held[holds].buf;
-        fits = inputs[holds].width > 0 && held[holds].len / 4 / inputs[holds].width >= most;
+        int64_t width = inputs[holds].width;
+        fits = width >= 0 && (!width || held[holds].len / 4 / width >= most);
     }
     Rest *rest = fits && holds == count ? PyMem_Malloc((most - first + 1) * sizeof *rest) : NULL;
     if (rest) {
@@ -710,7 +711,7 @@ static int prepare(PyObject *module) {
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "native", "The decoder's inner loops in C; see scorer/native.c.", 0, methods, slots,
+    PyModuleDef_HEAD_INIT, "native", "The inner loops in C; see scorer/native.c.", 0, methods, slots,
     NULL, NULL, NULL,
 };
 

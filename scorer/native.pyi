@@ -1,4 +1,4 @@
-"""The decoder's inner loops in C; see scorer/native.c. All arrays are C-contiguous."""
+"""The inner loops in C; see scorer/native.c. All arrays are C-contiguous."""
 
 from typing import Any
 
