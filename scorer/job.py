@@ -22,11 +22,12 @@ from scorer.batches import BEGINNING, Batch, joined
 from scorer.commit import Leftovers, Output, opened, places
 from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.journal import Commit, Stamp
+from scorer.metrics import Metrics, note
 from scorer.model import Model
 from scorer.paths import absolute
 from scorer.rows import HEADER, format_rows
 from scorer.stream import Stream, streamed
-from scorer.tally import count_duplicates, id_keys, measure, observe
+from scorer.tally import count_duplicates, id_keys, measured, observe
 
 _LOOK_SECONDS = 0.05  # between looks for a reader of the output
 
@@ -169,6 +170,10 @@ class _Run:
         last = sink.last or Commit(BEGINNING)
         self._end, self._scored, self._set_aside, self._lost = last.end, last.scored, last.set_aside, last.bytes_lost
         self._finished: list[tuple[Stamp, int]] = []  # since the last commit
+        self._metrics = Metrics(job.top_k)
+        if sink.last is not None:
+            with sink.notes("hits") as hits:
+                self._metrics = measured(hits, job.top_k)
         self._bytes_before = [0, *itertools.accumulate(stamp.size for stamp in stamps)]
 
     def complete(self) -> None:
@@ -215,6 +220,7 @@ class _Run:
             ids=written.ids,
             hits=written.hits,
         )
+        self._metrics.add_notes(np.frombuffer(written.hits, note(self._job.top_k)))
         self._finished += finished
         self._scored += sum(map(len, batches))
         self._set_aside += len(set_aside)
@@ -259,8 +265,6 @@ class _Run:
         job, model, rows = self._job, self._model, self._sink.rows
         with self._sink.notes("ids") as ids:
             duplicates = count_duplicates(ids, self._scored)
-        with self._sink.notes("hits") as hits:
-            metrics = measure(hits, job.top_k)
         return {
             "format": 1,
             "output": {"name": os.path.basename(job.output), "bytes": rows.length, "crc32c": f"{rows.crc:08x}"},
@@ -270,7 +274,7 @@ class _Run:
             "quarantined": self._set_aside,
             "bytes_lost": self._lost,
             "duplicates": duplicates,
-            "metrics": metrics,
+            "metrics": self._metrics.result(),
             "shards": [
                 {"path": absolute(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
                 for path, (stamp, records) in zip(job.shards, finished, strict=True)

@@ -188,7 +188,7 @@ def _named(means: list[float], gap: float, k: int) -> dict[str, float]:
 def _bins(scores: NDArray[np.float32]) -> Ints:
     """The bin of each score in [0, 1], ascending: the leading bits of p below 1/2, above it those of 1 - p (exact)."""
     upper = scores >= 0.5
-    small = np.where(upper, 1 - scores, scores).astype(np.float32)
+    small = np.where(upper, 1 - scores, scores + np.float32(0)).astype(np.float32)  # -0 becomes 0
     bins = (small.view(np.int32) >> _BIN_SHIFT).astype(np.int64)
     return np.where(upper, 2 * _HALF_BINS + 1 - bins, bins)
 
@@ -203,7 +203,7 @@ def _expected_gap(totals: Ints, found: Ints, positives: int) -> float:
     filled = totals > 0
     t, h = totals[filled].astype(np.float64), found[filled].astype(np.float64)
     n, hits = np.cumsum(t) - t, np.cumsum(h) - h
-    s = _harmonic(n + t) - _harmonic(n)
+    s = np.diff(_harmonic(np.concatenate([[0], np.cumsum(t)])))
     slope = (h - 1) / np.maximum(t - 1, 1)
     return float((h / t * ((hits + 1) * s + slope * (t - (n + 1) * s))).sum() / positives)
 

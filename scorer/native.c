@@ -424,7 +424,7 @@ enum { BIN_SHIFT = 13, HALF_BINS = 0x3f000000 >> BIN_SHIFT, BINS = 2 * HALF_BINS
 /* The histogram's bin of a score; BINS or more if it is not in [0, 1]. */
 static uint32_t bin_of(float score) {
     bool upper = score >= 0.5f;
-    float less = upper ? 1 - score : score;
+    float less = upper ? 1 - score : score + 0.0f; /* -0 becomes 0 */
     uint32_t bits;
     memcpy(&bits, &less, sizeof bits);
     bits >>= BIN_SHIFT;

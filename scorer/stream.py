@@ -26,14 +26,14 @@ class Stream:
     Raises BrokenPipeError when the reader has gone away, OutputError for everything else.
     """
 
-    def __init__(self, name: str, descriptor: int, ids: BinaryIO, hits: BinaryIO) -> None:
+    def __init__(self, name: str, descriptor: int, ids: BinaryIO) -> None:
         self.last: Commit | None = None
         self.finished: list[tuple[Stamp, int]] = []
         self.completed: Mapping[str, Any] | None = None
         self.rows = Mark()
         self._name = name
         self._descriptor = descriptor
-        self._notes = {"ids": ids, "hits": hits}
+        self._notes = {"ids": ids}  # hits are for a job that goes on, which this one cannot
 
     def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
         try:
@@ -44,7 +44,6 @@ class Stream:
             raise OutputError(f"{self._name}: cannot write: {error.strerror}") from error
         with _scratch():
             write_all(self._notes["ids"].fileno(), ids)
-            write_all(self._notes["hits"].fileno(), hits)
         self.rows = Mark(self.rows.length + len(rows), crc32c(rows, self.rows.crc))
         if quarantine:
             tell(quarantine.decode().removesuffix("\n"))
@@ -70,7 +69,7 @@ def streamed(output: str, wait: Callable[[], None]) -> Iterator[Stream]:
         wait: called between looks for a reader of the pipe `output`; what it raises ends that.
 
     Raises:
-        OutputError: it, or a temporary file, cannot be opened for writing.
+        OutputError: it, or its temporary file, cannot be opened for writing.
     """
     with ExitStack() as stack:
         descriptor = 1
@@ -79,8 +78,7 @@ def streamed(output: str, wait: Callable[[], None]) -> Iterator[Stream]:
             stack.callback(os.close, descriptor)
         with _scratch():  # unbuffered, or closing them may try once more to write what could not be written
             ids = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-            hits = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-        yield Stream(output, descriptor, ids, hits)
+        yield Stream(output, descriptor, ids)
 
 
 def _opened(output: str, wait: Callable[[], None]) -> int:

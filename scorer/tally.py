@@ -1,7 +1,7 @@
 """What is known only at the end, from notes of a fixed width per row kept on disk: duplicate ids and the metrics.
 
-Both are counted once all rows are there, in blocks of a fixed size, so that memory stays flat, and a job that was
-resumed gives the same figures to the last bit as one that was not.
+Ids are counted once all rows are there, in blocks of a fixed size, so that memory stays flat; metrics on the way, and
+from the notes only by a job that goes on. It gives the same figures to the last bit as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def observe(labels: NDArray[np.int64], scores: NDArray[np.float32], truth: Joine
     return notes.tobytes()
 
 
-def measure(notes: BinaryIO, k: int) -> dict[str, float]:
-    """The metrics of everything that `observe` gave, read from the file; {} where nothing had labels."""
+def measured(notes: BinaryIO, k: int) -> Metrics:
+    """The metrics of everything that `observe` gave, read from the file."""
     metrics = Metrics(k)
     notes.seek(0)
     while len(block := np.fromfile(notes, note(k), _BLOCK_ROWS)):
         metrics.add_notes(block)
-    return metrics.result()
+    return metrics
 
 
 def _duplicates_among(keys: BinaryIO, rows: int, passes: int, remainder: int) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scorer import tally
 from scorer.joined import Joined
 from scorer.metrics import Metrics, note
-from scorer.tally import count_duplicates, id_keys, measure, observe
+from scorer.tally import count_duplicates, id_keys, measured, observe
 from tests import shards
 from tests.loops import HERE, loops, using  # noqa: F401
 
@@ -65,13 +65,13 @@ def test_the_metrics_are_those_of_the_stream(tmp_path: Path) -> None:
         observe(labels[:20], scores[:20], varints(truth[:20])) + observe(labels[20:], scores[20:], varints(truth[20:]))
     )
     with path.open("rb") as file:
-        assert measure(file, 10) == expected.result()
+        assert measured(file, 10).result() == expected.result()
 
 
 def test_without_labels_there_are_no_metrics(tmp_path: Path) -> None:
     (tmp_path / "hits").write_bytes(b"")
     with (tmp_path / "hits").open("rb") as file:
-        assert measure(file, 10) == {}
+        assert measured(file, 10).result() == {}
 
 
 @given(st.integers(1, 24), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 40))
@@ -79,7 +79,7 @@ def test_notes_count_the_same_in_whatever_pieces(k: int, videos: int, seed: int,
     random = np.random.default_rng(seed)
     notes = np.empty(videos, note(k))
     notes["positives"] = random.integers(1, 2 * k + 2, videos)
-    notes["scores"] = random.choice([0, 1e-45, 0.25, 0.5, 1 - 2**-24, 1, random.random()], (videos, k))
+    notes["scores"] = random.choice([0, -0.0, 1e-45, 0.25, 0.5, 1 - 2**-24, 1, random.random()], (videos, k))
     notes["hits"] = random.random((videos, k)) < 0.4
     whole, pieces = Metrics(k), Metrics(k)
     whole.add(notes["hits"], notes["positives"].astype(np.int64), notes["scores"])
