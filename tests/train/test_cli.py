@@ -67,6 +67,19 @@ def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.Capt
     assert "PERR" in shown.out
 
 
+def test_soft_labels_are_found_once_and_a_wait_for_them_says_where_it_stands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.cli._TELL_SECONDS", -1.0)
+    assert train("--model", "lstm", "--cache", "cache") == 0
+    shown = capsys.readouterr().err
+    (path,) = Path("cache").glob("soft-*.safetensors")
+    assert f"videos, once; {path} keeps them" in shown
+    assert "train: soft labels: pass 10 of 10 over the videos\n" in shown
+    assert train("--model", "lstm", "--cache", "cache", "--seed", "1") == 0
+    assert "soft labels" not in capsys.readouterr().err
+
+
 def test_rgb_alone() -> None:
     assert train("--model", "bilstm", "--inputs", "mean_rgb:8") == 0
     assert checkpoint.load("runs/bilstm/best.safetensors").config.inputs == (("mean_rgb", 8),)
