@@ -49,7 +49,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "read the block": (framing.Shard, "_read"),
     "from bytes to the batch": (batches.Batch, "fill"),
     "framing, both CRCs": (framing.Shard, "_scan"),
-    "find the features": (type(layouts.finder(WIDTHS)), "find"),
+    "find the features": (layouts.Layouts, "find"),
     "ids": (examples, "_ids"),
     "labels": (examples, "_labels"),
     "copy features, check for NaN": (examples.Records, "copy"),

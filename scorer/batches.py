@@ -11,13 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.blocks import Decoded, Position, Rows, decode
-from scorer.compiled import native
+from scorer.blocks import Bad, Decoded, Filler, Position, Rows, compiled, decode
 from scorer.errors import RecordError, ShardError
 from scorer.examples import Decoder, Schema, unpacked
 from scorer.framing import Block, Shard
 from scorer.joined import Joined
-from scorer.layouts import compiled
 
 __all__ = ["BEGINNING", "Batch", "Position", "Quarantined", "batches"]
 
@@ -63,7 +61,7 @@ class Batch:
         self._count = 0
         self._ids: list[bytes] = []  # joined, those of a block at a time
         self._labels: list[bytes] = []
-        self._id_sizes, self._label_sizes = np.empty((2, ring.size), np.int64)
+        self._sizes = np.empty((4, ring.size), np.int64)  # as Filler has them; without it the last two are not used
         self._label_bytes = 0
         self.labelled = False
         self.end = start
@@ -105,8 +103,8 @@ class Batch:
     @property
     def room(self) -> int:
         """How many more rows go in; 0 too when there are enough bad records or labels."""
-        full = len(self.quarantined) >= MAX_QUARANTINED or self._label_bytes >= MAX_LABEL_BYTES
-        return 0 if full else self._ring.size - self._count
+        full = self._label_bytes >= MAX_LABEL_BYTES
+        return 0 if full else min(self._ring.size - self._count, MAX_QUARANTINED - len(self.quarantined))
 
     def take(self, records: Rows, first: int, last: int) -> bool:
         """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
@@ -115,31 +113,30 @@ class Batch:
             return False
         ids, sizes = Joined.of(records.ids[first:last]), records.label_sizes
         start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        self._id_sizes[here : here + count] = ids.sizes
-        self._label_sizes[here : here + count] = sizes[first:last]
+        self._sizes[:2, here : here + count] = ids.sizes, sizes[first:last]
         self._add(count, ids.data, records.labels[start:stop].tobytes())
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def fill(self, block: Block, place: int, size: int) -> tuple[int, int]:
-        """Append ordinary records from byte `place` of the block's `size` bytes on, up to the first that is none.
+    def fill(self, filler: Filler, shard: Shard, place: Position, part: tuple[int, int]) -> tuple[int, int, Bad]:
+        """Append records from `place` on, byte part[0] of the block's part[1], leaving out bad ones.
 
-        Returns how many, and the byte at which the next one starts.
+        Returns how many there were, how many bytes they have, and the errors of the bad ones, by row.
         """
-        assert native
-        count, place, ids, labels, labelled = native.fill(
-            block.bytes,
-            place,
-            size,
-            self._ring.inputs,
-            tuple(self._buffers.values()),
-            self._count,
-            self._id_sizes,
-            self._label_sizes,
-        )
-        self._add(count, ids, labels)
-        self.labelled = self.labelled or labelled
-        return count, place
+        here, buffers = self._count, [*self._buffers.values()]
+        rows = here, here + self.room
+        count, ids, labels, bad = filler.fill(shard, place, part, buffers, self._sizes, rows)
+        sizes = self._sizes[:, here : here + count]
+        length = int(sizes[3].sum())
+        if bad:
+            good = np.delete(np.arange(count), [*bad])
+            for values in buffers:
+                values[here : here + len(good)] = values[here + good]
+            sizes[:, : len(good)] = sizes[:, good]
+            sizes = sizes[:, : len(good)]
+        self._add(sizes.shape[1], ids, labels)
+        self.labelled = self.labelled or bool(sizes[2].any())
+        return count, length, bad
 
     def _add(self, count: int, ids: bytes, labels: bytes) -> None:
         self._ids.append(ids)
@@ -153,8 +150,8 @@ def joined(batches: Sequence[Batch]) -> tuple[Joined, Joined]:
     ids = b"".join(part for batch in batches for part in batch._ids)
     labels = b"".join(part for batch in batches for part in batch._labels)
     return (
-        Joined(ids, np.concatenate([batch._id_sizes[: len(batch)] for batch in batches])),
-        Joined(labels, np.concatenate([batch._label_sizes[: len(batch)] for batch in batches])),
+        Joined(ids, np.concatenate([batch._sizes[0, : len(batch)] for batch in batches])),
+        Joined(labels, np.concatenate([batch._sizes[1, : len(batch)] for batch in batches])),
     )
 
 
@@ -163,7 +160,6 @@ class _Ring:
 
     def __init__(self, schema: Schema, size: int, depth: int) -> None:
         self.size = size
-        self.inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
         self._inputs, self._depth = dict(schema.inputs), depth
         self._free: list[dict[str, NDArray[np.float32]]] = []
 
@@ -184,21 +180,23 @@ class _Filler:
         self._ring, self._skip = _Ring(schema, size, depth), skip
         self._batch = Batch(self._ring, start)
 
-    def read(self, shard: Shard, block: Block, place: Position) -> Generator[Batch, None, Position]:
-        """Take ordinary records from `place` on, straight from where their bytes are read to.
+    def read(self, shard: Shard, filler: Filler, place: Position) -> Generator[Batch, None, Position]:
+        """Take records from `place` on, straight from where their bytes are read to.
 
-        Returns where that ended: at a record that is out of the ordinary, or at the next shard.
+        Returns where that ended: at a record that is not whole, or at the next shard.
         """
         while place.offset < shard.size:
             size, done, before = shard.read(place.offset, _BYTES_AT_ONCE), 0, place
             while place.offset < shard.size:
                 if not self._batch.room:
                     yield self._next()
-                count, stop = self._batch.fill(block, done, size)
+                count, length, bad = self._batch.fill(filler, shard, place, (done, size))
                 if not count:
                     break
-                place = Position(place.shard, place.record + count, place.offset + stop - done)
-                self._batch.end, done = place, stop
+                for error in bad.values():
+                    self._fault(error)
+                place = Position(place.shard, place.record + count, place.offset + length)
+                self._batch.end, done = place, done + length
             if place == before:
                 return place
         if place.offset == shard.size > 0:
@@ -295,13 +293,14 @@ def batches(
 
 def _filled(filler: _Filler, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded here."""
-    decoder, block, straight = Decoder(schema), Block(), compiled(schema.inputs)
+    decoder, block = Decoder(schema), Block()
+    straight = Filler(schema) if compiled(schema) else None
     for index, path in list(enumerate(paths))[start.shard :]:
         place = start if index == start.shard else Position(index, 0, 0)
         with Shard(path, block) as shard:
             while place.shard == index:
                 if straight:
-                    place = yield from filler.read(shard, block, place)
+                    place = yield from filler.read(shard, straight, place)
                 if place.shard == index:
                     found = decode(shard, decoder, place)
                     yield from filler.add(found)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
-from scorer.examples import Decoder, Schema
-from scorer.framing import Block, Shard
+from scorer.examples import Decoder, Schema, parse
+from scorer.framing import BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Shard
+from scorer.joined import Joined
+from scorer.protobuf import Row
+
+_MAX_INPUTS = 64  # of the compiled loops
 
 
 @dataclass(frozen=True)
@@ -71,19 +76,115 @@ class Decoded:
         return Position(self.index + 1, 0, 0) if self.last else self.position(len(self))
 
 
+Bad: TypeAlias = dict[int, ShardError | RecordError]
+"""What is wrong with the bad records, by row."""
+
+
+class Filler:
+    """Decodes with the compiled loops, from a block straight to rows; what these leave out goes through protobuf."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
+
+    def fill(
+        self,
+        shard: Shard,
+        place: Position,
+        part: tuple[int, int],
+        features: Sequence[NDArray[np.float32]],
+        sizes: NDArray[np.int64],
+        rows: tuple[int, int],
+    ) -> tuple[int, bytes, bytes, Bad]:
+        """Decode records from `place` on, which is byte part[0] of the block, up to part[1], into rows[0]..rows[1]-1.
+
+        features: float32 (n, width) for each input. sizes: int64 (4, n) gets the bytes of each one's id and of its
+        labels, whether it has `labels` at all, and the bytes of the record. Returns how many records were whole; their
+        ids and their labels, one after the other; by row, from 0 on, the errors of those whose rows are spoilt.
+        """
+        assert native
+        first, last = rows
+        count, _, ids, labels = native.fill(shard.block.bytes, *part, self._inputs, tuple(features), first, last, sizes)
+        here = sizes[:, first : first + count]
+        left = np.flatnonzero(here[0] == 0).tolist()
+        if not left:
+            return count, ids, labels, {}
+        bad: Bad = {}
+        each_id, each_labels = Joined(ids, here[0]).split(), Joined(labels, here[1]).split()
+        stops = np.cumsum(here[3]).tolist()
+        for row in left:
+            start, stop = stops[row] - int(here[3, row]), stops[row]
+            number, offset = place.record + row, place.offset + start
+            odd: Row | ShardError | RecordError | bytes = shard.payload(part[0] + start, part[0] + stop, number, offset)
+            if isinstance(odd, bytes):
+                odd = parse(shard.path, odd, self._schema.inputs, number, offset)
+            if not isinstance(odd, Row):
+                bad[row] = odd
+                continue
+            for values, to in zip(odd.floats, features, strict=True):
+                to[first + row] = values
+            each_id[row], each_labels[row] = odd.id, odd.labels or b""
+            here[:3, row] = len(odd.id), len(each_labels[row]), odd.labels is not None
+        return count, b"".join(each_id), b"".join(each_labels), bad
+
+
+class Filled:
+    """The records of a block decoded by the compiled loops: see scorer.examples.Records. Each `fill` replaces them."""
+
+    def __init__(self, schema: Schema) -> None:
+        widths = schema.inputs.values()
+        self._size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(widths), 1))  # they fit a worker's slot
+        self._filler = Filler(schema)
+        self._features = [np.empty((self._size, width), np.float32) for width in widths]
+        self._sizes = np.empty((4, self._size), np.int64)
+
+    def fill(self, shard: Shard, place: Position) -> NDArray[np.int64]:
+        """Take the whole records from `place` on as far as there is room; returns Decoded.places."""
+        part = 0, shard.read(place.offset, BLOCK_BYTES)
+        count, ids, labels, self.bad = self._filler.fill(
+            shard, place, part, self._features, self._sizes, (0, self._size)
+        )
+        id_sizes, self.label_sizes, labelled, sizes = self._sizes[:, :count]
+        self.ids, self.labels = Joined(ids, id_sizes).split(), np.frombuffer(labels, np.uint8)
+        self.labelled = labelled.astype(bool)
+        return np.cumsum([0, *sizes])
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        for values, to in zip(self._features, rows, strict=True):
+            to[...] = values[first:last]
+        return True
+
+
+def compiled(schema: Schema) -> bool:
+    """Whether the compiled loops are there and serve for so many inputs."""
+    return native is not None and len(schema.inputs) <= _MAX_INPUTS
+
+
 def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) -> Generator[Decoded]:
     """The blocks of `shards`, pairs of index and path, in order; each is valid until the next one is asked for.
 
     A shard of the index of `start` is read from there on. Raises InputError.
     """
-    decoder, block = Decoder(schema), Block()
+    decoder, block, filled = Decoder(schema), Block(), Filled(schema) if compiled(schema) else None
     for index, path in shards:
         place = start if index == start.shard else Position(index, 0, 0)
         with Shard(path, block) as shard:
             while place.shard == index:
-                found = decode(shard, decoder, place)
+                found = (filled and fill(shard, filled, place)) or decode(shard, decoder, place)
                 yield found
                 place = found.end
+
+
+def fill(shard: Shard, rows: Filled, place: Position) -> Decoded | None:
+    """As `decode`, by the compiled loops; None if there is nothing for them: no record, or none that is whole."""
+    if place.offset >= shard.size:
+        return None
+    places = rows.fill(shard, place)
+    last = place.offset + int(places[-1]) == shard.size
+    if last:
+        shard.check_unchanged()
+    found = Decoded(place.shard, shard.size, place.record, place.offset, places, last, None, rows)
+    return found if len(found) else None
 
 
 def decode(shard: Shard, decoder: Decoder, place: Position) -> Decoded:

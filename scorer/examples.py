@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer import protobuf
-from scorer.compiled import native
 from scorer.errors import RecordError, ShardError
 from scorer.framing import Block, Frames
 from scorer.joined import Joined
-from scorer.layouts import Finder, Ints, finder
+from scorer.layouts import Ints, Layouts
 
 Octets: TypeAlias = NDArray[np.uint8]
 
@@ -50,14 +49,14 @@ class Records:
     bad: errors by row. Numbers that are not finite are found by `copy` only.
     """
 
-    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], finder: Finder) -> None:
+    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
         self._path, self._frames, self._inputs = path, frames, inputs
         self._odd: dict[int, protobuf.Row] = {}
         self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
         if len(self.bad) == len(frames):
             self._set_empty()
         else:
-            self._decode(finder)
+            self._decode(layouts)
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
         """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
@@ -79,8 +78,6 @@ class Records:
         size = to.shape[1] * to.itemsize
         if size > block.capacity:
             return True  # these can only be odd ones
-        if native and native.copy(block.bytes, at, to):
-            return True
         values = block.items(size)
         for start in range(0, len(at), _COPIED_TOGETHER):
             part = to[start : start + _COPIED_TOGETHER]
@@ -101,8 +98,8 @@ class Records:
         self.ids, self.labelled = [b""] * count, np.zeros(count, bool)
         self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
 
-    def _decode(self, finder: Finder) -> None:
-        places = finder.find(self._frames.block, self._frames.starts, self._frames.stops)
+    def _decode(self, layouts: Layouts) -> None:
+        places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
         self._at, self.labelled = places.at, places.labelled
         odd = ~places.known
         odd[list(self.bad)] = True
@@ -124,16 +121,26 @@ class Records:
             self.ids[row], labels[row] = b"", labels[row][:0]
             if row in self.bad:
                 continue
-            try:
-                odd = protobuf.parse(self._frames.payload(row), self._inputs)
-            except protobuf.Unfit as unfit:
-                record, offset = self._frames.place(row)
-                self.bad[row] = RecordError(self._path, str(unfit), record=record, offset=offset, remedy=_REMEDY)
+            odd = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.place(row))
+            if isinstance(odd, RecordError):
+                self.bad[row] = odd
                 continue
             self._odd[row] = odd
             self.ids[row], self.labelled[row] = odd.id, odd.labels is not None
             labels[row] = np.frombuffer(odd.labels or b"", np.uint8)
         self.labels, self.label_sizes = np.concatenate(labels), np.array([*map(len, labels)], np.int64)
+
+
+def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, offset: int) -> protobuf.Row | RecordError:
+    """The record of this index and first byte of the shard, through protobuf; or what is wrong with it.
+
+    An error is not raised: it may be kept, and would keep the payload with it.
+    """
+    try:
+        return protobuf.parse(payload, inputs)
+    except protobuf.Unfit as unfit:
+        reason = str(unfit)
+    return RecordError(path, reason, record=record, offset=offset, remedy=_REMEDY)
 
 
 class Decoder:
@@ -145,11 +152,11 @@ class Decoder:
 
     def __init__(self, schema: Schema) -> None:
         self._inputs = dict(schema.inputs)
-        self._finder = finder(self._inputs)
+        self._layouts = Layouts(self._inputs)
 
     def decode(self, path: str, frames: Frames) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
-        return Records(path, frames, self._inputs, self._finder)
+        return Records(path, frames, self._inputs, self._layouts)
 
 
 def _ids(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
@@ -181,9 +188,6 @@ def _labels(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
 
 def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
     """The `sizes` bytes from each of the bytes `at` of the block on, one after the other."""
-    if native:
-        joined: bytes = native.gather(block.bytes, at, sizes)
-        return joined
     stops = np.cumsum(sizes)
     data: Octets = block.octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
     return data.tobytes()

@@ -22,7 +22,6 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from scorer.compiled import native
 from scorer.errors import InputError, RecordError, ShardError
 
 BLOCK_BYTES = 2 << 20
@@ -114,7 +113,7 @@ class Shard:
 
     def __init__(self, path: str, block: Block | None = None) -> None:
         self.path = path
-        self._block = block or Block()
+        self.block = block or Block()
         try:
             _check_regular(path)
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -156,7 +155,7 @@ class Shard:
 
     def read(self, offset: int, count: int) -> int:
         """Read up to `count` bytes from `offset` on into the block; returns how many. Raises InputError."""
-        return self._read(offset, min(count, self._block.capacity))
+        return self._read(offset, min(count, self.block.capacity))
 
     def frames(self, offset: int, record: int) -> Frames:
         """One block: at least one record, unless `offset` is the end or the rest is lost.
@@ -167,14 +166,14 @@ class Shard:
             raise InputError(f"{self.path}: has {self.size} bytes, but byte {offset} was to come next: it has changed")
         if self.size == 0:
             return self._rest_is_lost(offset, record, "the file is empty")
-        size = self._read(offset, self._block.capacity)
+        size = self._read(offset, self.block.capacity)
         frames = self._scan(size, offset, record)
         return frames if len(frames) or frames.last else self._first(size, offset, record)
 
     def _scan(self, size: int, offset: int, record: int) -> Frames:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
-        places, bad = (_records if native else _records_in_python)(self._block, size)
-        frames = Frames(self._block, offset, record, places, last=offset + int(places[-1]) == self.size)
+        places, bad = _records(self.block, size)
+        frames = Frames(self.block, offset, record, places, last=offset + int(places[-1]) == self.size)
         for row in bad:
             frames.bad[row] = self._payload_error(*frames.place(row))
         return frames
@@ -184,9 +183,9 @@ class Shard:
         left = self.size - offset
         if left < _HEADER:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
-        length = _SIZES[bytes(self._block.view[:_HEADER])] - _HEADER - _FOOTER
+        length = _SIZES[bytes(self.block.view[:_HEADER])] - _HEADER - _FOOTER
         if length >= 1 << 64:
-            return self._bad_length(bytes(self._block.view[: min(size, 64)]), offset, record)
+            return self._bad_length(bytes(self.block.view[: min(size, 64)]), offset, record)
         if length > left - _HEADER - _FOOTER:
             reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
             return self._rest_is_lost(offset, record, reason)
@@ -200,25 +199,31 @@ class Shard:
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)
-        return Frames(self._block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
+        return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
         """A record longer than a block: checked piecewise, then refused."""
         place, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while place < stop:
-            size = self._read(place, min(stop - place, self._block.capacity))
-            check = crc32c(self._block.view[:size], check)
+            size = self._read(place, min(stop - place, self.block.capacity))
+            check = crc32c(self.block.view[:size], check)
             place += size
         self._read(stop, _FOOTER)
-        (stored,) = struct.unpack_from("<I", self._block.bytes)
+        (stored,) = struct.unpack_from("<I", self.block.bytes)
         error: ShardError | RecordError = self._payload_error(record, offset)
         if stored == _mask(check):
-            limit = self._block.capacity - _HEADER - _FOOTER
+            limit = self.block.capacity - _HEADER - _FOOTER
             reason = f"the record has {length} bytes; at most {limit} are read"
             error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
         end = stop + _FOOTER
         places = np.array([0, end - offset])
-        return Frames(self._block, offset, record, places, last=end == self.size, bad={0: error})
+        return Frames(self.block, offset, record, places, last=end == self.size, bad={0: error})
+
+    def payload(self, start: int, stop: int, record: int, offset: int) -> bytes | ShardError:
+        """That of the record from byte `start` to `stop` of the block, or that it fails its CRC."""
+        payload = bytes(self.block.view[start + _HEADER : stop - _FOOTER])
+        (stored,) = struct.unpack_from("<I", self.block.bytes, stop - _FOOTER)
+        return payload if stored == _mask(crc32c(payload)) else self._payload_error(record, offset)
 
     def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
@@ -231,7 +236,7 @@ class Shard:
         try:
             self._file.seek(offset)
             while done < count:
-                more = self._file.readinto(self._block.view[done:count])
+                more = self._file.readinto(self.block.view[done:count])
                 if not more:
                     self.check_unchanged()
                     raise InputError(f"{self.path}: ends at byte {offset + done} of {self.size}")
@@ -267,14 +272,6 @@ def _mask(crc: int) -> int:
 
 def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
     """Of the whole records at the start of `size` bytes: Frames.places, and the rows whose payload fails its CRC."""
-    assert native
-    places, bad = np.empty(MAX_BLOCK_RECORDS + 1, np.int64), np.empty(MAX_BLOCK_RECORDS, np.uint8)
-    count = native.records(block.bytes, size, places, bad)
-    return places[: count + 1], np.flatnonzero(bad[:count]).tolist()
-
-
-def _records_in_python(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
-    """As `_records`."""
     found = [0]
     place, limit = 0, size - _HEADER - _FOOTER
     if place <= limit:

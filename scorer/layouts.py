@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.compiled import native
 from scorer.framing import Block
 
 Ints = NDArray[np.int64]
@@ -72,39 +70,8 @@ class _Header:
         return [min(_WORD * i, len(self.content) - _WORD) for i in range(count)]
 
 
-class Finder(Protocol):
-    """What takes records apart by one schema."""
-
-    def find(self, block: Block, starts: Ints, stops: Ints) -> Places:
-        """Take apart n >= 1 records: int64 (n,) where each payload starts and ends in `block`."""
-
-
-def finder(inputs: Mapping[str, int]) -> Finder:
-    """The fastest there is. inputs: float features asked for and their widths."""
-    return _Compiled(inputs) if compiled(inputs) else Layouts(inputs)
-
-
-def compiled(inputs: Mapping[str, int]) -> bool:
-    """Whether the compiled loops are there and serve for so many inputs."""
-    return native is not None and len(inputs) < _MAX_ENTRIES
-
-
-class _Compiled:
-    """Walks over the entries of each record."""
-
-    def __init__(self, inputs: Mapping[str, int]) -> None:
-        self._inputs = tuple((name.encode(), width) for name, width in inputs.items())
-
-    def find(self, block: Block, starts: Ints, stops: Ints) -> Places:
-        assert native
-        shape = len(self._inputs) + 2, len(starts)
-        known, at, lengths = np.empty(shape[1], bool), np.empty(shape, np.int64), np.empty(shape, np.int64)
-        native.features(block.bytes, starts, stops, self._inputs, known, at, lengths)
-        return Places(known, at, lengths, at[-1] >= 0)
-
-
 class Layouts:
-    """The same in NumPy. It keeps the entry headers that it has seen and that fit one schema.
+    """Takes records apart. It keeps the entry headers that it has seen and that fit one schema.
 
     inputs: float features asked for and their widths.
     """
@@ -118,6 +85,7 @@ class Layouts:
         self._index()
 
     def find(self, block: Block, starts: Ints, stops: Ints) -> Places:
+        """Take apart n >= 1 records: int64 (n,) where each payload starts and ends in `block`."""
         begins, stops, framed = _spans(block.words, starts, stops)
         rounds = 0
         while True:

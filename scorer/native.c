@@ -2,8 +2,7 @@
  *
  * scorer/framing.py, layouts.py, examples.py, rows.py, tally.py and metrics.py have the same in NumPy, for installations
  * without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises
- * for what is in a shard: what is out of the ordinary is left to the callers, who have the words for it. `fill` takes
- * whole records of which nothing is; `records`, `features`, `copy` and `gather` are its steps for a block of any.
+ * for what is in a shard: `fill` leaves out what is out of the ordinary, for protobuf, which has the words for it.
  *
  * Offsets are int64 and count from the start of the block. No function reads or writes outside of the buffers it is
  * given, and all that take long let go of the interpreter's lock.
@@ -187,9 +186,15 @@ static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
 
 /* ---- all of it at once, while the bytes are in the core's own cache ---- */
 
-typedef struct { int64_t at, size; } Part;
-typedef struct { Part id, labels; } Rest; /* where the block has what has no fixed width; labels.at is -1 without any */
-typedef struct { const Input *inputs; int64_t count, first, last; uint8_t **rows; Rest *rest; } Batch;
+enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* of each row, in bytes; LABELLED is whether there is a `labels` */
+typedef struct { int64_t id, labels; } Rest; /* where the block has what has no fixed width */
+typedef struct {
+    const Input *inputs;
+    int64_t count, first, last, most;
+    uint8_t **rows;
+    Rest *rest;
+    int64_t *sizes;
+} Batch;
 
 /* Decode the payload at `example` into row `row`; false, and the row is spoilt, if it is out of the ordinary. */
 static bool fill_row(const uint8_t *block, Span example, const Batch *batch, int64_t row) {
@@ -201,12 +206,21 @@ static bool fill_row(const uint8_t *block, Span example, const Batch *batch, int
         int64_t width = 4 * batch->inputs[i].width;
         if (!copy_finite(found[i].at, batch->rows[i] + row * width, width)) return false;
     }
-    batch->rest[row - batch->first] = (Rest){
-        {id.at - block, id.end - id.at}, {labels.at ? labels.at - block : -1, labels.end - labels.at}};
+    int64_t *sizes = batch->sizes + row, most = batch->most;
+    sizes[ID * most] = id.end - id.at;
+    sizes[LABELS * most] = labels.end - labels.at;
+    sizes[LABELLED * most] = labels.at != NULL;
+    batch->rest[row - batch->first] = (Rest){id.at - block, labels.at ? labels.at - block : 0};
     return true;
 }
 
-/* Decode records from byte `place` on into the batch, up to the first out of the ordinary; where that one starts. */
+/* Note that row `row` was left out. */
+static void leave_row(const Batch *batch, int64_t row) {
+    for (int i = ID; i <= LABELLED; i++) batch->sizes[i * batch->most + row] = 0;
+    batch->rest[row - batch->first] = (Rest){0, 0};
+}
+
+/* Decode records from byte `place` on into the batch; where the next one starts. */
 static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, const Batch *batch, int64_t *row) {
     while (*row < batch->last) {
         int64_t places[TOGETHER + 1], most = batch->last - *row < TOGETHER ? batch->last - *row : TOGETHER;
@@ -216,7 +230,8 @@ static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, cons
         check_payloads(from, places, some, bad);
         for (int64_t i = 0; i < some; i++, ++*row) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
-            if (bad[i] || !fill_row(block, example, batch, *row)) return place + places[i];
+            if (bad[i] || !fill_row(block, example, batch, *row)) leave_row(batch, *row);
+            batch->sizes[RECORD * batch->most + *row] = places[i + 1] - places[i];
         }
         place += places[some];
         if (some < most) break;
@@ -227,26 +242,6 @@ static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, cons
 /* ---- Python's side ---- */
 
 static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, what); return NULL; }
-
-PyDoc_STRVAR(records_doc,
-    "records(block, size, places, bad) -> n\n\n"
-    "Find the whole records at the start of `block`'s `size` bytes and check their CRCs. places: int64 (most + 1,) gets\n"
-    "where each starts and where the last one ends; bad: uint8 (most,) gets 1 where a payload fails its CRC.");
-
-static PyObject *records(PyObject *self, PyObject *args) {
-    Py_buffer block, places, bad;
-    Py_ssize_t size;
-    if (!PyArg_ParseTuple(args, "y*nw*w*", &block, &size, &places, &bad)) return NULL;
-    int64_t count = -1;
-    if (0 <= size && size <= block.len && places.len >= 8 * (bad.len + 1)) {
-        Py_BEGIN_ALLOW_THREADS
-        count = find_records(block.buf, size, bad.len, places.buf);
-        check_payloads(block.buf, places.buf, count, bad.buf);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&block); PyBuffer_Release(&places); PyBuffer_Release(&bad);
-    return count < 0 ? wrong("buffers of other sizes") : PyLong_FromLongLong(count);
-}
 
 /* The names and widths in a tuple of (bytes, int). */
 static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
@@ -263,157 +258,67 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
     return count;
 }
 
-PyDoc_STRVAR(features_doc,
-    "features(block, starts, stops, inputs, known, at, lengths)\n\n"
-    "Find the features of n payloads, each from starts[i] to stops[i]: int64 (n,). inputs: tuple of (name, width).\n"
-    "known: bool (n,), at and lengths: int64 (inputs + 2, n), as in scorer.layouts.Places; at is -1 without `labels`.");
-
-static PyObject *features(PyObject *self, PyObject *args) {
-    Py_buffer block, starts, stops, known, at, lengths;
-    PyObject *given;
-    Input inputs[MAX_INPUTS];
-    if (!PyArg_ParseTuple(args, "y*y*y*O!w*w*w*", &block, &starts, &stops, &PyTuple_Type, &given, &known, &at,
-                          &lengths))
-        return NULL;
-    Py_ssize_t count = read_inputs(given, inputs), rows = known.len;
-    bool fits = count >= 0 && starts.len == 8 * rows && stops.len == starts.len && at.len == (count + 2) * starts.len &&
-                lengths.len == at.len;
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS
-        const uint8_t *bytes = block.buf;
-        for (Py_ssize_t row = 0; row < rows && fits; row++) {
-            int64_t start = ((int64_t *)starts.buf)[row], stop = ((int64_t *)stops.buf)[row];
-            fits = 0 <= start && start <= stop && stop <= block.len;
-            if (!fits) break;
-            Span found[MAX_INPUTS + 2];
-            ((uint8_t *)known.buf)[row] = find_features((Span){bytes + start, bytes + stop}, inputs, count, found);
-            for (Py_ssize_t i = 0; i < count + 2; i++) {
-                ((int64_t *)at.buf)[i * rows + row] = found[i].at ? found[i].at - bytes : -1;
-                ((int64_t *)lengths.buf)[i * rows + row] = found[i].at ? found[i].end - found[i].at : 0;
-            }
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&block); PyBuffer_Release(&starts); PyBuffer_Release(&stops);
-    PyBuffer_Release(&known); PyBuffer_Release(&at); PyBuffer_Release(&lengths);
-    if (PyErr_Occurred()) return NULL;
-    if (!fits) return wrong("buffers of other sizes");
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(copy_doc,
-    "copy(block, at, to) -> bool\n\n"
-    "Copy float32 numbers from bytes `at` (int64 (n,)) of the block to the n rows of `to`; whether all are finite.");
-
-static PyObject *copy(PyObject *self, PyObject *args) {
-    Py_buffer block, at, to;
-    if (!PyArg_ParseTuple(args, "y*y*w*", &block, &at, &to)) return NULL;
-    Py_ssize_t rows = at.len / 8, width = rows ? to.len / rows : 0;
-    bool fits = rows * width == to.len && width % 4 == 0 && width <= block.len;
-    bool finite = true;
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t row = 0; row < rows; row++) {
-            int64_t from = ((int64_t *)at.buf)[row];
-            if (from < 0 || from > block.len - width) { fits = false; break; }
-            finite &= copy_finite((uint8_t *)block.buf + from, (uint8_t *)to.buf + row * width, width);
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&block); PyBuffer_Release(&at); PyBuffer_Release(&to);
-    return fits ? PyBool_FromLong(finite) : wrong("buffers of other sizes");
-}
-
-PyDoc_STRVAR(gather_doc,
-    "gather(block, at, sizes) -> bytes\n\n"
-    "The sizes[i] bytes from each byte at[i] of the block on, one after the other; both int64 (n,).");
-
-static PyObject *gather(PyObject *self, PyObject *args) {
-    Py_buffer block, at, sizes;
-    if (!PyArg_ParseTuple(args, "y*y*y*", &block, &at, &sizes)) return NULL;
-    const int64_t *from = at.buf, *size = sizes.buf;
-    Py_ssize_t rows = at.len / 8, total = 0;
-    bool fits = sizes.len == at.len;
-    for (Py_ssize_t row = 0; row < rows && fits; row++) {
-        if (size[row] == 0) continue;
-        fits = 0 < size[row] && size[row] <= block.len && 0 <= from[row] && from[row] <= block.len - size[row] &&
-               total <= PY_SSIZE_T_MAX - size[row];
-        total += size[row];
-    }
-    PyObject *joined = fits ? PyBytes_FromStringAndSize(NULL, total) : wrong("buffers of other sizes");
-    if (joined) {
-        char *to = PyBytes_AsString(joined);
-        for (Py_ssize_t row = 0; row < rows; to += size[row++])
-            if (size[row]) memcpy(to, (char *)block.buf + from[row], size[row]);
-    }
-    PyBuffer_Release(&block); PyBuffer_Release(&at); PyBuffer_Release(&sizes);
-    return joined;
-}
-
-/* Some parts of the block, one after the other, and the size of each. */
-static PyObject *joined(const uint8_t *block, const Part *part, int64_t count, int64_t *sizes) {
-    const int64_t step = sizeof(Rest) / sizeof(Part);
+/* The parts of the block from `at`, the first of them, on: one after the other. */
+static PyObject *joined(const uint8_t *block, const int64_t *at, const int64_t *sizes, int64_t count) {
+    const int64_t step = sizeof(Rest) / sizeof *at;
     int64_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += sizes[i] = part[i * step].size;
+    for (int64_t i = 0; i < count; i++) total += sizes[i];
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, total);
     char *to = bytes ? PyBytes_AsString(bytes) : NULL;
     for (int64_t i = 0; to && i < count; to += sizes[i++])
-        if (sizes[i]) memcpy(to, block + part[i * step].at, sizes[i]);
+        if (sizes[i]) memcpy(to, block + at[i * step], sizes[i]);
     return bytes;
 }
 
 /* What `fill` returns. */
-static PyObject *filled(const uint8_t *block, int64_t place, const Rest *rest, int64_t count, int64_t *id_sizes,
-                        int64_t *label_sizes) {
-    bool labelled = false;
-    for (int64_t i = 0; i < count; i++) labelled |= rest[i].labels.at >= 0;
-    PyObject *ids = joined(block, &rest->id, count, id_sizes), *result = NULL;
-    PyObject *labels = joined(block, &rest->labels, count, label_sizes);
-    if (ids && labels)
-        result = Py_BuildValue("LLOOO", (long long)count, (long long)place, ids, labels, labelled ? Py_True : Py_False);
+static PyObject *filled(const uint8_t *block, int64_t place, const Batch *batch, int64_t count) {
+    const int64_t *sizes = batch->sizes + batch->first;
+    PyObject *ids = joined(block, &batch->rest->id, sizes + ID * batch->most, count), *result = NULL;
+    PyObject *labels = joined(block, &batch->rest->labels, sizes + LABELS * batch->most, count);
+    if (ids && labels) result = Py_BuildValue("LLOO", (long long)count, (long long)place, ids, labels);
     Py_XDECREF(ids);
     Py_XDECREF(labels);
     return result;
 }
 
 PyDoc_STRVAR(fill_doc,
-    "fill(block, place, size, inputs, rows, first, id_sizes, label_sizes) -> n, place, ids, labels, labelled\n\n"
-    "Decode the whole records from byte `place` of the block's `size` bytes on into the rows from `first` on, as many as\n"
-    "there is room for, up to the first that fails a CRC or is out of the ordinary. rows: tuple of float32 (most, width),\n"
-    "one for each of `inputs`, a tuple of (name, width). id_sizes, label_sizes: int64 (most,). Returns how many; where\n"
-    "the next one starts; their ids and their labels, one after the other; whether any has `labels`.");
+    "fill(block, place, size, inputs, rows, first, last, sizes) -> n, place, ids, labels\n\n"
+    "Decode the whole records from byte `place` of the block's `size` bytes on into the rows from `first` on, up to\n"
+    "`last`. rows: tuple of float32 (most, width), one for each of `inputs`, a tuple of (name, width). sizes: int64\n"
+    "(4, most) gets the bytes of each one's id and of its labels, 1 if it has `labels` at all, and its bytes in the\n"
+    "block. One that fails its CRC or is out of the ordinary is left out: its row is spoilt, its id of 0 bytes. Returns\n"
+    "how many; where the next one starts; their ids and their labels, one after the other.");
 
 static PyObject *fill(PyObject *self, PyObject *args) {
-    Py_buffer block, id_sizes, label_sizes, held[MAX_INPUTS];
-    Py_ssize_t place, size, first, holds = 0;
+    Py_buffer block, sizes, held[MAX_INPUTS];
+    Py_ssize_t place, size, first, last, holds = 0;
     PyObject *given, *arrays, *result = NULL;
     Input inputs[MAX_INPUTS];
     uint8_t *rows[MAX_INPUTS];
-    if (!PyArg_ParseTuple(args, "y*nnO!O!nw*w*", &block, &place, &size, &PyTuple_Type, &given, &PyTuple_Type, &arrays,
-                          &first, &id_sizes, &label_sizes))
+    if (!PyArg_ParseTuple(args, "y*nnO!O!nnw*", &block, &place, &size, &PyTuple_Type, &given, &PyTuple_Type, &arrays,
+                          &first, &last, &sizes))
         return NULL;
-    Py_ssize_t count = read_inputs(given, inputs), most = id_sizes.len / 8;
+    Py_ssize_t count = read_inputs(given, inputs), most = sizes.len / 8 / SIZES;
     bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= place && place <= size && size <= block.len &&
-                0 <= first && first <= most && label_sizes.len == id_sizes.len;
+                0 <= first && first <= last && last <= most;
     for (; fits && holds < count; holds++) {
         if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
         rows[holds] = held[holds].buf;
         int64_t width = inputs[holds].width;
         fits = width >= 0 && (!width || held[holds].len / 4 / width >= most);
     }
-    Rest *rest = fits && holds == count ? PyMem_Malloc((most - first + 1) * sizeof *rest) : NULL;
+    Rest *rest = fits && holds == count ? PyMem_Malloc((last - first + 1) * sizeof *rest) : NULL;
     if (rest) {
-        Batch batch = {inputs, count, first, most, rows, rest};
+        Batch batch = {inputs, count, first, last, most, rows, rest, sizes.buf};
         int64_t row = first, stop;
         Py_BEGIN_ALLOW_THREADS
         stop = fill_rows(block.buf, place, size, &batch, &row);
         Py_END_ALLOW_THREADS
-        result = filled(block.buf, stop, rest, row - first, (int64_t *)id_sizes.buf + first,
-                        (int64_t *)label_sizes.buf + first);
+        result = filled(block.buf, stop, &batch, row - first);
         PyMem_Free(rest);
     } else if (!PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
     while (holds) PyBuffer_Release(&held[--holds]);
-    PyBuffer_Release(&block); PyBuffer_Release(&id_sizes); PyBuffer_Release(&label_sizes);
+    PyBuffer_Release(&block); PyBuffer_Release(&sizes);
     return result;
 }
 
@@ -688,10 +593,6 @@ static PyObject *rows(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"fill", fill, METH_VARARGS, fill_doc},
-    {"records", records, METH_VARARGS, records_doc},
-    {"features", features, METH_VARARGS, features_doc},
-    {"copy", copy, METH_VARARGS, copy_doc},
-    {"gather", gather, METH_VARARGS, gather_doc},
     {"count", count, METH_VARARGS, count_doc},
     {"notes", notes, METH_VARARGS, notes_doc},
     {"keys", keys, METH_VARARGS, keys_doc},

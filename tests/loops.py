@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from scorer import batches, compiled, examples, framing, layouts, metrics, rows, tally
+from scorer import blocks, compiled, metrics, rows, tally
 
 HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
 """Those that this installation has."""
@@ -19,7 +19,7 @@ def using(loops: str) -> Iterator[None]:
     """Use these, in this process."""
     native = compiled.native if loops == "compiled" else None
     with ExitStack() as stack:
-        for module in (batches, framing, layouts, examples, metrics, rows, tally):
+        for module in (blocks, metrics, rows, tally):
             stack.enter_context(mock.patch.object(module, "native", native))
         yield
 

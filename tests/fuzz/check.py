@@ -9,10 +9,10 @@ from unittest import mock
 
 import numpy as np
 
-from scorer import framing
+from scorer import blocks, framing
 from scorer.batches import Batch, Quarantined, batches
 from scorer.examples import Decoder, Records, Schema, unpacked
-from scorer.framing import Block, Frames
+from scorer.framing import Block, Frames, Shard
 from scorer.joined import Joined
 from tests import shards
 from tests.scorer import reference
@@ -57,7 +57,33 @@ def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | No
     decoder = Decoder(schema)
     for _ in range(2):
         assert videos(decoder.decode("x", frames_of(payloads)), schema) == expected
+    if blocks.compiled(schema):
+        assert compiled(payloads, schema) == expected
     return expected
+
+
+def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
+    """What the compiled loops, and protobuf for what they leave out, make of these records."""
+    frames, count = frames_of(payloads), len(payloads)
+    shard = mock.Mock(spec=Shard, block=frames.block, path="x")
+    shard.payload.side_effect = lambda *given: Shard.payload(shard, *given)
+    features = [np.empty((count, width), np.float32) for width in schema.inputs.values()]
+    sizes, part = np.empty((4, count), np.int64), (0, int(frames.places[-1]))
+    done, ids, labels, bad = blocks.Filler(schema).fill(
+        shard, blocks.Position(0, 0, 0), part, features, sizes, (0, count)
+    )
+    assert done == count
+    values, splits = unpacked(Joined(labels, sizes[1]))
+    return [
+        None
+        if row in bad
+        else Video(
+            tuple(rows[row].tobytes() for rows in features),
+            id,
+            tuple(values[splits[row] : splits[row + 1]].tolist()) if sizes[2, row] else None,
+        )
+        for row, id in enumerate(Joined(ids, sizes[0]).split())
+    ]
 
 
 def read(path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quarantined]]:

@@ -16,7 +16,6 @@ from scorer import framing
 from scorer.errors import InputError, RecordError, ShardError
 from scorer.framing import Shard
 from tests import shards
-from tests.loops import loops  # noqa: F401
 
 PAYLOADS = [b"first", b"", b"third" * 100]
 
