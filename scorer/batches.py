@@ -53,7 +53,8 @@ class Batch:
     quarantined: bad records met while this batch was filled (on_error="skip").
     finished: (shard index, bytes, records read there in all: good ones and quarantined ones) of shards that ended here.
 
-    A batch has fewer than `size` videos, perhaps none, at the end of the input and after MAX_QUARANTINED bad records.
+    A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
+    records and with MAX_LABEL_BYTES of labels.
     """
 
     def __init__(self, ring: _Ring, start: Position) -> None:
@@ -269,7 +270,7 @@ def batches(
     size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
     workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
-        the same. They need a POSIX system, and take about 45 MB each.
+        the same, but for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and take about 45 MB each.
 
     Memory is that of the batches in use and of one block (scorer.framing.BLOCK_BYTES) and what is made of it, however
     large or many the shards and whatever is in them.

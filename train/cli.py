@@ -327,7 +327,7 @@ def _soften(options: argparse.Namespace, data: Data, recipe: Recipe, world: Worl
             _tell(f"train: soft labels: {step}")
             told = time.monotonic()
 
-    if len(data.train) > MOST_VIDEOS:
+    if not 0 < len(data.train) <= MOST_VIDEOS:
         return
     data.soft_folder = _make(options.cache or options.runs)
     path = file_of(data.train, recipe[0].labels, data.soft_folder)

@@ -31,7 +31,7 @@ from train.devices import bf16_is_fast
 KEPT = 64
 """Soft labels of a point: the rest of 3,862 are next to nothing together."""
 MOST_VIDEOS = 45_000
-"""Videos regressed on: time grows with their third power, and networks gain more from more videos than regression."""
+"""Videos regressed on, at most: time grows with their third power."""
 RIDGE = 0.1
 COMPANY_RIDGE = 3.0
 GAMMA = 0.6
@@ -292,7 +292,7 @@ _NEWTON_STEPS = 12
 
 def _parts(count: int) -> list[Tensor]:
     """Equal parts of 0..count-1, drawn at random but the same each time, that memory has room for."""
-    room = int(math.sqrt(available_memory() / _BYTES))
+    room = int(min(MOST_VIDEOS, math.sqrt(available_memory() / _BYTES)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return list(order.chunk(math.ceil(count / room)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,11 @@ def test_parts_that_memory_has_room_for_cover_all_videos(monkeypatch: pytest.Mon
     assert sorted(torch.cat(_parts(100)).tolist()) == list(range(100))
     assert max(map(len, _parts(100))) <= 40
     assert dense(soft_labels(videos(100), LABELS)).sum(2).min() > 0
+
+
+def test_memory_of_unknown_size_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "available_memory", lambda: math.inf)
+    assert len(_parts(100)) == 1
 
 
 def test_calibration_finds_the_odds() -> None:
