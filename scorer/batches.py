@@ -270,7 +270,7 @@ def batches(
     size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
     workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
-        the same, but for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and take about 45 MB each.
+        the same, but for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
 
     Memory is that of the batches in use and of one block (scorer.framing.BLOCK_BYTES) and what is made of it, however
     large or many the shards and whatever is in them.

@@ -91,7 +91,7 @@ def _cores() -> Finding:
 def _decoder() -> Finding:
     from scorer.compiled import missing, native
 
-    return Finding("decoder", "compiled" if native else f"in NumPy, at less than half the speed of the compiled one ({missing})")
+    return Finding("decoder", "compiled" if native else f"in NumPy, at less than half the speed ({missing})")
 
 
 def _cpu_features(path: Path = Path("/proc/cpuinfo")) -> str:
