@@ -314,30 +314,27 @@ def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: C
 
 def _soften(options: argparse.Namespace, data: Data, recipe: Recipe, world: World, stop: Callable[[], bool]) -> None:
     """Find the soft labels before a model's turn begins: a stop meanwhile has nothing to save."""
-    from train.kernel import MOST_VIDEOS, file_of
+    from train.kernel import MOST_VIDEOS
     from train.loop import Stopped
 
-    told = time.monotonic()
+    due = time.monotonic() + _TELL_SECONDS[0]
 
     def at(step: str) -> None:
-        nonlocal told
+        nonlocal due
         if stop():
             raise Stopped("stopped while finding the soft labels")
-        if world.first and time.monotonic() - told > _TELL_SECONDS:
-            _tell(f"train: soft labels: {step}")
-            told = time.monotonic()
+        if world.first and time.monotonic() >= due:
+            _tell(f"train: finding soft labels of {len(data.train):,} videos, once: {step}")
+            due = time.monotonic() + _TELL_SECONDS[1]
 
     if not 0 < len(data.train) <= MOST_VIDEOS:
         return
     data.soft_folder = _make(options.cache or options.runs)
-    path = file_of(data.train, recipe[0].labels, data.soft_folder)
-    if world.first and not path.exists():
-        _tell(f"train: finding soft labels of {len(data.train):,} videos, once; {path} keeps them")
     with world.in_turn():
         data.soft_labels(recipe[0].labels, at)
 
 
-_TELL_SECONDS = 15.0  # between lines about a wait of minutes
+_TELL_SECONDS = (2.0, 15.0)  # before the first line about a wait that may take minutes, and between lines
 
 
 def _make(folder: Path) -> Path:

@@ -74,14 +74,14 @@ def kept_soft_labels(videos: Videos, labels: int, folder: Path | None, at: Calla
     """
     if folder is None:
         return soft_labels(videos, labels, at)
-    path = file_of(videos, labels, folder)
+    path = _file(videos, labels, folder)
     if not path.exists():
         checkpoint.write(path, vars(soft_labels(videos, labels, at)), {})
     tensors, _ = checkpoint.read(path)
     return SoftLabels(**tensors)
 
 
-def file_of(videos: Videos, labels: int, folder: Path) -> Path:
+def _file(videos: Videos, labels: int, folder: Path) -> Path:
     """Where in `folder` the soft labels are kept.
 
     The name has a digest of what they follow from: ids, labels, and enough of the features to tell them apart.
