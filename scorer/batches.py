@@ -98,8 +98,9 @@ class Batch:
         return unpacked(joined([self])[1])
 
     def release(self) -> None:
-        """Give the buffers back; `features` must not be used any more."""
-        self._ring.give(self._buffers)
+        """Give the buffers back, if there are any; `features` must not be used any more."""
+        if "_buffers" in vars(self):
+            self._ring.give(self._buffers)
 
     @property
     def room(self) -> int:
@@ -174,7 +175,7 @@ class _Ring:
             self._free.append(buffers)
 
 
-class _Filler:
+class _Packer:
     """Puts blocks of decoded records into batches, in order."""
 
     def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
@@ -280,7 +281,7 @@ def batches(
     """
     if size < 1:
         raise ValueError("a batch holds at least one video")
-    filler = _Filler(schema, size, depth, start, on_error == "skip")
+    filler = _Packer(schema, size, depth, start, on_error == "skip")
     if workers:
         from scorer.workers import decoded_by_workers
 
@@ -292,7 +293,7 @@ def batches(
     yield from filler.rest()
 
 
-def _filled(filler: _Filler, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
+def _filled(filler: _Packer, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded here."""
     decoder, block = Decoder(schema), Block()
     straight = Filler(schema) if compiled(schema) else None

@@ -104,7 +104,7 @@ class Filler:
         """
         assert native
         first, last = rows
-        count, _, ids, labels = native.fill(shard.block.bytes, *part, self._inputs, tuple(features), first, last, sizes)
+        count, ids, labels = native.fill(shard.block.bytes, *part, self._inputs, tuple(features), first, last, sizes)
         here = sizes[:, first : first + count]
         left = np.flatnonzero(here[0] == 0).tolist()
         if not left:

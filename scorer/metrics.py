@@ -53,18 +53,6 @@ class Metrics:
         self._hits = _Hits.none(k)
         self._histogram = np.zeros((2, 2 * _HALF_BINS + 2), np.int64)  # rows: predictions, hits
 
-    def update(self, labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> None:
-        """Add n videos.
-
-        Args:
-            labels: int64 (n, k), best first.
-            scores: float32 (n, k) in [0, 1].
-            label_values, label_splits: the true labels of row i are label_values[label_splits[i]:label_splits[i + 1]].
-        """
-        hits, positives = find_hits(labels, label_values, label_splits)
-        known = positives > 0
-        self.add(hits[known], positives[known], scores[known])
-
     def add(self, hits: NDArray[np.bool_], positives: Ints, scores: NDArray[np.float32]) -> None:
         """Add n videos of which `find_hits` is known: hits and scores (n, k), positives (n,), each at least 1."""
         self.videos += len(hits)
@@ -96,7 +84,13 @@ def note(k: int) -> np.dtype[Any]:
 
 
 def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
-    """The exact metrics of n videos at once; arguments as `Metrics.update`, result as `Metrics.result`."""
+    """The exact metrics of n videos at once; as `Metrics.result`.
+
+    Args:
+        labels: int64 (n, k), best first.
+        scores: float32 (n, k) in [0, 1].
+        label_values, label_splits: the true labels of row i are label_values[label_splits[i]:label_splits[i + 1]].
+    """
     hits, positives = find_hits(labels, label_values, label_splits)
     known = positives > 0
     if not known.any():

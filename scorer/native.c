@@ -220,23 +220,24 @@ static void leave_row(const Batch *batch, int64_t row) {
     batch->rest[row - batch->first] = (Rest){0, 0};
 }
 
-/* Decode records from byte `place` on into the batch; where the next one starts. */
-static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, const Batch *batch, int64_t *row) {
-    while (*row < batch->last) {
-        int64_t places[TOGETHER + 1], most = batch->last - *row < TOGETHER ? batch->last - *row : TOGETHER;
+/* Decode records from byte `place` on into the batch; how many. */
+static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, const Batch *batch) {
+    int64_t row = batch->first;
+    while (row < batch->last) {
+        int64_t places[TOGETHER + 1], most = batch->last - row < TOGETHER ? batch->last - row : TOGETHER;
         uint8_t bad[TOGETHER];
         const uint8_t *from = block + place;
         int64_t some = find_records(from, size - place, most, places);
         check_payloads(from, places, some, bad);
-        for (int64_t i = 0; i < some; i++, ++*row) {
+        for (int64_t i = 0; i < some; i++, row++) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
-            if (bad[i] || !fill_row(block, example, batch, *row)) leave_row(batch, *row);
-            batch->sizes[RECORD * batch->most + *row] = places[i + 1] - places[i];
+            if (bad[i] || !fill_row(block, example, batch, row)) leave_row(batch, row);
+            batch->sizes[RECORD * batch->most + row] = places[i + 1] - places[i];
         }
         place += places[some];
         if (some < most) break;
     }
-    return place;
+    return row - batch->first;
 }
 
 /* ---- Python's side ---- */
@@ -258,6 +259,23 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
     return count;
 }
 
+/* The most bytes that a string has, of those that lie one after the other in `total` bytes; -1 if they do not. */
+static int64_t longest(const Py_buffer *sizes, int64_t total) {
+    const int64_t *size = sizes->buf, *end = size + sizes->len / 8;
+    int64_t most = 0;
+    for (; size < end; total -= *size++) {
+        if (*size < 0 || *size > total) return -1;
+        if (*size > most) most = *size;
+    }
+    return most;
+}
+
+/* k, for labels int64 (count, k) and scores float32 (count, k); -1 for others. */
+static int64_t answers(const Py_buffer *labels, const Py_buffer *scores, int64_t count) {
+    int64_t k = count ? labels->len / 8 / count : 0;
+    return labels->len == 8 * k * count && scores->len == 4 * k * count ? k : -1;
+}
+
 /* The parts of the block from `at`, the first of them, on: one after the other. */
 static PyObject *joined(const uint8_t *block, const int64_t *at, const int64_t *sizes, int64_t count) {
     const int64_t step = sizeof(Rest) / sizeof *at;
@@ -271,23 +289,23 @@ static PyObject *joined(const uint8_t *block, const int64_t *at, const int64_t *
 }
 
 /* What `fill` returns. */
-static PyObject *filled(const uint8_t *block, int64_t place, const Batch *batch, int64_t count) {
+static PyObject *filled(const uint8_t *block, const Batch *batch, int64_t count) {
     const int64_t *sizes = batch->sizes + batch->first;
     PyObject *ids = joined(block, &batch->rest->id, sizes + ID * batch->most, count), *result = NULL;
     PyObject *labels = joined(block, &batch->rest->labels, sizes + LABELS * batch->most, count);
-    if (ids && labels) result = Py_BuildValue("LLOO", (long long)count, (long long)place, ids, labels);
+    if (ids && labels) result = Py_BuildValue("LOO", (long long)count, ids, labels);
     Py_XDECREF(ids);
     Py_XDECREF(labels);
     return result;
 }
 
 PyDoc_STRVAR(fill_doc,
-    "fill(block, place, size, inputs, rows, first, last, sizes) -> n, place, ids, labels\n\n"
+    "fill(block, place, size, inputs, rows, first, last, sizes) -> n, ids, labels\n\n"
     "Decode the whole records from byte `place` of the block's `size` bytes on into the rows from `first` on, up to\n"
     "`last`. rows: tuple of float32 (most, width), one for each of `inputs`, a tuple of (name, width). sizes: int64\n"
     "(4, most) gets the bytes of each one's id and of its labels, 1 if it has `labels` at all, and its bytes in the\n"
     "block. One that fails its CRC or is out of the ordinary is left out: its row is spoilt, its id of 0 bytes. Returns\n"
-    "how many; where the next one starts; their ids and their labels, one after the other.");
+    "how many; their ids and their labels, one after the other.");
 
 static PyObject *fill(PyObject *self, PyObject *args) {
     Py_buffer block, sizes, held[MAX_INPUTS];
@@ -310,11 +328,11 @@ static PyObject *fill(PyObject *self, PyObject *args) {
     Rest *rest = fits && holds == count ? PyMem_Malloc((last - first + 1) * sizeof *rest) : NULL;
     if (rest) {
         Batch batch = {inputs, count, first, last, most, rows, rest, sizes.buf};
-        int64_t row = first, stop;
+        int64_t done;
         Py_BEGIN_ALLOW_THREADS
-        stop = fill_rows(block.buf, place, size, &batch, &row);
+        done = fill_rows(block.buf, place, size, &batch);
         Py_END_ALLOW_THREADS
-        result = filled(block.buf, stop, &batch, row - first);
+        result = filled(block.buf, &batch, done);
         PyMem_Free(rest);
     } else if (!PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
     while (holds) PyBuffer_Release(&held[--holds]);
@@ -442,13 +460,8 @@ static PyObject *notes(PyObject *self, PyObject *args) {
     PyObject *result = NULL;
     if (!PyArg_ParseTuple(args, "y*y*y*y*", &labels, &scores, &truth, &sizes)) return NULL;
     const int64_t *size = sizes.buf;
-    int64_t rows = sizes.len / 8, k = rows ? labels.len / 8 / rows : 0, total = 0, most = 0;
-    bool fits = labels.len == 8 * k * rows && scores.len == 4 * k * rows;
-    for (int64_t row = 0; row < rows && fits; row++) {
-        fits = 0 <= size[row] && size[row] <= truth.len - total;
-        total += size[row];
-        if (size[row] > most) most = size[row];
-    }
+    int64_t rows = sizes.len / 8, k = answers(&labels, &scores, rows), most = longest(&sizes, truth.len);
+    bool fits = k >= 0 && most >= 0;
     int64_t *values = fits ? PyMem_Malloc((most + 1) * sizeof *values) : NULL;
     uint8_t *begin = fits ? PyMem_Malloc(rows * (4 + 5 * k) + 1) : NULL, *to = begin;
     if (values && begin) {
@@ -484,15 +497,14 @@ PyDoc_STRVAR(keys_doc,
 static PyObject *keys(PyObject *self, PyObject *args) {
     Py_buffer ids, sizes;
     if (!PyArg_ParseTuple(args, "y*y*", &ids, &sizes)) return NULL;
-    const uint8_t *at = ids.buf, *end = at + ids.len;
+    const uint8_t *at = ids.buf;
     const int64_t *size = sizes.buf;
     Py_ssize_t rows = sizes.len / 8;
-    PyObject *result = PyBytes_FromStringAndSize(NULL, 8 * rows);
-    bool fits = true;
-    for (Py_ssize_t row = 0; row < rows && result && fits; at += fits ? size[row] : 0, row++) {
-        fits = 0 <= size[row] && size[row] <= end - at;
+    bool fits = longest(&sizes, ids.len) >= 0;
+    PyObject *result = fits ? PyBytes_FromStringAndSize(NULL, 8 * rows) : wrong("buffers of other sizes");
+    for (Py_ssize_t row = 0; result && row < rows; at += size[row++]) {
         uint64_t key = 0;
-        for (int64_t byte = 0; fits && byte < size[row] && byte < LONG_ID; byte += 8) {
+        for (int64_t byte = 0; byte < size[row] && byte < LONG_ID; byte += 8) {
             uint64_t word = 0;
             memcpy(&word, at + byte, size[row] - byte < 8 ? size[row] - byte : 8);
             key += mixed(word ^ (uint64_t)(byte / 8 + 1) * 0x9e3779b97f4a7c15u);
@@ -500,9 +512,7 @@ static PyObject *keys(PyObject *self, PyObject *args) {
         memcpy(PyBytes_AsString(result) + 8 * row, &key, 8);
     }
     PyBuffer_Release(&ids); PyBuffer_Release(&sizes);
-    if (fits) return result;
-    Py_XDECREF(result);
-    return wrong("buffers of other sizes");
+    return result;
 }
 
 /* ---- rows: see scorer/rows.py ---- */
@@ -570,19 +580,17 @@ static PyObject *rows(PyObject *self, PyObject *args) {
     Py_buffer ids, sizes, labels, scores;
     PyObject *result = NULL;
     if (!PyArg_ParseTuple(args, "y*y*y*y*", &ids, &sizes, &labels, &scores)) return NULL;
-    const uint8_t *at = ids.buf, *end = at + ids.len;
+    const uint8_t *at = ids.buf;
     const int64_t *size = sizes.buf;
-    int64_t count = sizes.len / 8, k = count ? labels.len / 8 / count : 0;
-    bool fits = labels.len == 8 * k * count && scores.len == 4 * k * count;
+    int64_t count = sizes.len / 8, k = answers(&labels, &scores, count);
+    bool fits = k >= 0 && longest(&sizes, ids.len) >= 0;
     char *begin = fits ? PyMem_Malloc(2 * ids.len + count * (5 + 30 * k) + 1) : NULL, *to = begin;
     if (begin) {
         Py_BEGIN_ALLOW_THREADS
-        for (int64_t row = 0; row < count && fits; at += fits ? size[row] : 0, row++) {
-            fits = 0 <= size[row] && size[row] <= end - at;
-            if (fits) to = put_row(to, at, size[row], (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k);
-            fits = fits && to;
-        }
+        for (int64_t row = 0; row < count && to; at += size[row++])
+            to = put_row(to, at, size[row], (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k);
         Py_END_ALLOW_THREADS
+        fits = to != NULL;
         if (fits) result = PyBytes_FromStringAndSize(begin, to - begin);
     }
     if (!result && !PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("no such rows");

@@ -122,17 +122,18 @@ def soft_labels(
             for own in torch.arange(len(rows)).split(_POINTS):
                 at(f"pass {number + 1} of {PASSES} over the videos")
                 share_B1 = soft.share[number, rows[own], None]
-                points = [point(values, own, others[own], share_B1) for values in features]
+                trio = own, *others[own].unbind(1)
+                points = [point([values[rows_B] for rows_B in trio], share_B1) for values in features]
                 top = teacher.answer(weighted(points, ratios)).topk(soft.index.shape[2], dim=1)
                 soft.index[number, rows[own]] = top.indices.int()
                 soft.weight[number, rows[own]] = top.values.half()
     return soft
 
 
-def point(values_NF: Tensor, own_B: Tensor, others_B2: Tensor, share_B1: Tensor) -> Tensor:
-    """Videos plus a share of the difference of two others: float32 (B, F)."""
-    first_BF, second_BF = values_NF[others_B2[:, 0]], values_NF[others_B2[:, 1]]
-    return values_NF[own_B] + share_B1 * (first_BF - second_BF)
+def point(trio_BF: Sequence[Tensor], share_B1: Tensor) -> Tensor:
+    """Videos plus a share of the difference of two others, which come as three of (B, F): float32 (B, F)."""
+    own_BF, first_BF, second_BF = trio_BF
+    return own_BF + share_B1 * (first_BF - second_BF)
 
 
 def weighted(inputs: Sequence[Tensor], ratios: Sequence[Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ from train.devices import bf16_is_fast
 from train.distributed import World, spread
 from train.files import remove_file, replace_file
 from train.gather import Resident, placed
-from train.kernel import MOST_VIDEOS, SoftLabels, kept_soft_labels
+from train.kernel import MOST_VIDEOS, SoftLabels, kept_soft_labels, point
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.models import build, scalings, set_prior
 
@@ -211,7 +211,7 @@ class Training:
         on_device = torch.cat(tuple(order)).to(self.device).split([len(rows_B) for rows_B in order]) if order else ()
         for rows_B, (inputs, _) in zip(on_device, self.train_data.batches(trios), strict=True):
             soft = Targets(index[rows_B].long(), weight[rows_B].float())
-            yield [_point(x, share[rows_B, None]) for x in inputs], as_weighed(soft, self.config.loss)
+            yield [point(trio.chunk(3), share[rows_B, None]) for trio in inputs], as_weighed(soft, self.config.loss)
 
     def _step(self, inputs: list[Tensor], targets: Targets, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
@@ -420,11 +420,6 @@ def _floats(model: nn.Module) -> list[Tensor]:
 
 def _mixture(x: Tensor, partner: Tensor, share_B1: Tensor) -> Tensor:
     return partner.lerp(x, share_B1)
-
-
-def _point(trio_3BF: Tensor, share_B1: Tensor) -> Tensor:
-    own_BF, first_BF, second_BF = trio_3BF.chunk(3)
-    return own_BF + share_B1 * (first_BF - second_BF)
 
 
 def _sample(videos: Videos, count: int) -> Videos:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scorer import tally
 from scorer.joined import Joined
-from scorer.metrics import Metrics, note
+from scorer.metrics import Metrics, find_hits, note
 from scorer.tally import count_duplicates, id_keys, measured, observe
 from tests import shards
 from tests.loops import HERE, loops, using  # noqa: F401
@@ -59,7 +59,9 @@ def test_the_metrics_are_those_of_the_stream(tmp_path: Path) -> None:
     truth = [random.integers(0, 30, count).tolist() for count in random.integers(0, 4, 50)]
     splits = np.cumsum([0, *map(len, truth)])
     expected = Metrics(10)
-    expected.update(labels, scores, np.array([label for row in truth for label in row]), splits)
+    hits, positives = find_hits(labels, np.array([label for row in truth for label in row]), splits)
+    known = positives > 0
+    expected.add(hits[known], positives[known], scores[known])
     path = tmp_path / "hits"
     path.write_bytes(
         observe(labels[:20], scores[:20], varints(truth[:20])) + observe(labels[20:], scores[20:], varints(truth[20:]))
