@@ -33,11 +33,13 @@ def listwise(logits_BL: Tensor, targets: Targets) -> Tensor:
     """The paper's loss, mean over videos: Keras' categorical_crossentropy on sigmoid outputs.
 
     Keras divides the outputs by their sum, clips them and takes the cross-entropy with the multi-hot target as it is:
-    p = sigmoid(z) / sum(sigmoid(z)), loss = -sum(y log clip(p)). As sigmoid(z) = exp(logsigmoid(z)), p is the softmax
-    of logsigmoid(z), which no logit is too small or too large for.
+    p = sigmoid(z) / sum(sigmoid(z)), loss = -sum(y log clip(p)). Only the sum needs all labels; it counts as no smaller
+    than float32's smallest normal number, where Keras would divide by zero.
     """
-    log_p_BL = functional.log_softmax(functional.logsigmoid(logits_BL.float()), dim=1)
-    return -_picked(log_p_BL, targets, floor=LOG_FLOOR).mean()
+    logits_BL = logits_BL.float()
+    total_B1 = torch.sigmoid(logits_BL).sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    log_p_BP = functional.logsigmoid(logits_BL.gather(1, targets.index_BP)) - total_B1.log()
+    return -(targets.weight_BP * log_p_BP.clamp(min=LOG_FLOOR)).sum(dim=1).mean()
 
 
 def softmax(logits_BL: Tensor, targets: Targets) -> Tensor:
@@ -79,9 +81,6 @@ def mixed(first: Targets, second: Targets, share_B1: Tensor) -> Targets:
     )
 
 
-def _picked(values_BL: Tensor, targets: Targets, floor: float | None = None) -> Tensor:
-    """The weighted sum (B,) of each video's values at its targets, each no lower than `floor`."""
-    values_BP = values_BL.gather(1, targets.index_BP)
-    return (targets.weight_BP * values_BP.clamp(min=floor) if floor is not None else targets.weight_BP * values_BP).sum(
-        1
-    )
+def _picked(values_BL: Tensor, targets: Targets) -> Tensor:
+    """The weighted sum (B,) of each video's values at its targets."""
+    return (targets.weight_BP * values_BL.gather(1, targets.index_BP)).sum(dim=1)
