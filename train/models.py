@@ -204,7 +204,7 @@ class AverageBlock(nn.Module):
 
 class MergeAndRunBlock(nn.Module):
     """Zhao et al.'s mapping of two lines: each line's residual branch plus the mean of both lines, then LeakyReLU:
-    two of (B, W) -> two of (B, W)."""
+    two lines and their mean, each (B, W) -> two of (B, W)."""
 
     def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
@@ -212,8 +212,7 @@ class MergeAndRunBlock(nn.Module):
         self.lower = Bottleneck(width, config)
         self.activation = nn.LeakyReLU(config.leaky_slope)
 
-    def forward(self, upper_BW: Tensor, lower_BW: Tensor) -> tuple[Tensor, Tensor]:
-        mean_BW = (upper_BW + lower_BW) / 2
+    def forward(self, upper_BW: Tensor, lower_BW: Tensor, mean_BW: Tensor) -> tuple[Tensor, Tensor]:
         return self.activation(self.upper(upper_BW) + mean_BW), self.activation(self.lower(lower_BW) + mean_BW)
 
 
@@ -225,10 +224,11 @@ class MergeAndRun(nn.Module):
         self.blocks = nn.ModuleList(MergeAndRunBlock(width, config) for _ in range(blocks))
 
     def forward(self, x_BW: Tensor) -> Tensor:
-        upper_BW = lower_BW = x_BW
+        upper_BW = lower_BW = mean_BW = x_BW
         for block in self.blocks:
-            upper_BW, lower_BW = block(upper_BW, lower_BW)
-        return (upper_BW + lower_BW) / 2
+            upper_BW, lower_BW = block(upper_BW, lower_BW, mean_BW)
+            mean_BW = (upper_BW + lower_BW) / 2
+        return mean_BW
 
 
 class DMRNet(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scorer.errors import ModelError, UsageError
 from train.config import DEFAULTS, MODELS, PAPER, ModelConfig, TrainConfig
-from train.models import AverageBlock, MergeAndRunBlock, Recurrent, build, scalings
+from train.models import AverageBlock, MergeAndRun, MergeAndRunBlock, Recurrent, build, scalings
 
 SMALL: dict[str, Any] = {"embedding": 12, "hidden": 5, "head": 11, "width": 8, "labels": 7}
 
@@ -135,13 +135,19 @@ def test_of_one_step_the_recurrent_weights_are_left_alone() -> None:
 
 def test_blocks_are_their_formulas() -> None:
     config = replace(PAPER["dmrnet"], width=8)
-    x, y = torch.randn(4, 8), torch.randn(4, 8)
+    x = torch.randn(4, 8)
     average = AverageBlock(8, config).eval()
     torch.testing.assert_close(average(x), nn.functional.leaky_relu((x + average.residual(x)) / 2, 0.3))
-    run = MergeAndRunBlock(8, config).eval()
-    upper, lower = run(x, y)
-    torch.testing.assert_close(upper, nn.functional.leaky_relu(run.upper(x) + (x + y) / 2, 0.3))
-    torch.testing.assert_close(lower, nn.functional.leaky_relu(run.lower(y) + (x + y) / 2, 0.3))
+    run = MergeAndRun(2, 8, config).eval()
+    upper = lower = x
+    for block in run.blocks:
+        assert isinstance(block, MergeAndRunBlock)
+        mean = (upper + lower) / 2
+        upper, lower = (
+            nn.functional.leaky_relu(branch(line) + mean, 0.3)
+            for branch, line in ((block.upper, upper), (block.lower, lower))
+        )
+    torch.testing.assert_close(run(x), (upper + lower) / 2)
 
 
 def test_scalings() -> None:
