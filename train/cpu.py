@@ -1,11 +1,13 @@
-"""What PyTorch does slowly on a CPU in training, done faster: dropout, and the gradient of a Dense layer's weights.
+"""What PyTorch does slowly on a CPU in training, done faster: dropout, the gradient of a Dense layer's weights, memory.
 
-Both compute what PyTorch's own modules compute, and take their place in a model for as long as it trains, so that the
-models, their checkpoints and their export know nothing of them.
+The first two compute what PyTorch's own modules compute, and take their place in a model for as long as it trains, so
+that the models, their checkpoints and their export know nothing of them.
 """
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +21,21 @@ def quicken(model: nn.Module, *, bf16: bool) -> None:
             module.__class__ = ByteDropout
         elif type(module) is nn.Linear and bf16:
             module.__class__ = TransposedLinear
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors of up to 32 MB give back for the next ones, in this process from now on.
+
+    The GNU C library soon hands freed memory back to the system, which must clear each page of it anew when it is
+    needed again a moment later: a fifth of a training step. Other libraries have no such switch and are left alone.
+    """
+    with suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most there can be; what is larger is always handed back
+        mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class ByteDropout(nn.Dropout):

@@ -27,7 +27,7 @@ from scorer import metrics
 from scorer.errors import ModelError, ResumeError, TrainingError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
-from train.cpu import quicken
+from train.cpu import keep_freed_memory, quicken
 from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distributed import World, spread
@@ -141,6 +141,7 @@ class Training:
         self.optimizer = _optimizer(self.model, config)
         if device.type == "cpu":
             quicken(self.model, bf16=self.bf16)
+            keep_freed_memory()
         spread_model = spread(self.model) if world.size > 1 else self.model
         self.forward = torch.compile(spread_model) if config.compile else spread_model
         self.losses = torch.zeros(self.plan.steps, device=device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -67,3 +70,18 @@ def test_quicken_changes_no_weight() -> None:
         TransposedLinear,
     ]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
+)
+@pytest.mark.parametrize("keep", [True, False])
+def test_freed_memory_is_kept(keep: bool) -> None:
+    code = (
+        "import sys, torch; from train.cpu import keep_freed_memory; pages = lambda: open('/proc/self/statm').read();"
+        "'keep' in sys.argv and keep_freed_memory(); before = pages(); [torch.ones(1 << 22) for _ in range(12)];"
+        "print(before + pages(), end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "keep" * keep], capture_output=True, text=True, check=True)
+    before, after = (int(line.split()[1]) for line in done.stdout.splitlines())
+    assert (after - before > 10 * 4096) == keep  # of 12 tensors of 4,096 pages each
