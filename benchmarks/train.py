@@ -4,9 +4,9 @@
     python -m benchmarks.train --batch 16384 --compile
 
 The straightforward loop is what one writes first: a DataLoader over the `tfrecord` package, dense multi-hot labels,
-torch.nn.LSTM as it is, float32, Adam. Ours is the step of train/loop.py on shards that were decoded once (the time
-for that is printed). Neither mixes videos nor averages weights. Rounds of the two alternate, so that a slow minute hits
-both; printed are medians.
+torch.nn.LSTM as it is, float32, Adam, in a process of its own, since ours changes how its process gets memory. Ours is
+the step of train/loop.py on shards that were decoded once (the time for that is printed). Neither mixes videos nor
+averages weights. Rounds of the two alternate, so that a slow minute hits both; printed are medians.
 
 Model FLOP utilisation (MFU) counts the products of the model's own forward and backward pass (no recurrent weights at
 one step, no elementwise work) against the peak, which is what a large matrix product reaches in the same run in the
@@ -20,8 +20,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,14 +109,14 @@ def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list
     held = videos.rows(np.arange(HELD_OUT))
     training = Training(model, config, Data(videos, held), device, World())
     ours = _our_steps(training)
-    plain = _plain_steps(model, config, paths, options, device)
     steps = options.steps or (50 if device.type == "cuda" else 1)
     rates: dict[str, list[float]] = {"ours": [], "plain": [], "peak": []}
-    next(ours), next(plain)
-    for _ in range(options.rounds):
-        rates["peak"].append(_peak(device, training.bf16))
-        rates["ours"].append(_rate(ours, steps, device))
-        rates["plain"].append(_rate(plain, max(1, steps // 10), device))
+    with _elsewhere(_plain_steps, model, config, paths, options, device) as plain_rate:
+        next(ours)
+        for _ in range(options.rounds):
+            rates["peak"].append(_peak(device, training.bf16))
+            rates["ours"].append(_rate(ours, steps, device))
+            rates["plain"].append(plain_rate(max(1, steps // 10)))
     flops = _flops(training, model)
     medians = {kind: statistics.median(values) for kind, values in rates.items()}
     return Row(name, medians["plain"], medians["ours"], flops, medians["peak"])
@@ -167,7 +171,11 @@ def _loader(model: ModelConfig, paths: list[str], options: argparse.Namespace) -
     description = {**{name: "float" for name, _ in model.inputs}, "labels": "int"}
     shards = [TFRecordDataset(path, None, description, transform=example) for path in paths]
     loader = DataLoader(
-        ChainDataset(shards), batch_size=options.batch, num_workers=options.loader_workers, drop_last=True
+        ChainDataset(shards),
+        batch_size=options.batch,
+        num_workers=options.loader_workers,
+        drop_last=True,
+        multiprocessing_context="fork" if options.loader_workers else None,  # others would pickle `example`
     )
     return chain.from_iterable(repeat(loader))
 
@@ -179,6 +187,34 @@ def _with_plain_lstms(network: torch.nn.Module) -> torch.nn.Module:
             module.steps = 0  # not 1, so that the live gates are not computed alone
             module.requires_grad_(True)
     return network
+
+
+@contextmanager
+def _elsewhere(make: Callable[..., Iterator[int]], *given: Any) -> Iterator[Callable[[int], float]]:
+    """`_rate` of the steps that `make(*given)` gives, the device last, taken in a process of its own after one step."""
+    here, there = Pipe()
+    process = get_context("spawn").Process(target=_serve_rates, args=(there, make, given))
+    process.start()
+    there.close()  # so that its end is seen here
+    here.recv()
+
+    def rate(count: int) -> float:
+        here.send(count)
+        return float(here.recv())
+
+    try:
+        yield rate
+    finally:
+        here.send(0)
+        process.join()
+
+
+def _serve_rates(asked: Connection[Any, Any], make: Callable[..., Iterator[int]], given: tuple[Any, ...]) -> None:
+    use_all_cores()
+    steps = make(*given)
+    asked.send(next(steps))
+    while count := asked.recv():
+        asked.send(_rate(steps, count, given[-1]))
 
 
 def _rate(steps: Iterator[int], count: int, device: torch.device) -> float:
