@@ -227,7 +227,7 @@ _RECURRENT = TrainConfig(epochs=12, batch=512, lr=1.2e-3, schedule="cosine", war
 DEFAULTS = {
     "dmrnet": (
         replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.1, scaling="fisher"),
-        TrainConfig(epochs=16, batch=1024, lr=1.5e-3, schedule="cosine", warmup=0.1, soft=True, mixup=0.4, ema=0.98),
+        TrainConfig(epochs=40, batch=512, lr=1.5e-3, schedule="cosine", warmup=0.1, soft=True, mixup=0.4, ema=0.98),
     ),
     "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),
     "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),

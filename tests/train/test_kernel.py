@@ -15,8 +15,9 @@ from train.data import fisher_ratios
 from train.kernel import (
     COMPANY_RIDGE,
     GAMMA,
+    NEIGHBOURS,
     PASSES,
-    REACH,
+    REACHES,
     RELEVANCE_POWER,
     RIDGE,
     SoftLabels,
@@ -143,10 +144,10 @@ def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
     made = videos(400)
     soft = soft_labels(made, LABELS)
     y = torch.zeros(400, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
-    near = soft.share < REACH / 4
+    near = soft.share < REACHES[0] / 4
     assert (dense(soft) * y)[near].sum() / y.expand(PASSES, -1, -1)[near].sum() > 3 * dense(soft).mean()
     assert 0 <= soft.weight.min() <= soft.weight.max() <= 1
-    assert 0 <= soft.share.min() <= soft.share.max() <= REACH
+    assert 0 <= soft.share.min() <= soft.share.max() <= max(REACHES)
 
 
 def test_soft_labels_are_the_answers_at_their_points() -> None:
@@ -161,6 +162,24 @@ def test_soft_labels_are_the_answers_at_their_points() -> None:
     points = [values + soft.share[3, :, None] * (values[first] - values[second]) for values in features]
     expected = teacher.answer(weighted(points, ratios))
     torch.testing.assert_close(soft.weight[3].float(), expected.gather(1, soft.index[3].long()), rtol=0, atol=2e-3)
+
+
+def test_every_second_pass_takes_the_difference_of_neighbours() -> None:
+    made = videos(80)
+    soft, ratios = soft_labels(made, LABELS, bf16=False), fisher_ratios(made)
+    features, order = [torch.from_numpy(values) for values in made.features], _parts(80)[0]
+    y = torch.zeros(80, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
+    teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
+    seen = weighted([values[order] for values in features], ratios) @ teacher._seen_FF
+    distances = torch.cdist(seen, seen).fill_diagonal_(torch.inf)
+    near = teacher.neighbours()
+    assert near.shape == (80, NEIGHBOURS)
+    torch.testing.assert_close(distances.gather(1, near), distances.topk(NEIGHBOURS, largest=False).values)
+    allowed = torch.zeros(80, 80, dtype=torch.bool)
+    allowed[order[:, None], order[near]] = True
+    held = allowed[soft.others[:, :, 0].long(), soft.others[:, :, 1].long()]
+    assert held[1::2].all()
+    assert not held[::2].all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
