@@ -96,7 +96,7 @@ class Baseline:
 
     @property
     def config(self) -> TrainConfig:
-        return TrainConfig("bce", "zero", self.epochs, batch=1024, lr=self.lr, schedule="cosine")
+        return TrainConfig("bce", "zero", epochs=self.epochs, batch=1024, lr=self.lr, schedule="cosine")
 
     def network(self, videos: Videos) -> nn.Module:
         classify = Mixture() if self.mixture else nn.Linear(WIDTH, LABELS)

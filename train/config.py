@@ -99,6 +99,8 @@ class TrainConfig:
     bias: Literal["prior", "zero"] = "prior"
     """The output bias before the first step: each label's log odds among the training videos, or 0. From 0 every
     sigmoid starts at a half and the listwise loss saturates the frequent labels before the others have moved."""
+    weights: Literal["torch", "he"] = "torch"
+    """The output weights before the first step: PyTorch's own start, or He et al. 2015's, which is 2.4 times wider."""
     epochs: int = 15
     """Passes over the training videos."""
     batch: int = 4096
@@ -177,6 +179,7 @@ _CHOICES = {
     "form": ("average", "run"),
     "loss": ("listwise", "softmax", "bce"),
     "bias": ("prior", "zero"),
+    "weights": ("torch", "he"),
     "schedule": ("constant", "cosine"),
     "precision": ("auto", "fp32", "bf16"),
 }
@@ -227,7 +230,9 @@ _RECURRENT = TrainConfig(epochs=12, batch=512, lr=1.2e-3, schedule="cosine", war
 DEFAULTS = {
     "dmrnet": (
         replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.1, scaling="fisher"),
-        TrainConfig(epochs=40, batch=512, lr=1.5e-3, schedule="cosine", warmup=0.1, soft=True, mixup=0.4, ema=0.98),
+        TrainConfig(
+            weights="he", epochs=40, batch=512, lr=1.5e-3, schedule="cosine", warmup=0.1, soft=True, mixup=0.4, ema=0.98
+        ),
     ),
     "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),
     "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),

@@ -35,7 +35,7 @@ from train.files import remove_file, replace_file
 from train.gather import Resident, placed
 from train.kernel import MOST_VIDEOS, SoftLabels, kept_soft_labels, point
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
-from train.models import build, scalings, set_prior
+from train.models import build, scalings, set_he, set_prior
 
 TOP = 20
 CURVES = "curves.png"
@@ -135,7 +135,10 @@ class Training:
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
         self.soft = data.soft_labels(model.labels) if config.soft else None
         torch.manual_seed(config.seed)
-        self.model = build(model).to(device)
+        self.model = build(model)
+        if config.weights == "he":
+            set_he(self.model)
+        self.model.to(device)
         self._measure(data.train)
         self.average = deepcopy(self.model) if config.ema else self.model
         self.optimizer = _optimizer(self.model, config)

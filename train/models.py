@@ -246,8 +246,6 @@ class DMRNet(nn.Module):
         self.joint = _blocks(config.joint_blocks, joint, config)
         self.last = FcBlock(joint, config.width, config)
         self.classify = nn.Linear(config.width, config.labels)
-        # He et al. 2015, arXiv:1502.01852: 2.4 times PyTorch's own start, from which the labels are learned slower.
-        nn.init.kaiming_uniform_(self.classify.weight, nonlinearity="relu")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         scaled = [scale(x_BF) for scale, x_BF in zip(self.scales, inputs, strict=True)]
@@ -269,6 +267,11 @@ def set_prior(model: nn.Module, log_odds_L: Tensor) -> None:
     """Start the logits of a fresh model from each label's log odds among the training videos."""
     with torch.no_grad():
         model.get_parameter("classify.bias").copy_(log_odds_L)
+
+
+def set_he(model: nn.Module) -> None:
+    """Start the output weights of a fresh model as He et al. 2015 (arXiv:1502.01852), from torch's global generator."""
+    nn.init.kaiming_uniform_(model.get_parameter("classify.weight"), nonlinearity="relu")
 
 
 def recurrent_width(config: ModelConfig) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from train.config import PAPER
 from train.data import FISHER_FLOOR, FISHER_VIDEOS, Videos, fisher_ratios, log_odds
-from train.models import Scaling, build, set_prior
+from train.models import Scaling, build, set_he, set_prior
 
 
 def videos(seed: int = 0, count: int = 400) -> Videos:
@@ -51,6 +51,13 @@ def test_fisher_scaling_weighs_then_normalises() -> None:
     x = torch.tensor([[1.0, 2.0, 5.0], [0.3, -0.1, 9.0]])
     weighted = x * weight
     torch.testing.assert_close(scaling(x), weighted / weighted.square().mean(dim=1, keepdim=True).sqrt())
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_he_weights_have_a_variance_of_2_over_their_inputs(name: str) -> None:
+    model = build(replace(PAPER[name], embedding=4, hidden=2, head=600, width=600))
+    set_he(model)
+    assert model.get_parameter("classify.weight").var().item() == pytest.approx(2 / 600, rel=0.01)
 
 
 def test_prior_is_the_log_odds_of_the_labels() -> None:
