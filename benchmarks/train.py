@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from multiprocessing import Pipe, get_context
@@ -36,7 +36,7 @@ from torch.utils.data import ChainDataset, DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import processor
-from scorer.errors import Yt8mError
+from scorer.errors import TrainingError, Yt8mError
 from scorer.paths import find_shards
 from train.config import DEFAULTS, MODELS, ModelConfig, TrainConfig
 from train.data import Videos, load
@@ -196,16 +196,19 @@ def _elsewhere(make: Callable[..., Iterator[int]], *given: Any) -> Iterator[Call
     process = get_context("spawn").Process(target=_serve_rates, args=(there, make, given))
     process.start()
     there.close()  # so that its end is seen here
-    here.recv()
 
     def rate(count: int) -> float:
         here.send(count)
         return float(here.recv())
 
     try:
+        here.recv()
         yield rate
+    except (EOFError, ConnectionError):
+        raise TrainingError("the straightforward loop ended; why stands above") from None
     finally:
-        here.send(0)
+        with suppress(ConnectionError):
+            here.send(0)
         process.join()
 
 

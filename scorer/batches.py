@@ -281,29 +281,29 @@ def batches(
     """
     if size < 1:
         raise ValueError("a batch holds at least one video")
-    filler = _Packer(schema, size, depth, start, on_error == "skip")
+    packer = _Packer(schema, size, depth, start, on_error == "skip")
     if workers:
         from scorer.workers import decoded_by_workers
 
         with closing(decoded_by_workers(paths, schema, start, workers)) as blocks:
             for block in blocks:
-                yield from filler.add(block)
+                yield from packer.add(block)
     else:
-        yield from _filled(filler, paths, schema, start)
-    yield from filler.rest()
+        yield from _filled(packer, paths, schema, start)
+    yield from packer.rest()
 
 
-def _filled(filler: _Packer, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
+def _filled(packer: _Packer, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded here."""
     decoder, block = Decoder(schema), Block()
-    straight = Filler(schema) if compiled(schema) else None
+    filler = Filler(schema) if compiled(schema) else None
     for index, path in list(enumerate(paths))[start.shard :]:
         place = start if index == start.shard else Position(index, 0, 0)
         with Shard(path, block) as shard:
             while place.shard == index:
-                if straight:
-                    place = yield from filler.read(shard, straight, place)
+                if filler:
+                    place = yield from packer.read(shard, filler, place)
                 if place.shard == index:
                     found = decode(shard, decoder, place)
-                    yield from filler.add(found)
+                    yield from packer.add(found)
                     place = found.end

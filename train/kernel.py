@@ -1,15 +1,17 @@
 """Soft labels: what kernel ridge regression on the training videos says of points around them.
 
 Half of the labels have a handful of training videos, and a network learns those by heart. On a few ten thousand videos
-kernel ridge regression labels better than the networks do: once more where the kernel's distances count what changes
-the answers (`relevance`), and once more where a second regression, from labels to labels, adds what company they keep.
-A network that answers as the regression does, wherever it is asked, is as good and smaller by far: distillation (Hinton
-et al. 2015, arXiv:1503.02531) as the matching of functions (Beyer et al. 2021, arXiv:2106.05237), on a video plus some
-of the difference of two others, be they any two or neighbours. Such points are as far from the nearest training video
-as an unseen video is; between two videos, where mixup (Zhang et al. 2017, arXiv:1710.09412) would ask, the regression
-mostly repeats their labels. As in that work patience pays: after 40 epochs a network labels better than its teacher.
+kernel ridge regression labels better than networks that learn these: once more where the kernel's distances count what
+changes the answers (`relevance`), and once more where a second regression, from labels to labels, adds what company
+they keep. A network that answers as the regression does, wherever it is asked, is as good and smaller by far:
+distillation (Hinton et al. 2015, arXiv:1503.02531) as the matching of functions (Beyer et al. 2021, arXiv:2106.05237),
+on a video plus some of the difference of two others, be they any two or neighbours. Such points are as far from the
+nearest training video as an unseen video is; between two videos, where mixup (Zhang et al. 2017, arXiv:1710.09412)
+would ask, the regression mostly repeats their labels. As in that work patience pays: after 40 epochs a network labels
+better than its teacher.
 
-Shape suffixes: N videos, F features, L labels, B points at a time, P passes, K soft labels of a point, D directions.
+Shape suffixes: N videos, F features, L labels, B points at a time, P passes, K soft labels of a point, C closest
+videos, D directions.
 """
 
 from __future__ import annotations
@@ -119,11 +121,11 @@ def soft_labels(
     for rows in _parts(len(videos)):
         features = [torch.from_numpy(values[rows.numpy()]) for values in videos.features]
         teacher = Teacher(weighted(features, ratios), _multi_hot(videos.labels[rows.numpy()], labels), at, bf16)
-        near_NK = teacher.neighbours()
+        near_NC = teacher.neighbours()
         for number in range(PASSES):
             others = torch.from_numpy(random.integers(0, len(rows), (len(rows), 2)))
-            if number % 2 and near_NK.shape[1]:
-                others[:, 1] = near_NK[others[:, 0], others[:, 1] % near_NK.shape[1]]
+            if number % 2 and near_NC.shape[1]:
+                others[:, 1] = near_NC[others[:, 0], others[:, 1] % near_NC.shape[1]]
             soft.others[number, rows] = rows[others].int()
             for own in torch.arange(len(rows)).split(_POINTS):
                 at(f"pass {number + 1} of {PASSES} over the videos")
@@ -190,7 +192,7 @@ class Teacher:
         return calibrated(with_company(p_BL, self._company_LL), self._company_odds)
 
     def neighbours(self) -> Tensor:
-        """Of each video the NEIGHBOURS closest to it as the kernel sees them, or all others: int64 (N, K)."""
+        """Of each video the NEIGHBOURS closest to it as the kernel sees them, or all others: int64 (N, C)."""
         near = []
         for rows_B in torch.arange(len(self._square_N)).split(_POINTS):
             close_BN = 2 * (self._x_FN.T[rows_B] @ self._x_FN).float() - self._square_N

@@ -147,7 +147,8 @@ def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
     near = soft.share < REACHES[0] / 4
     assert (dense(soft) * y)[near].sum() / y.expand(PASSES, -1, -1)[near].sum() > 3 * dense(soft).mean()
     assert 0 <= soft.weight.min() <= soft.weight.max() <= 1
-    assert 0 <= soft.share.min() <= soft.share.max() <= max(REACHES)
+    assert soft.share.min() >= 0
+    assert soft.share[::2].max() <= REACHES[0] < soft.share[1::2].max() <= REACHES[1]
 
 
 def test_soft_labels_are_the_answers_at_their_points() -> None:
@@ -179,7 +180,7 @@ def test_every_second_pass_takes_the_difference_of_neighbours() -> None:
     allowed[order[:, None], order[near]] = True
     held = allowed[soft.others[:, :, 0].long(), soft.others[:, :, 1].long()]
     assert held[1::2].all()
-    assert not held[::2].all()
+    assert (~held[::2]).any(dim=1).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -143,6 +143,13 @@ def test_standard_scaling_comes_from_the_training_videos(data: Data) -> None:
     torch.testing.assert_close(mean, torch.from_numpy(data.train.features[0]).mean(0))
 
 
+def test_output_weights_start_where_the_recipe_says(data: Data) -> None:
+    torch_s, he_s = (
+        training("lstm", data, weights=start).model.get_parameter("classify.weight").var() for start in ("torch", "he")
+    )
+    assert (he_s / torch_s).item() == pytest.approx(6, rel=0.2)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(data: Data, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     run = training("lstm", data, lr=1e-3)
