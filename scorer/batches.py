@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.blocks import Bad, Decoded, Filler, Position, Rows, compiled, decode
+from scorer.blocks import Decoded, Filler, Position, Rows, Run, compiled, decode
 from scorer.errors import RecordError, ShardError
 from scorer.examples import Decoder, Schema, unpacked
 from scorer.framing import Block, Shard
@@ -24,7 +24,6 @@ MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
 MAX_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
-_BYTES_AT_ONCE = 1 << 19  # where records go straight to the batch: both stay in the core's own cache
 
 
 @dataclass(frozen=True)
@@ -120,25 +119,18 @@ class Batch:
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def fill(self, filler: Filler, shard: Shard, place: Position, part: tuple[int, int]) -> tuple[int, int, Bad]:
-        """Append records from `place` on, byte part[0] of the block's part[1], leaving out bad ones.
-
-        Returns how many there were, how many bytes they have, and the errors of the bad ones, by row.
-        """
+    def fill(self, filler: Filler, shard: Shard, place: Position) -> Run:
+        """Append records from `place` on, leaving out bad ones; returns what `filler` found."""
         here, buffers = self._count, [*self._buffers.values()]
-        rows = here, here + self.room
-        count, ids, labels, bad = filler.fill(shard, place, part, buffers, self._sizes, rows)
-        sizes = self._sizes[:, here : here + count]
-        length = int(sizes[3].sum())
-        if bad:
-            good = np.delete(np.arange(count), [*bad])
-            for values in buffers:
-                values[here : here + len(good)] = values[here + good]
-            sizes[:, : len(good)] = sizes[:, good]
-            sizes = sizes[:, : len(good)]
-        self._add(sizes.shape[1], ids, labels)
-        self.labelled = self.labelled or bool(sizes[2].any())
-        return count, length, bad
+        rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
+        run = filler.fill(shard, place, buffers, self._sizes, rows, label_bytes)
+        if run.bad:
+            good = np.delete(np.arange(here, here + run.records), [*run.bad])
+            for values in (*buffers, *self._sizes):
+                values[here : here + len(good)] = values[good]
+        self._add(run.records - len(run.bad), run.ids, run.labels)
+        self.labelled = self.labelled or run.labelled
+        return run
 
     def _add(self, count: int, ids: bytes, labels: bytes) -> None:
         self._ids.append(ids)
@@ -188,19 +180,14 @@ class _Packer:
         Returns where that ended: at a record that is not whole, or at the next shard.
         """
         while place.offset < shard.size:
-            size, done, before = shard.read(place.offset, _BYTES_AT_ONCE), 0, place
-            while place.offset < shard.size:
-                if not self._batch.room:
-                    yield self._next()
-                count, length, bad = self._batch.fill(filler, shard, place, (done, size))
-                if not count:
-                    break
-                for error in bad.values():
-                    self._fault(error)
-                place = Position(place.shard, place.record + count, place.offset + length)
-                self._batch.end, done = place, done + length
-            if place == before:
+            if not self._batch.room:
+                yield self._next()
+            run = self._batch.fill(filler, shard, place)
+            if not run.records:
                 return place
+            for error in run.bad.values():
+                self._fault(error)
+            self._batch.end = place = Position(place.shard, place.record + run.records, place.offset + run.size)
         if place.offset == shard.size > 0:
             shard.check_unchanged()
             place = self._finish(place.shard, shard.size, place.record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -80,8 +80,23 @@ Bad: TypeAlias = dict[int, ShardError | RecordError]
 """What is wrong with the bad records, by row."""
 
 
+@dataclass
+class Run:
+    """`records` records, one after the other, that have `size` bytes.
+
+    ids, labels: those of all that are not bad, joined. labelled: whether one of these has `labels` at all.
+    """
+
+    records: int
+    ids: bytes
+    labels: bytes
+    size: int
+    labelled: bool
+    bad: Bad = field(default_factory=dict)
+
+
 class Filler:
-    """Decodes with the compiled loops, from a block straight to rows; what these leave out goes through protobuf."""
+    """Decodes with the compiled loops, from a file straight to rows; what these leave out goes through protobuf."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
@@ -91,41 +106,46 @@ class Filler:
         self,
         shard: Shard,
         place: Position,
-        part: tuple[int, int],
         features: Sequence[NDArray[np.float32]],
         sizes: NDArray[np.int64],
         rows: tuple[int, int],
-    ) -> tuple[int, bytes, bytes, Bad]:
-        """Decode records from `place` on, which is byte part[0] of the block, up to part[1], into rows[0]..rows[1]-1.
+        label_bytes: int,
+    ) -> Run:
+        """Decode records from `place` on into rows[0]..rows[1]-1, as many as come before one of these ends: the shard,
+        the rows, `label_bytes` of labels, some records of which one is out of the ordinary, what is whole and readable.
 
         features: float32 (n, width) for each input. sizes: int64 (4, n) gets the bytes of each one's id and of its
-        labels, whether it has `labels` at all, and the bytes of the record. Returns how many records were whole; their
-        ids and their labels, one after the other; by row, from 0 on, the errors of those whose rows are spoilt.
+        labels, whether it has `labels` at all, and the bytes of the record. A bad record's row is spoilt.
         """
         assert native
-        first, last = rows
-        count, ids, labels = native.fill(shard.block.bytes, *part, self._inputs, tuple(features), first, last, sizes)
-        here = sizes[:, first : first + count]
-        left = np.flatnonzero(here[0] == 0).tolist()
-        if not left:
-            return count, ids, labels, {}
-        bad: Bad = {}
-        each_id, each_labels = Joined(ids, here[0]).split(), Joined(labels, here[1]).split()
-        stops = np.cumsum(here[3]).tolist()
-        for row in left:
-            start, stop = stops[row] - int(here[3, row]), stops[row]
-            number, offset = place.record + row, place.offset + start
-            odd: Row | ShardError | RecordError | bytes = shard.payload(part[0] + start, part[0] + stop, number, offset)
-            if isinstance(odd, bytes):
-                odd = parse(shard.path, odd, self._schema.inputs, number, offset)
+        where = shard.descriptor, place.offset, shard.size, shard.block.room
+        *found, start = native.fill(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
+        run = Run(*found)
+        if start is None:
+            return run
+        here = sizes[:, rows[0] : rows[0] + run.records]
+        ids, labels = Joined(run.ids, here[0]).split(), Joined(run.labels, here[1]).split()
+        stops = place.offset + np.cumsum(here[3])
+        for row in np.flatnonzero(here[0] == 0).tolist():
+            size = int(here[3, row])
+            offset = int(stops[row]) - size
+            odd = self._parse(shard, offset - start, size, place.record + row, offset)
             if not isinstance(odd, Row):
-                bad[row] = odd
+                run.bad[row] = odd
                 continue
             for values, to in zip(odd.floats, features, strict=True):
-                to[first + row] = values
-            each_id[row], each_labels[row] = odd.id, odd.labels or b""
-            here[:3, row] = len(odd.id), len(each_labels[row]), odd.labels is not None
-        return count, b"".join(each_id), b"".join(each_labels), bad
+                to[rows[0] + row] = values
+            ids[row], labels[row] = odd.id, odd.labels or b""
+            here[:3, row] = len(odd.id), len(labels[row]), odd.labels is not None
+        run.ids, run.labels, run.labelled = b"".join(ids), b"".join(labels), bool(here[2].any())
+        return run
+
+    def _parse(self, shard: Shard, start: int, size: int, record: int, offset: int) -> Row | ShardError | RecordError:
+        """What protobuf makes of the record of `size` bytes that starts at byte `start` of the block."""
+        payload = shard.payload(start, size, record, offset)
+        if not isinstance(payload, bytes):
+            return payload
+        return parse(shard.path, payload, self._schema.inputs, record, offset)
 
 
 class Filled:
@@ -140,13 +160,10 @@ class Filled:
 
     def fill(self, shard: Shard, place: Position) -> NDArray[np.int64]:
         """Take the whole records from `place` on as far as there is room; returns Decoded.places."""
-        part = 0, shard.read(place.offset, BLOCK_BYTES)
-        count, ids, labels, self.bad = self._filler.fill(
-            shard, place, part, self._features, self._sizes, (0, self._size)
-        )
-        id_sizes, self.label_sizes, labelled, sizes = self._sizes[:, :count]
-        self.ids, self.labels = Joined(ids, id_sizes).split(), np.frombuffer(labels, np.uint8)
-        self.labelled = labelled.astype(bool)
+        run = self._filler.fill(shard, place, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
+        id_sizes, self.label_sizes, labelled, sizes = self._sizes[:, : run.records]
+        self.ids, self.labels = Joined(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
+        self.labelled, self.bad = labelled.astype(bool), run.bad
         return np.cumsum([0, *sizes])
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:

@@ -39,14 +39,15 @@ _DOWNLOAD = "download the shard again, or use --on-error skip"
 class Block:
     """A buffer for the bytes of one block, used again and again, because touching fresh memory costs more than reading.
 
-    octets: uint8, every byte. words: int64, the eight bytes from every byte on. Both end a little after the data, so
-    that what starts within it can be read without care.
+    room: the bytes that may be read to. octets: uint8, every byte. words: int64, the eight bytes from every byte on.
+    Both end a little after the data, so that what starts within it can be read without care.
     """
 
     def __init__(self) -> None:
         self.capacity = BLOCK_BYTES
         self.bytes = bytearray(self.capacity + _SLACK)
         self.view = memoryview(self.bytes)
+        self.room = self.view[: self.capacity]
         self.octets: NDArray[np.uint8] = np.frombuffer(self.bytes, np.uint8)
         self.words: NDArray[np.int64] = self._from_every_byte("<i8")
         self.halves: NDArray[np.uint32] = self._from_every_byte("<u4")
@@ -153,9 +154,10 @@ class Shard:
             frames = self.frames(frames.end, frames.record + len(frames))
             yield frames
 
-    def read(self, offset: int, count: int) -> int:
-        """Read up to `count` bytes from `offset` on into the block; returns how many. Raises InputError."""
-        return self._read(offset, min(count, self.block.capacity))
+    @property
+    def descriptor(self) -> int:
+        """The open file's."""
+        return self._file.fileno()
 
     def frames(self, offset: int, record: int) -> Frames:
         """One block: at least one record, unless `offset` is the end or the rest is lost.
@@ -219,8 +221,9 @@ class Shard:
         places = np.array([0, end - offset])
         return Frames(self.block, offset, record, places, last=end == self.size, bad={0: error})
 
-    def payload(self, start: int, stop: int, record: int, offset: int) -> bytes | ShardError:
-        """That of the record from byte `start` to `stop` of the block, or that it fails its CRC."""
+    def payload(self, start: int, size: int, record: int, offset: int) -> bytes | ShardError:
+        """That of the record of `size` bytes, header and all, from byte `start` of the block on; or its CRC's error."""
+        stop = start + size
         payload = bytes(self.block.view[start + _HEADER : stop - _FOOTER])
         (stored,) = struct.unpack_from("<I", self.block.bytes, stop - _FOOTER)
         return payload if stored == _mask(crc32c(payload)) else self._payload_error(record, offset)

@@ -1,18 +1,20 @@
-/* The scorer's inner loops: from a shard's bytes to a batch, and from a batch's answers to bytes again.
+/* The scorer's inner loops: from a shard to a batch, and from a batch's answers to bytes again.
  *
  * scorer/framing.py, layouts.py, examples.py, rows.py, tally.py and metrics.py have the same in NumPy, for installations
  * without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises
  * for what is in a shard: `fill` leaves out what is out of the ordinary, for protobuf, which has the words for it.
  *
- * Offsets are int64 and count from the start of the block. No function reads or writes outside of the buffers it is
- * given, and all that take long let go of the interpreter's lock.
+ * Offsets are int64. No function reads or writes outside of the buffers it is given, and all that take long let go of
+ * the interpreter's lock.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <nmmintrin.h>
@@ -187,57 +189,107 @@ static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
 /* ---- all of it at once, while the bytes are in the core's own cache ---- */
 
 enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* of each row, in bytes; LABELLED is whether there is a `labels` */
-typedef struct { int64_t id, labels; } Rest; /* where the block has what has no fixed width */
+enum { AT_ONCE = 1 << 17 }; /* bytes read: they stay in the core's own cache until they are decoded */
+
+typedef struct { uint8_t *data; int64_t size, room; } Text; /* grows */
 typedef struct {
     const Input *inputs;
-    int64_t count, first, last, most;
+    int64_t count, row, last, most; /* inputs; the next row, the one to stop before, and all there are */
     uint8_t **rows;
-    Rest *rest;
     int64_t *sizes;
+    Text ids, labels;
+    bool labelled, left, no_memory; /* whether one has `labels`, was left out, found no room for its id or labels */
 } Batch;
 
-/* Decode the payload at `example` into row `row`; false, and the row is spoilt, if it is out of the ordinary. */
-static bool fill_row(const uint8_t *block, Span example, const Batch *batch, int64_t row) {
+static bool append(Text *text, Span more) {
+    int64_t size = more.end - more.at;
+    if (!size) return true;
+    if (text->size + size > text->room) {
+        int64_t room = 2 * (text->size + size) + 4096;
+        uint8_t *data = realloc(text->data, room);
+        if (!data) return false;
+        text->data = data, text->room = room;
+    }
+    memcpy(text->data + text->size, more.at, size);
+    text->size += size;
+    return true;
+}
+
+/* Decode the payload `example` into the next row; false, and the row is spoilt, if it is out of the ordinary. */
+static bool fill_row(Span example, Batch *batch) {
     Span found[MAX_INPUTS + 2], id, labels;
     if (!find_features(example, batch->inputs, batch->count, found)) return false;
     id = found[batch->count], labels = found[batch->count + 1];
     if (!is_plain(id, labels)) return false;
     for (int64_t i = 0; i < batch->count; i++) {
         int64_t width = 4 * batch->inputs[i].width;
-        if (!copy_finite(found[i].at, batch->rows[i] + row * width, width)) return false;
+        if (!copy_finite(found[i].at, batch->rows[i] + batch->row * width, width)) return false;
     }
-    int64_t *sizes = batch->sizes + row, most = batch->most;
+    if (!append(&batch->ids, id) || !append(&batch->labels, labels)) {
+        batch->no_memory = true;
+        return false;
+    }
+    int64_t *sizes = batch->sizes + batch->row, most = batch->most;
     sizes[ID * most] = id.end - id.at;
     sizes[LABELS * most] = labels.end - labels.at;
-    sizes[LABELLED * most] = labels.at != NULL;
-    batch->rest[row - batch->first] = (Rest){id.at - block, labels.at ? labels.at - block : 0};
+    batch->labelled |= sizes[LABELLED * most] = labels.at != NULL;
     return true;
 }
 
-/* Note that row `row` was left out. */
-static void leave_row(const Batch *batch, int64_t row) {
-    for (int i = ID; i <= LABELLED; i++) batch->sizes[i * batch->most + row] = 0;
-    batch->rest[row - batch->first] = (Rest){0, 0};
+/* Note that the next row is left out. */
+static void leave_row(Batch *batch) {
+    for (int i = ID; i <= LABELLED; i++) batch->sizes[i * batch->most + batch->row] = 0;
+    batch->left = true;
 }
 
-/* Decode records from byte `place` on into the batch; how many. */
-static int64_t fill_rows(const uint8_t *block, int64_t place, int64_t size, const Batch *batch) {
-    int64_t row = batch->first;
-    while (row < batch->last) {
-        int64_t places[TOGETHER + 1], most = batch->last - row < TOGETHER ? batch->last - row : TOGETHER;
+/* Decode the whole records at the start of `size` bytes, as far as there are rows; how many bytes they have. */
+static int64_t fill_rows(const uint8_t *block, int64_t size, Batch *batch) {
+    int64_t place = 0;
+    while (batch->row < batch->last) {
+        int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER;
         uint8_t bad[TOGETHER];
         const uint8_t *from = block + place;
         int64_t some = find_records(from, size - place, most, places);
         check_payloads(from, places, some, bad);
-        for (int64_t i = 0; i < some; i++, row++) {
+        for (int64_t i = 0; i < some; i++, batch->row++) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
-            if (bad[i] || !fill_row(block, example, batch, row)) leave_row(batch, row);
-            batch->sizes[RECORD * batch->most + row] = places[i + 1] - places[i];
+            if (bad[i] || !fill_row(example, batch)) leave_row(batch);
+            batch->sizes[RECORD * batch->most + batch->row] = places[i + 1] - places[i];
         }
         place += places[some];
         if (some < most) break;
     }
-    return row - batch->first;
+    return place;
+}
+
+/* Read `size` bytes from `offset` on; false if they are not to be had, and why will be seen by who reads them again. */
+static bool read_all(int file, uint8_t *to, int64_t size, int64_t offset) {
+    while (size) {
+        ssize_t more = pread(file, to, size, offset);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return false;
+        to += more, size -= more, offset += more;
+    }
+    return true;
+}
+
+/* Decode whole records from byte `offset` of the file on, up to byte `end`, by way of the block of `room` bytes.
+ *
+ * That ends where the rows are full, with a part that left a record out, with `enough` bytes of labels, and before what
+ * cannot be read or is no whole record. Returns where in the file the bytes that are in the block then start. */
+static int64_t fill_from(int file, int64_t offset, int64_t end, uint8_t *block, int64_t room, int64_t enough,
+                         Batch *batch) {
+    int64_t start = offset, at_once = AT_ONCE < room ? AT_ONCE : room;
+    while (batch->row < batch->last && offset < end && !batch->left && batch->labels.size < enough) {
+        int64_t size = end - offset < at_once ? end - offset : at_once;
+        if (!read_all(file, block, size, offset)) break;
+        start = offset;
+        offset += fill_rows(block, size, batch);
+        if (offset > start) continue;
+        if (size == end - offset || at_once == room) break;
+        at_once = room; /* a long record */
+    }
+    return start;
 }
 
 /* ---- Python's side ---- */
@@ -276,65 +328,59 @@ static int64_t answers(const Py_buffer *labels, const Py_buffer *scores, int64_t
     return labels->len == 8 * k * count && scores->len == 4 * k * count ? k : -1;
 }
 
-/* The parts of the block from `at`, the first of them, on: one after the other. */
-static PyObject *joined(const uint8_t *block, const int64_t *at, const int64_t *sizes, int64_t count) {
-    const int64_t step = sizeof(Rest) / sizeof *at;
-    int64_t total = 0;
-    for (int64_t i = 0; i < count; i++) total += sizes[i];
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, total);
-    char *to = bytes ? PyBytes_AsString(bytes) : NULL;
-    for (int64_t i = 0; to && i < count; to += sizes[i++])
-        if (sizes[i]) memcpy(to, block + at[i * step], sizes[i]);
-    return bytes;
-}
-
 /* What `fill` returns. */
-static PyObject *filled(const uint8_t *block, const Batch *batch, int64_t count) {
-    const int64_t *sizes = batch->sizes + batch->first;
-    PyObject *ids = joined(block, &batch->rest->id, sizes + ID * batch->most, count), *result = NULL;
-    PyObject *labels = joined(block, &batch->rest->labels, sizes + LABELS * batch->most, count);
-    if (ids && labels) result = Py_BuildValue("LOO", (long long)count, ids, labels);
-    Py_XDECREF(ids);
-    Py_XDECREF(labels);
-    return result;
+static PyObject *filled(const Batch *batch, int64_t first, int64_t start) {
+    const Text *ids = &batch->ids, *labels = &batch->labels;
+    const int64_t *sizes = batch->sizes + RECORD * batch->most;
+    int64_t bytes = 0;
+    for (int64_t row = first; row < batch->row; row++) bytes += sizes[row];
+    PyObject *where = batch->left ? PyLong_FromLongLong(start) : Py_NewRef(Py_None);
+    return Py_BuildValue("Ly#y#LNN", (long long)(batch->row - first), ids->size ? (char *)ids->data : "",
+                         (Py_ssize_t)ids->size, labels->size ? (char *)labels->data : "", (Py_ssize_t)labels->size,
+                         (long long)bytes, PyBool_FromLong(batch->labelled), where);
 }
 
 PyDoc_STRVAR(fill_doc,
-    "fill(block, place, size, inputs, rows, first, last, sizes) -> n, ids, labels\n\n"
-    "Decode the whole records from byte `place` of the block's `size` bytes on into the rows from `first` on, up to\n"
-    "`last`. rows: tuple of float32 (most, width), one for each of `inputs`, a tuple of (name, width). sizes: int64\n"
-    "(4, most) gets the bytes of each one's id and of its labels, 1 if it has `labels` at all, and its bytes in the\n"
-    "block. One that fails its CRC or is out of the ordinary is left out: its row is spoilt, its id of 0 bytes. Returns\n"
-    "how many; their ids and their labels, one after the other.");
+    "fill(file, offset, end, block, inputs, rows, first, last, sizes, enough)\n"
+    "    -> n, ids, labels, bytes, labelled, start or None\n\n"
+    "Decode the whole records from byte `offset` of the file on, up to byte `end`, into the rows from `first` on, up to\n"
+    "`last`; the block's bytes hold some of the file meanwhile. rows: tuple of float32 (most, width), one for each of\n"
+    "`inputs`, a tuple of (name, width). sizes: int64 (4, most) gets the bytes of each one's id and of its labels, 1 if\n"
+    "it has `labels` at all, and its bytes in the file. One that fails its CRC or is out of the ordinary is left out: its\n"
+    "row is spoilt, its id of 0 bytes. That ends early with the first bytes that hold such a one, with `enough` bytes of\n"
+    "labels, and before what cannot be read or is not whole.\n\n"
+    "Returns how many; their ids and their labels, one after the other; their bytes in the file; whether one that was not\n"
+    "left out has `labels`; and, where some were left out, at which byte of the file those that the block holds start.");
 
 static PyObject *fill(PyObject *self, PyObject *args) {
     Py_buffer block, sizes, held[MAX_INPUTS];
-    Py_ssize_t place, size, first, last, holds = 0;
+    Py_ssize_t offset, end, first, last, enough, holds = 0;
     PyObject *given, *arrays, *result = NULL;
     Input inputs[MAX_INPUTS];
     uint8_t *rows[MAX_INPUTS];
-    if (!PyArg_ParseTuple(args, "y*nnO!O!nnw*", &block, &place, &size, &PyTuple_Type, &given, &PyTuple_Type, &arrays,
-                          &first, &last, &sizes))
+    int file;
+    if (!PyArg_ParseTuple(args, "innw*O!O!nnw*n", &file, &offset, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
+                          &arrays, &first, &last, &sizes, &enough))
         return NULL;
     Py_ssize_t count = read_inputs(given, inputs), most = sizes.len / 8 / SIZES;
-    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= place && place <= size && size <= block.len &&
-                0 <= first && first <= last && last <= most;
+    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= first && first <= last && last <= most;
     for (; fits && holds < count; holds++) {
         if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
         rows[holds] = held[holds].buf;
         int64_t width = inputs[holds].width;
         fits = width >= 0 && (!width || held[holds].len / 4 / width >= most);
     }
-    Rest *rest = fits && holds == count ? PyMem_Malloc((last - first + 1) * sizeof *rest) : NULL;
-    if (rest) {
-        Batch batch = {inputs, count, first, last, most, rows, rest, sizes.buf};
-        int64_t done;
+    if (fits && holds == count) {
+        Batch batch = {.inputs = inputs, .count = count, .row = first, .last = last, .most = most, .rows = rows,
+                       .sizes = sizes.buf};
+        int64_t start;
         Py_BEGIN_ALLOW_THREADS
-        done = fill_rows(block.buf, place, size, &batch);
+        start = fill_from(file, offset, end, block.buf, block.len, enough, &batch);
         Py_END_ALLOW_THREADS
-        result = filled(block.buf, &batch, done);
-        PyMem_Free(rest);
-    } else if (!PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
+        result = batch.no_memory ? PyErr_NoMemory() : filled(&batch, first, start);
+        free(batch.ids.data);
+        free(batch.labels.data);
+    } else if (!PyErr_Occurred()) wrong("buffers of other sizes");
     while (holds) PyBuffer_Release(&held[--holds]);
     PyBuffer_Release(&block); PyBuffer_Release(&sizes);
     return result;

@@ -5,16 +5,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 def fill(
-    block: bytearray,
-    place: int,
-    size: int,
+    file: int,
+    offset: int,
+    end: int,
+    block: memoryview,
     inputs: tuple[tuple[bytes, int], ...],
     rows: tuple[NDArray[Any], ...],
     first: int,
     last: int,
     sizes: NDArray[Any],
+    enough: int,
     /,
-) -> tuple[int, bytes, bytes]: ...
+) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
 def count(notes: NDArray[Any], k: int, up_to: NDArray[Any], first: NDArray[Any], histogram: NDArray[Any], /) -> int: ...
 def notes(labels: NDArray[Any], scores: NDArray[Any], truth: bytes, sizes: NDArray[Any], /) -> bytes: ...
 def keys(ids: bytes, sizes: NDArray[Any], /) -> bytes: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Sequence
 from itertools import accumulate
 from unittest import mock
@@ -19,6 +20,7 @@ from tests.scorer import reference
 from tests.scorer.reference import Video
 
 SCHEMA = Schema({"rgb": 3, "audio": 2})
+BLOCK = Block()
 GOOD = [
     shards.example("id0", [1, 300], {"rgb": [1, -0.0, 3e-45], "audio": [0.5, -7]}),
     shards.example("id1", None, {"audio": [1, 2], "rgb": [1, 2, 3], "more": [4]}) + b"\x12\x00",
@@ -64,15 +66,21 @@ def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | No
 
 def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
     """What the compiled loops, and protobuf for what they leave out, make of these records."""
-    frames, count = frames_of(payloads), len(payloads)
-    shard = mock.Mock(spec=Shard, block=frames.block, path="x")
-    shard.payload.side_effect = lambda *given: Shard.payload(shard, *given)
-    features = [np.empty((count, width), np.float32) for width in schema.inputs.values()]
-    sizes, part = np.empty((4, count), np.int64), (0, int(frames.places[-1]))
-    done, ids, labels, bad = blocks.Filler(schema).fill(
-        shard, blocks.Position(0, 0, 0), part, features, sizes, (0, count)
-    )
-    assert done == count
+    features = [np.empty((len(payloads), width), np.float32) for width in schema.inputs.values()]
+    sizes, filler, place = np.empty((4, len(payloads)), np.int64), blocks.Filler(schema), blocks.Position(0, 0, 0)
+    ids, labels = b"", b""
+    bad: set[int] = set()
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(map(shards.frame, payloads)))
+        file.flush()
+        with Shard(file.name, BLOCK) as shard:
+            while place.record < len(payloads):
+                run = filler.fill(shard, place, features, sizes, (place.record, len(payloads)), 1)
+                assert run.records
+                ids, labels = ids + run.ids, labels + run.labels
+                bad |= {place.record + row for row in run.bad}
+                place = blocks.Position(0, place.record + run.records, place.offset + run.size)
+            assert place.offset == shard.size
     values, splits = unpacked(Joined(labels, sizes[1]))
     return [
         None

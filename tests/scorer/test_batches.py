@@ -222,7 +222,7 @@ def test_a_shard_of_bad_records_alone_keeps_batches_small(tmp_path: Path, monkey
 def test_many_labels_end_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LABEL_BYTES", 1000)
     monkeypatch.setattr(framing, "MAX_BLOCK_RECORDS", 1)
-    monkeypatch.setattr(module, "_BYTES_AT_ONCE", 1500)
+    monkeypatch.setattr(framing, "BLOCK_BYTES", 1500)
     payloads = [shards.example(f"id{i}", range(600), {"rgb": [1, 2, 3], "audio": [1]}) for i in range(5)]
     path = shards.write_shard(tmp_path / "x", payloads)
     assert sum(len(batch) for batch in batches([path], SCHEMA, 1000)) == 5
@@ -295,7 +295,7 @@ def test_records_taken_straight_are_those_of_blocks(
     found = []
     for straight in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_BYTES_AT_ONCE", bytes_at_once)
+            patch.setattr(framing, "BLOCK_BYTES", bytes_at_once)
             if not straight:
                 patch.setattr(module, "compiled", lambda inputs: False)
             found.append(
