@@ -46,8 +46,8 @@ NAMES = {
 OURS = ("ours", "numpy")
 WIDTHS = {"mean_rgb": 1024, "mean_audio": 128}
 STAGES: dict[str, tuple[Any, str]] = {
-    "read the block": (framing.Shard, "_read"),
-    "from bytes to the batch": (batches.Batch, "fill"),
+    "read a block": (framing.Shard, "_read"),
+    "from the file to the batch, compiled": (batches.Batch, "fill"),
     "framing, both CRCs": (framing.Shard, "_scan"),
     "find the features": (layouts.Layouts, "find"),
     "ids": (examples, "_ids"),
