@@ -35,9 +35,7 @@ KEPT = 64
 """Soft labels of a point: the rest of 3,862 are next to nothing together."""
 MOST_VIDEOS = 45_000
 """Videos regressed on, at most: time grows with their third power."""
-RIDGE, FREQUENT_RIDGE, FREQUENT = 0.1, 0.4, 100
-"""The ridge, that of frequent labels, and how many videos these have. What has few examples loses by a ridge that what
-has many gains by: 0.1 and 0.4 give MAP@10 0.003 more than 0.1 for all."""
+RIDGE = 0.1
 COMPANY_RIDGE = 3.0
 GAMMA = 0.6
 """The kernel is exp(-GAMMA d^2)."""
@@ -57,7 +55,7 @@ _ASKED = 2000  # of these, whose gradients make it
 _DIRECTIONS = 256  # of the labels' space, drawn at random, in which the gradients are taken
 _USUAL = 0.22  # what the kernel mostly is
 _FLOOR = 1e-4
-_FORMAT = 5
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -167,13 +165,17 @@ class Teacher:
     ) -> None:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         some = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))[:_ASKING]
-        solution_NL = torch.cholesky_solve(y_NL[some], _factor(x_NF[some], RIDGE, at))
+        solution_NL = torch.cholesky_solve(y_NL[some], _factor(x_NF[some], at))
         at("which features matter")
         self._seen_FF = relevance(x_NF[some], solution_NL, self._dtype)
         x_NF = x_NF @ self._seen_FF
-        solution_NL, alone_NL = torch.empty_like(y_NL), torch.empty_like(y_NL)
-        for ridge, columns in ridges(y_NL):
-            solution_NL[:, columns], alone_NL[:, columns] = _solve(x_NF, y_NL[:, columns], ridge, at)
+        factor_NN = _factor(x_NF, at)
+        solution_NL = torch.cholesky_solve(y_NL, factor_NN)
+        at("inverse")
+        # What the regression would answer for a video without that video (Rasmussen and Williams 2006, "Gaussian
+        # Processes for Machine Learning", equation 5.12).
+        alone_NL = y_NL - solution_NL / torch.cholesky_inverse(factor_NN).diagonal()[:, None]
+        del factor_NN
         self._square_N = x_NF.square().sum(dim=1)
         self._x_FN = x_NF.to(self._dtype).T.contiguous()
         self._solution_NL, self._sum_L = solution_NL.to(self._dtype), solution_NL.sum(dim=0)
@@ -207,30 +209,12 @@ class Teacher:
         return ((kernel_BN - _USUAL).to(self._dtype) @ self._solution_NL).float() + _USUAL * self._sum_L
 
 
-def ridges(y_NL: Tensor) -> list[tuple[float, Tensor]]:
-    """Each ridge that some labels need, and the indices of these: int64 (some,)."""
-    is_frequent_L = y_NL.sum(dim=0) >= FREQUENT
-    pairs = (RIDGE, (~is_frequent_L).nonzero()[:, 0]), (FREQUENT_RIDGE, is_frequent_L.nonzero()[:, 0])
-    return [(ridge, columns) for ridge, columns in pairs if len(columns)]
-
-
-def _solve(x_NF: Tensor, y_NL: Tensor, ridge: float, at: Callable[[str], None]) -> tuple[Tensor, Tensor]:
-    """The regression's solution (N, L), and what it would answer for each video without that video, (N, L).
-
-    The latter is equation 5.12 of Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning".
-    """
-    factor_NN = _factor(x_NF, ridge, at)
-    solution_NL = torch.cholesky_solve(y_NL, factor_NN)
-    at("inverse")
-    return solution_NL, y_NL - solution_NL / torch.cholesky_inverse(factor_NN).diagonal()[:, None]
-
-
-def _factor(x_NF: Tensor, ridge: float, at: Callable[[str], None]) -> Tensor:
-    """The Cholesky factor (N, N) of the kernel between all videos plus `ridge` on its diagonal."""
+def _factor(x_NF: Tensor, at: Callable[[str], None]) -> Tensor:
+    """The Cholesky factor (N, N) of the kernel between all videos plus RIDGE on its diagonal."""
     at(f"kernel of {len(x_NF):,} videos")
     square_N = x_NF.square().sum(dim=1)
     kernel_NN = _kernel(x_NF @ x_NF.T, square_N, square_N)
-    kernel_NN.diagonal().add_(ridge)
+    kernel_NN.diagonal().add_(RIDGE)
     at("its factor")
     factor_NN = torch.linalg.cholesky(kernel_NN)
     at("regression from features to labels")
