@@ -26,6 +26,7 @@ from train.kernel import (
     calibrated,
     calibration,
     company,
+    inverse_diagonal,
     kept_soft_labels,
     relevance,
     soft_labels,
@@ -70,6 +71,16 @@ def test_its_own_videos_count_for_the_calibration_as_if_they_had_not_been_there(
         ridge = RIDGE * torch.eye(11, dtype=torch.double)
         expected = outer @ torch.linalg.solve(inner + ridge, y[rest].double())
         torch.testing.assert_close(seen[0][row, None].double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_diagonal_of_the_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(50, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    matrix = x @ x.T + torch.eye(50)
+    expected = torch.linalg.inv(matrix.double()).diagonal()
+    for columns in (7, 50, 1000):
+        monkeypatch.setattr(kernel, "_COLUMNS", columns)
+        found = inverse_diagonal(torch.linalg.cholesky(matrix))
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_relevance_is_the_mean_outer_product_of_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
