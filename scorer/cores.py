@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_OWN_THREADS = "/proc/self/task"
 
 
 def usable_cores() -> int:
@@ -23,6 +26,26 @@ def usable_cores() -> int:
 def affinity() -> int:
     """Cores in this process's affinity mask; all the machine's cores where the system has no such mask."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def unbound() -> Iterator[None]:
+    """Let the calling thread use all cores for a moment if it is bound to one, as by `taskset`.
+
+    Threads begun meanwhile are bound as it was, afterwards.
+    """
+    if not os.path.isdir(_OWN_THREADS) or affinity() > 1:
+        yield
+        return
+    bound, before = os.sched_getaffinity(0), set(os.listdir(_OWN_THREADS))
+    with contextlib.suppress(OSError):  # not allowed here
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    try:
+        yield
+    finally:
+        for thread in {"0", *os.listdir(_OWN_THREADS)} - before:
+            with contextlib.suppress(OSError):  # it is gone
+                os.sched_setaffinity(int(thread), bound)
 
 
 def cpu_quota(groups: Path = _OWN_GROUPS, root: Path = _CGROUP) -> float | None:

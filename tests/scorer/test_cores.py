@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,39 @@ def test_affinity_is_respected() -> None:
         assert cores.usable_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="this machine has one core")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show a process's threads")
+def test_unbound_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, done = os.sched_getaffinity(0), threading.Event()
+    thread = threading.Thread(target=done.wait)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        with cores.unbound():
+            assert os.sched_getaffinity(0) >= before
+            thread.start()
+        assert os.sched_getaffinity(0) == {min(before)}
+        assert os.sched_getaffinity(thread.native_id or 0) == {min(before)}
+        monkeypatch.setattr(os, "sched_setaffinity", refused)
+        with cores.unbound():
+            assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        done.set()
+        monkeypatch.undo()
+        os.sched_setaffinity(0, before)
+        thread.join()
+
+
+def refused(thread: int, cores: set[int]) -> None:
+    raise PermissionError
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show a process's threads")
+def test_a_process_bound_to_one_core_stays_there() -> None:
+    script = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import numpy\n"
+        "from scorer.runtime import import_runtime; import_runtime()\n"
+        "assert all(len(os.sched_getaffinity(int(task))) == 1 for task in os.listdir('/proc/self/task'))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
