@@ -149,13 +149,14 @@ def plot(rows: list[Contestant], path: Path) -> None:
     for place, row in enumerate(rows):
         if row.ceiling:
             axes.plot([row.ceiling] * 2, [place - 0.45, place + 0.45], color="k", label="the session alone")
-        axes.annotate(f" {row.rate:,.0f}", (row.rate, place), va="center", ha="left", fontsize=8)
+        axes.annotate(f"  {row.rate:,.0f}", (max(row.rate, row.ceiling), place), va="center", ha="left", fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("videos/s, end to end")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", labelsize=8)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[:1], labels[:1], loc="lower right", fontsize=8)
+    axes.legend(handles[:1], labels[:1], loc="upper right", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
