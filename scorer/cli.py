@@ -159,7 +159,9 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     check_model_apart(path, options.output)
 
     from scorer.model import Model
+    from scorer.runtime import give_memory_back
 
+    give_memory_back()
     model = Model.open(
         path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
     )

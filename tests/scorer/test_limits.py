@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import subprocess
 import sys
@@ -93,3 +94,26 @@ def test_a_memory_limit(command: list[str], whole: dict[str, bytes], tmp_path: P
     assert files_of(output) == {}
     assert score(command, output) == (0, "")
     assert files_of(output) == whole
+
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from scorer.runtime import give_memory_back
+def held(): return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") >> 20
+if sys.argv[1:]: give_memory_back()
+del (once := [b"x" * (24 << 20)])[:]
+before = held()
+pairs = [(b"x" * (8 << 20), b"x" * 100_000) for _ in range(8)]
+small = [pair[1] for pair in pairs]
+del pairs
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps freed memory as it likes")
+@pytest.mark.parametrize(("arguments", "kept"), [([], True), (["give it back"], False)])
+def test_freed_memory_goes_back_to_the_system(arguments: list[str], kept: bool) -> None:
+    """Of 64 MB in large blocks between small ones, as ONNX Runtime frees weights."""
+    done = subprocess.run([sys.executable, "-c", HOLD, *arguments], check=True, capture_output=True, text=True)
+    assert (int(done.stdout) > 32) == kept
