@@ -114,7 +114,7 @@ BASELINES = {
     "logistic": Baseline("logistic regression", False, "raw", 40, 0.01),
     "logistic-unit": Baseline("logistic regression, features at length 1", False, "unit", 40, 0.01),
     "logistic-fisher": Baseline("logistic regression, our input scaling", False, "fisher", 40, 0.01),
-    "mixture": Baseline("the starter code's MoE", True, "unit", 10, 0.01),
+    "mixture": Baseline("the starter code's MoE", True, "unit", 40, 0.01),
 }
 
 
