@@ -148,6 +148,8 @@ def _device(text: str) -> str:
 
 
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start a thread a core, which spins and has no work
+
     from scorer.commit import places
     from scorer.paths import check_model_apart, find_model, find_shards
 

@@ -396,3 +396,15 @@ def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.Monke
     gone.rmdir()
     with pytest.raises(InputError, match="the working folder is gone"):
         absolute("a.tfrecord")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show a process's threads")
+def test_numpy_starts_no_threads(tmp_path: Path) -> None:
+    script = (
+        "import os; from scorer import cli; cli.main(['absent', '-o', 'preds.csv']); import numpy\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout == "1\n"
