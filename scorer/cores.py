@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use: its affinity mask, cut by its control group's CPU quota."""
+"""Which CPU cores this process may use: its affinity mask, and how many of them its control group's quota lets it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _OWN_THREADS = "/proc/self/task"
+_MOST_CORES = 8192  # the kernel leaves out those that are not there, or not ours
 
 
 def usable_cores() -> int:
@@ -32,20 +33,24 @@ def affinity() -> int:
 def unbound() -> Iterator[None]:
     """Let the calling thread use all cores for a moment if it is bound to one, as by `taskset`.
 
-    Threads begun meanwhile are bound as it was, afterwards.
+    Afterwards it and the threads that anyone began meanwhile are bound as it was. Where it may use no other core,
+    nothing changes.
     """
     if not os.path.isdir(_OWN_THREADS) or affinity() > 1:
         yield
         return
     bound, before = os.sched_getaffinity(0), set(os.listdir(_OWN_THREADS))
-    with contextlib.suppress(OSError):  # not allowed here
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    with contextlib.suppress(OSError):  # not allowed: it stays bound
+        os.sched_setaffinity(0, range(_MOST_CORES))
+    freed = affinity() > 1
     try:
         yield
     finally:
-        for thread in {"0", *os.listdir(_OWN_THREADS)} - before:
-            with contextlib.suppress(OSError):  # it is gone
-                os.sched_setaffinity(int(thread), bound)
+        if freed:
+            os.sched_setaffinity(0, bound)
+            for thread in set(os.listdir(_OWN_THREADS)) - before:
+                with contextlib.suppress(OSError):  # it is gone
+                    os.sched_setaffinity(int(thread), bound)
 
 
 def cpu_quota(groups: Path = _OWN_GROUPS, root: Path = _CGROUP) -> float | None:

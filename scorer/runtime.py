@@ -7,7 +7,6 @@ installing or removing one breaks the other; each such state is named together w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import re
 import sys
@@ -27,7 +26,7 @@ REINSTALL_CPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_CPU}"
 REINSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_GPU}"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
 
-_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # malloc.h; of 128 KB, as it is at first, blocks come and go with each batch
+_M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # malloc.h; at glibc's first 128 KB each batch would map and unmap its blocks
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
@@ -42,7 +41,8 @@ def installed_runtimes() -> list[str]:
 def import_runtime() -> Any:
     """The module onnxruntime. Raises DeviceError, with the command that mends it, where it is absent or broken."""
     try:
-        with unbound():  # it takes Intel's AMX, twice as fast with int8, once it has seen it work on two cores
+        first = "onnxruntime" not in sys.modules
+        with unbound() if first else contextlib.nullcontext():  # it takes Intel's AMX if that works from core to core
             import onnxruntime
 
         if not hasattr(onnxruntime, "InferenceSession"):  # what removing one of two packages leaves
@@ -63,7 +63,9 @@ def give_memory_back() -> None:
     glibc keeps blocks of up to 32 MB once it has seen some freed (mallopt(3), M_MMAP_THRESHOLD), and ONNX Runtime frees
     each weight when it has repacked it: 41 MB of the paper's BiLSTM would stay.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    with contextlib.suppress(AttributeError, ImportError, OSError, TypeError):  # another C library, or no ctypes
+        import ctypes
+
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
