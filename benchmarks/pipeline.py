@@ -1,4 +1,4 @@
-"""How much of the session's own throughput `score` reaches, end to end, in one run.
+"""How much of the lanes' own throughput `score` reaches, end to end, in one run.
 
     python -m benchmarks.pipeline --model models/bilstm.onnx '../shared/data/yt8m/*.tfrecord'
 
@@ -113,7 +113,7 @@ def main() -> None:
         print(f"model alone {alone[-1]}   job {jobs[-1]}", flush=True)
     ratio = statistics.median(job.rate for job in jobs) / statistics.median(speed.rate for speed in alone)
     print(
-        f"median of {options.rounds}: {ratio:.1%} of the model's own throughput, "
+        f"median of {options.rounds}: {ratio:.1%} of the lanes' own throughput, "
         f"batches of {model.batch_size:,} in {model.lanes} lanes"
     )
     decoding, computing = (statistics.median(column) for column in zip(*clocks, strict=True))
