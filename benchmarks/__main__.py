@@ -18,10 +18,12 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", default=[], help="our exports of the same checkpoint")
     parser.add_argument("--data", nargs="+", default=["../shared/data/yt8m/*.tfrecord"], metavar="SHARD")
     parser.add_argument("--rounds", default="3")
-    parser.add_argument("--plot", nargs=1, default=[], metavar="PNG")
+    parser.add_argument("--plot", metavar="PNG")
     options = parser.parse_args()
     common = ["--data", *options.data, "--rounds", options.rounds]
-    jobs = ["--plain", options.plain, "--models", *options.models, *(["--plot", *options.plot] if options.plot else [])]
+    jobs = ["--plain", options.plain, "--models", *options.models]
+    if options.plot:
+        jobs += ["--plot", options.plot]
     for name, given in (("decode", common), ("rows", []), ("score", common + jobs)):
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *given])
         if done.returncode:

@@ -55,6 +55,7 @@ _ASKED = 2000  # of these, whose gradients make it
 _DIRECTIONS = 256  # of the labels' space, drawn at random, in which the gradients are taken
 _USUAL = 0.22  # what the kernel mostly is
 _FLOOR = 1e-4
+_COLUMNS = 1024  # of a factor's inverse, at a time
 _FORMAT = 4
 
 
@@ -233,9 +234,6 @@ def inverse_diagonal(factor_NN: Tensor) -> Tensor:
         unit_RB = torch.eye(len(rest_RR), min(_COLUMNS, len(rest_RR)))
         lengths.append(torch.linalg.solve_triangular(rest_RR, unit_RB, upper=False).square().sum(dim=0))
     return torch.cat(lengths)
-
-
-_COLUMNS = 1024
 
 
 def relevance(x_NF: Tensor, solution_NL: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
