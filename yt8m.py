@@ -11,9 +11,9 @@ from importlib import import_module
 COMMANDS = {
     "train": ("train.cli", "train DMRNet, LSTM and BiLSTM on TFRecord shards -> runs/"),
     "export": ("export.cli", "turn a trained model into one ONNX file, checked against it -> models/"),
-    "score": ("scorer.cli", "label the videos of TFRecord shards with an ONNX file -> predictions"),
-    "doctor": ("scorer.doctor", "say what is installed, what works, and what mends the rest"),
-    "inspect": ("scorer.inspect", "print an ONNX file's contract, metadata and reports"),
+    "score": ("scorer.cli.score", "label the videos of TFRecord shards with an ONNX file -> predictions"),
+    "doctor": ("scorer.cli.doctor", "say what is installed, what works, and what mends the rest"),
+    "inspect": ("scorer.cli.inspection", "print an ONNX file's contract, metadata and reports"),
 }
 
 HELP = """\

@@ -35,7 +35,7 @@ from benchmarks.kept import kept
 from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import TrainingError, Yt8mError
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
 from train.config import DEFAULTS, PAPER, ModelConfig, TrainConfig
 from train.data import load
 from train.devices import choose_device, use_all_cores

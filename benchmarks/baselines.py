@@ -31,7 +31,7 @@ from benchmarks.kept import kept
 from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import Yt8mError
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
 from train.config import YOUTUBE_8M, TrainConfig
 from train.data import Videos, fisher_ratios, load
 from train.devices import bf16_is_fast, choose_device, use_all_cores

@@ -31,9 +31,9 @@ from rich.table import Table
 
 from benchmarks import environments
 from benchmarks.machine import machine
-from scorer import batches, examples, framing, layouts
-from scorer.examples import Schema
-from scorer.paths import find_shards
+from scorer.inputs import batching, example, layouts, tfrecord
+from scorer.inputs.discover import find_shards
+from scorer.inputs.example import Schema
 
 HERE = Path(__file__).parent
 NAMES = {
@@ -46,13 +46,13 @@ NAMES = {
 OURS = ("ours", "numpy")
 WIDTHS = {"mean_rgb": 1024, "mean_audio": 128}
 STAGES: dict[str, tuple[Any, str]] = {
-    "read a block": (framing.Shard, "_read"),
-    "from the file to the batch, compiled": (batches.Batch, "fill"),
-    "framing, both CRCs": (framing.Shard, "_scan"),
+    "read a block": (tfrecord.Shard, "_read"),
+    "from the file to the batch, compiled": (batching.Batch, "fill"),
+    "framing, both CRCs": (tfrecord.Shard, "_scan"),
     "find the features": (layouts.Layouts, "find"),
-    "ids": (examples, "_ids"),
-    "labels": (examples, "_labels"),
-    "copy features, check for NaN": (examples.Records, "copy"),
+    "ids": (example, "_ids"),
+    "labels": (example, "_labels"),
+    "copy features, check for NaN": (example.Records, "copy"),
 }
 
 
@@ -127,7 +127,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
 
 def one_pass(shards: Sequence[str]) -> int:
     count = 0
-    for batch in batches.batches(shards, Schema(WIDTHS), 1024):
+    for batch in batching.batches(shards, Schema(WIDTHS), 1024):
         count += len(batch)
         batch.release()
     return count

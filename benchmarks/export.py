@@ -30,9 +30,9 @@ from export.plain import plain_export
 from export.speed import measure
 from export.videos import Videos, read_videos
 from scorer.errors import Yt8mError
-from scorer.metrics import evaluate
-from scorer.model import Model
-from scorer.paths import find_shards
+from scorer.evaluation.metrics import evaluate
+from scorer.inputs.discover import find_shards
+from scorer.model.model import Model
 from train.checkpoint import load
 from train.config import MODELS
 
@@ -69,7 +69,7 @@ class Peak:
 
 def machine_threads() -> int:
     """As many as Model.open uses."""
-    from scorer.cores import usable_cores
+    from scorer.system.cores import usable_cores
 
     return usable_cores()
 

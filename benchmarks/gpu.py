@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from scorer.contract import OUTPUTS
 from scorer.errors import DeviceError, Yt8mError
-from scorer.job import Job, score
-from scorer.model import Model
-from scorer.paths import find_shards
-from scorer.runtime import import_runtime, open_cuda, without_graph
+from scorer.inputs.discover import find_shards
+from scorer.job.run import score
+from scorer.job.spec import Job
+from scorer.model.contract import OUTPUTS
+from scorer.model.model import Model
+from scorer.model.runtime import import_runtime, open_cuda, without_graph
 
 K = 10
 GOAL, GOAL_RATIO = 1_000_000, 0.5

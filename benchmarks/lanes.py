@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from scorer.cores import usable_cores
-from scorer.model import Model
+from scorer.model.model import Model
+from scorer.system.cores import usable_cores
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
 PAUSE_SECONDS = 0.2  # a session that spins goes on for a while after its last call, at the cost of whoever comes next

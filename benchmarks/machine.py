@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from scorer.cores import usable_cores
+from scorer.system.cores import usable_cores
 
 
 def machine() -> str:

@@ -21,11 +21,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scorer.batches import Batch, batches
-from scorer.job import Job, score
-from scorer.model import Model
-from scorer.paths import find_shards
-from scorer.pipeline import in_order
+from scorer.inputs.batching import Batch, batches
+from scorer.inputs.discover import find_shards
+from scorer.job.run import score
+from scorer.job.spec import Job
+from scorer.model.model import Model
+from scorer.pipeline.ordered import in_order
 
 
 @dataclass(frozen=True)

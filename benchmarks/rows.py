@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from scorer.joined import Joined
-from scorer.rows import format_rows, format_rows_plain
+from scorer.kernels.packed import PackedStrings
+from scorer.outputs.formats import format_rows, format_rows_plain
 
 GOAL = 1_000_000  # rows/s
 
@@ -49,11 +49,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     ids, labels, scores = predictions(options.videos, options.top_k, options.id_bytes)
-    joined = [Joined.of(ids[start : start + options.batch]) for start in range(0, options.videos, options.batch)]
+    joined = [PackedStrings.of(ids[start : start + options.batch]) for start in range(0, options.videos, options.batch)]
     batches = [slice(start, start + options.batch) for start in range(0, options.videos, options.batch)]
-    target = bytearray(len(format_rows(Joined.of(ids), labels, scores)))
+    target = bytearray(len(format_rows(PackedStrings.of(ids), labels, scores)))
     source = np.frombuffer(format_rows_plain(ids, labels, scores), np.uint8)
-    if source.tobytes() != format_rows(Joined.of(ids), labels, scores):
+    if source.tobytes() != format_rows(PackedStrings.of(ids), labels, scores):
         raise SystemExit("the two formatters differ")
     candidates: dict[str, Callable[[], object]] = {
         "format_rows": lambda: [

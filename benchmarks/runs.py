@@ -34,8 +34,8 @@ from rich.table import Table
 from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import Yt8mError
-from scorer.framing import Shard
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
+from scorer.inputs.tfrecord import Shard
 from train.config import DEFAULTS, MODELS, ModelConfig
 from train.models import build
 

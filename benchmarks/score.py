@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks import environments
 from benchmarks.machine import machine
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -100,8 +100,8 @@ def measure(rows: list[Contestant], shards: list[str], rounds: int, threads: int
 
 
 def true_labels(shards: list[str]) -> Iterator[tuple[str, set[int]]]:
-    from scorer.batches import batches
-    from scorer.examples import Schema
+    from scorer.inputs.batching import batches
+    from scorer.inputs.example import Schema
 
     for batch in batches(shards, Schema({}), 4096):
         splits = batch.label_splits

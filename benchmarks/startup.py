@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ROOT / "scorer" / "bundled" / "default.onnx"

@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from scorer.cores import usable_cores
-from scorer.job import Job, score
-from scorer.model import Model
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
+from scorer.job.run import score
+from scorer.job.spec import Job
+from scorer.model.model import Model
+from scorer.system.cores import usable_cores
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 WORKERS = (0, 1, 2)

@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import processor
 from scorer.errors import TrainingError, Yt8mError
-from scorer.paths import find_shards
+from scorer.inputs.discover import find_shards
 from train.config import DEFAULTS, MODELS, ModelConfig, TrainConfig
 from train.data import Videos, load
 from train.devices import choose_device, use_all_cores

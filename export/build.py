@@ -29,10 +29,10 @@ from export.parity import (
 from export.plain import plain_export
 from export.precision import halve, quantise
 from export.reduce import reduce
-from export.trace import Untranslatable, trace
+from export.tracing import Untranslatable, trace
 from export.videos import Videos
 from scorer.errors import ModelError, OutputError
-from scorer.model import Model
+from scorer.model.model import Model
 from train.checkpoint import Checkpoint
 from train.files import flush
 
@@ -45,7 +45,7 @@ class Source:
     """A checkpoint opened for export.
 
     model: in evaluation mode. reference: its probabilities. before, after: its graph as traced and as reduced, both
-    None for a model that export/trace.py cannot read. metadata: all that does not depend on the precision.
+    None for a model that export/tracing.py cannot read. metadata: all that does not depend on the precision.
     """
 
     checkpoint: Checkpoint

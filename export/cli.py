@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from scorer.paths import find_shards
+    from scorer.inputs.discover import find_shards
     from train.checkpoint import metadata
 
     checkpoints = _checkpoints(options)

@@ -20,7 +20,7 @@ from torch import nn
 
 from export.videos import Features, Videos
 from scorer.errors import GateError
-from scorer.metrics import evaluate
+from scorer.evaluation.metrics import evaluate
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -40,7 +40,7 @@ ALONE, SHUFFLED, LARGE = 64, 17, 1024
 
 
 class Runner(Protocol):
-    """What is asked of scorer.model.Model."""
+    """What is asked of scorer.model.model.Model."""
 
     inputs: dict[str, int]
     labels: int

@@ -17,7 +17,7 @@ from export.graph import node_count
 from export.plain import plain_export
 from export.speed import measure
 from export.videos import Videos
-from scorer.model import Model
+from scorer.model.model import Model
 
 _PLAIN = "plain export"
 
@@ -53,7 +53,7 @@ def show(source: Source, written: Sequence[Exported], check: Videos, speed: Spee
     if source.before is not None:
         console.print("operators: nodes of ONNX; as trained: the network before it is reduced, written the same way")
     if source.after is None:
-        console.print("export/trace.py does not know this model's layers: it was exported plainly")
+        console.print("export/tracing.py does not know this model's layers: it was exported plainly")
     console.print(_gates(written))
     console.print(f"checked on {check.source}, alone and in batches of up to 1,024")
     if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.batches import batches
-from scorer.examples import Schema
+from scorer.inputs.batching import batches
+from scorer.inputs.example import Schema
 
 Features = dict[str, NDArray[np.float32]]
 

@@ -62,8 +62,8 @@ class Statistics:
 
 def read(patterns: Sequence[str]) -> tuple[NDArray, NDArray, NDArray]:
     """Features float32 (N, 1152), label values int64 (M,) and splits int64 (N + 1,) of the shards that match."""
-    from scorer.batches import batches
-    from scorer.examples import Schema
+    from scorer.inputs.batching import batches
+    from scorer.inputs.example import Schema
 
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
     features, values, splits = [], [], [np.zeros(1, np.int64)]

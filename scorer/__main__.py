@@ -2,6 +2,6 @@
 
 import sys
 
-from scorer.cli import main
+from scorer.cli.score import main
 
 sys.exit(main())

@@ -11,10 +11,11 @@ from itertools import chain
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scorer.answers import Answer, Answers
 from scorer.errors import UsageError
-from scorer.model import Model
-from scorer.paths import find_model, find_shards
+from scorer.inputs.discover import find_shards
+from scorer.model.find import find_model
+from scorer.model.model import Model
+from scorer.pipeline.predict import Answer, Answers
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Scorer:
         for video in scorer.predict(["samples/a.tfrecord"]): ...
         scores, labels = scorer.score(mean_rgb=rgb, mean_audio=audio, k=5)
 
-    model: the `scorer.model.Model` behind it: its inputs, labels, names, device and metadata.
+    model: the `scorer.model.model.Model` behind it: its inputs, labels, names, device and metadata.
     """
 
     def __init__(

@@ -8,7 +8,10 @@ from unittest import mock
 
 import pytest
 
-from scorer import blocks, compiled, metrics, rows, tally
+from scorer.evaluation import duplicates, metrics
+from scorer.inputs import blocks
+from scorer.kernels import compiled
+from scorer.outputs import formats
 
 HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
 """Those that this installation has."""
@@ -19,7 +22,7 @@ def using(loops: str) -> Iterator[None]:
     """Use these, in this process."""
     native = compiled.native if loops == "compiled" else None
     with ExitStack() as stack:
-        for module in (blocks, metrics, rows, tally):
+        for module in (blocks, metrics, formats, duplicates):
             stack.enter_context(mock.patch.object(module, "native", native))
         yield
 

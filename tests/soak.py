@@ -65,8 +65,7 @@ def soak(records: bytes, copies: int, folder: Path, *options: str) -> Soak:
     began = time.monotonic()
     command = [sys.executable, "-m", "scorer", str(shard), "-o", str(output), "--model", model, "--quiet", *options]
     with subprocess.Popen(command) as process:
-        samples = list(_watch(process))
-        samples = samples[len(samples) // 4 :]  # what it took to start
+        samples = list(_watch(process, output.with_name(f".{output.name}.partial")))
     assert process.returncode == 0
     seconds = time.monotonic() - began
     with output.open("rb") as file:
@@ -75,9 +74,14 @@ def soak(records: bytes, copies: int, folder: Path, *options: str) -> Soak:
     return Soak(rows, seconds, _highest(samples[:half]), _highest(samples[half:]))
 
 
-def _watch(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
-    """Samples until the process ends."""
+def _watch(process: subprocess.Popen[bytes], rows: Path) -> Iterator[Sample]:
+    """Samples from the first rows written, behind which nothing belongs to the start, until the process ends."""
+    began = False
     while process.poll() is None:
+        if not began:
+            began = rows.exists() and rows.stat().st_size > 1000
+            time.sleep(0.001)
+            continue
         try:
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             files = len(os.listdir(f"/proc/{process.pid}/fd"))
@@ -85,7 +89,7 @@ def _watch(process: subprocess.Popen[bytes]) -> Iterator[Sample]:
             break
         if pages:
             yield Sample(pages * os.sysconf("SC_PAGE_SIZE"), files)
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _highest(samples: Sequence[Sample]) -> Sample:
@@ -113,7 +117,7 @@ def main() -> None:
     parser.add_argument("shards", nargs="*")
     parser.add_argument("--gigabytes", type=float, default=10)
     options, passed_on = parser.parse_known_args()
-    from scorer.paths import find_shards
+    from scorer.inputs.discover import find_shards
 
     records = b"".join(Path(path).read_bytes() for path in find_shards(options.shards)) or own_records()
     with tempfile.TemporaryDirectory() as folder:

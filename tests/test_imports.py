@@ -1,4 +1,6 @@
-"""Imports run one way, export -> train -> scorer; the scorer never meets torch; help loads nothing heavy."""
+"""Imports run one way: export -> train -> scorer, and within the scorer from its upper rooms to its lower ones. The
+scorer never meets torch; help loads nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -37,32 +39,102 @@ COMMANDS = [["yt8m"], *(["yt8m", name] for name in ("train", "export", "score", 
 COMMANDS += [[name] for name in ("train", "export", "scorer")]
 
 
+LAYERS = (
+    ("api", "cli", "__main__"),
+    ("report",),
+    ("job",),
+    ("pipeline",),
+    ("outputs",),
+    ("evaluation",),
+    ("model",),
+    ("inputs",),
+    ("kernels",),
+    ("system",),
+    ("errors",),
+)
+"""The rooms of the scorer and the modules beside them, top to bottom: none imports what stands above it."""
+
+
 def imported(path: Path) -> Iterator[tuple[str, int]]:
-    """Every top-level package that a file imports, anywhere in it, with the line."""
+    """Every module that a file imports, anywhere in it, by its full name, with the line; of `from m import n` both `m`
+    and `m.n`.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.split(".")[0], node.lineno
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            module = node.module or ""
+            yield module, node.lineno
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def modules_of(room: str) -> dict[str, Path]:
+    """Every module of a package and of all its sub-packages: name -> file."""
+    found = {}
+    for path in sorted((ROOT / room).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    assert len(found) > 10
+    return found
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_imports_run_one_way(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
-    assert files
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in files
+        for path in modules_of(room).values()
         for name, line in imported(path)
-        if name in FORBIDDEN[room]
+        if name.split(".")[0] in FORBIDDEN[room]
     ]
     assert not wrong
 
 
+def layer_of(module: str) -> int | None:
+    """Which layer `scorer.ROOM...` belongs to; None for what only names the package."""
+    parts = module.split(".")
+    return next((i for i, rooms in enumerate(LAYERS) if len(parts) > 1 and parts[1] in rooms), None)
+
+
+def test_every_module_of_the_scorer_has_a_layer() -> None:
+    assert [name for name in modules_of("scorer") if name != "scorer" and layer_of(name) is None] == []
+
+
+def test_within_the_scorer_imports_run_downwards() -> None:
+    wrong = [
+        f"{name} imports {other}, line {line}"
+        for name, path in modules_of("scorer").items()
+        for other, line in imported(path)
+        if name != "scorer" and other.startswith("scorer.") and (layer_of(other) or 0) < (layer_of(name) or 0)
+    ]
+    assert not wrong
+
+
+def depends_on(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """What each module imports of the same package. Imports for the type checker alone count too: a circle is one."""
+    return {name: {other for other, _ in imported(path)} & modules.keys() - {name} for name, path in modules.items()}
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_there_is_no_circle(room: str) -> None:
+    left = depends_on(modules_of(room))
+    left.pop(room)  # the package's own __init__ gives names on, lazily
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, "these import each other"
+
+
 def test_only_one_module_owns_onnxruntime() -> None:
-    owners = {"runtime.py"}
-    files = (ROOT / "scorer").glob("*.py")
-    assert not [path.name for path in files if path.name not in owners and "onnxruntime" in dict(imported(path))]
+    owners = [name for name, path in modules_of("scorer").items() if "onnxruntime" in dict(imported(path))]
+    assert owners == ["scorer.model.runtime"]
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_no_module_shadows_the_standard_library(room: str) -> None:
+    """A file that is run as a script has its own folder first in the path."""
+    names = {path.stem for path in modules_of(room).values()} - {"__main__"}
+    assert not names & sys.stdlib_module_names
 
 
 def loaded_by(command: list[str], code: str) -> set[str]:
@@ -82,7 +154,7 @@ module, *rest = sys.argv[1:]
 sys.argv = [module, *rest, "--help"]
 text = io.StringIO()
 with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-    importlib.import_module("yt8m" if module == "yt8m" else module + ".cli").main()
+    importlib.import_module({"yt8m": "yt8m", "scorer": "scorer.cli.score"}.get(module, module + ".cli")).main()
 assert "usage:" in text.getvalue(), text.getvalue()
 """
 
@@ -93,15 +165,18 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
 
 
 EVERY_MODULE = """
-import importlib, pkgutil, scorer
-for module in pkgutil.iter_modules(scorer.__path__):
-    if module.name != "__main__":
-        importlib.import_module("scorer." + module.name)
+import importlib, pkgutil, sys, scorer
+names = [module.name for module in pkgutil.walk_packages(scorer.__path__, "scorer.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+missing = set(sys.argv[1:]) - set(names) - {"scorer"}
+assert not missing, missing
 """
 
 SCORE = """
 import sys
-from scorer.cli import main
+from scorer.cli.score import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as stop:
@@ -113,7 +188,7 @@ NOT_THE_SCORERS = {"torch", "onnx", "onnxscript", "safetensors", "train", "expor
 
 
 def test_no_scorer_module_loads_torch() -> None:
-    assert not loaded_by([], EVERY_MODULE) & NOT_THE_SCORERS
+    assert not loaded_by([*modules_of("scorer")], EVERY_MODULE) & NOT_THE_SCORERS
 
 
 def test_scoring_loads_no_torch(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scorer import compiled
+from scorer.kernels import compiled
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("scorer", "train", "export")
@@ -63,9 +63,14 @@ def test_wheel_is_small(wheel: zipfile.ZipFile) -> None:
 
 def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     expected = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    expected |= {"yt8m.py", "scorer/bundled/default.onnx", "scorer/native.pyi", *(f"{room}/py.typed" for room in ROOMS)}
+    expected |= {
+        "yt8m.py",
+        "scorer/bundled/default.onnx",
+        "scorer/kernels/native.pyi",
+        *(f"{room}/py.typed" for room in ROOMS),
+    }
     if compiled.native:  # where there is a compiler
-        expected.add("scorer/native.abi3.so")
+        expected.add("scorer/kernels/native.abi3.so")
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == expected
 
@@ -82,7 +87,7 @@ def test_commands(wheel: zipfile.ZipFile) -> None:
         "yt8m": "yt8m:main",
         "train": "train.cli:main",
         "export": "export.cli:main",
-        "score": "scorer.cli:main",
+        "score": "scorer.cli.score:main",
     }
 
 

@@ -27,8 +27,8 @@ TOLERANCE = 2e-4
 
 def decoded() -> tuple[NDArray, NDArray, NDArray, list[bytes]]:
     """Features (N, 1152), label values, label splits and ids of the committed samples."""
-    from scorer.batches import batches
-    from scorer.examples import Schema
+    from scorer.inputs.batching import batches
+    from scorer.inputs.example import Schema
 
     (batch,) = batches([str(path) for path in SAMPLES], Schema(generate.WIDTHS), 1024)
     features = np.hstack([batch.features[name] for name in generate.WIDTHS])

@@ -105,8 +105,8 @@ def _input(text: str) -> tuple[str, int]:
 
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    from scorer.paths import find_shards
-    from scorer.signals import stop_on_signals
+    from scorer.inputs.discover import find_shards
+    from scorer.system.signals import stop_on_signals
 
     overrides = _overrides(options)
     for name in options.model:
@@ -175,7 +175,7 @@ def _train_one(
     stop: Callable[[], bool],
 ) -> Record:
     """Train one model in its folder; its best epoch's measures."""
-    from scorer.lock import owned
+    from scorer.outputs.lock import owned
     from train import checkpoint, curves
     from train.loop import CURVES, Stopped, Training
     from train.view import view
@@ -290,7 +290,7 @@ _KINDS = {int: "a whole number", float: "a number"}
 def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: Callable[[], bool]) -> Data:
     """Decode the shards; without --valid, hold out a part of the training videos."""
     from scorer.errors import TrainingError
-    from scorer.paths import find_shards
+    from scorer.inputs.discover import find_shards
     from train.data import Part, Videos, load
     from train.loop import Data, Stopped
 

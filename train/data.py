@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorer.batches import Batch, batches
 from scorer.errors import InputError, RecordError, ShardError, TrainingError
-from scorer.examples import Schema
-from scorer.framing import Shard
+from scorer.inputs.batching import Batch, batches
+from scorer.inputs.example import Schema
+from scorer.inputs.tfrecord import Shard
 from train.cache import make_arrays, name_of, read, write_rest
 from train.files import new_folder
 

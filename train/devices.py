@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from scorer.cores import usable_cores
 from scorer.errors import DeviceError
+from scorer.system.cores import usable_cores
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scorer import metrics
 from scorer.errors import ModelError, ResumeError, TrainingError
+from scorer.evaluation import metrics
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
 from train.cpu import keep_freed_memory, quicken

@@ -6,5 +6,5 @@ from decode_ours import one_pass
 from decoding import arguments, measure
 
 if __name__ == "__main__":
-    sys.modules["scorer.native"] = None  # to import it fails
+    sys.modules["scorer.kernels.native"] = None  # to import it fails
     measure(arguments(), one_pass)

@@ -4,8 +4,8 @@ from decoding import BATCH, WIDTHS, arguments, measure
 
 
 def one_pass(shards):
-    from scorer.batches import batches
-    from scorer.examples import Schema
+    from scorer.inputs.batching import batches
+    from scorer.inputs.example import Schema
 
     count = 0
     for batch in batches(shards, Schema(WIDTHS), BATCH):

@@ -4,8 +4,9 @@ import threading
 
 from common import arguments, report
 
-from scorer.job import Job, score
-from scorer.model import Model
+from scorer.job.run import score
+from scorer.job.spec import Job
+from scorer.model.model import Model
 
 if __name__ == "__main__":
     options = arguments()

@@ -6,8 +6,8 @@ import time
 import numpy as np
 from common import WIDTHS, arguments, session
 
-from scorer.batches import batches
-from scorer.examples import Schema
+from scorer.inputs.batching import batches
+from scorer.inputs.example import Schema
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 VIDEOS = 8192

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from export.cli import main
 from export.ops import Graph
 from export.reduce import reduce as original
-from export.trace import Untranslatable
-from scorer.model import Model
+from export.tracing import Untranslatable
+from scorer.model.model import Model
 from tests.export.small import CONFIGS, save_run, small_checkpoint, write_videos
 from tests.shards import damage_payload
 

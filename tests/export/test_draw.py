@@ -9,7 +9,7 @@ import pytest
 from export.cli import main
 from export.draw import _boxes, _layout, draw
 from export.reduce import reduce
-from export.trace import trace
+from export.tracing import trace
 from tests.export.small import CONFIGS, save_run, small_model
 
 PNG = b"\x89PNG"

@@ -10,7 +10,7 @@ from export.build import convert, open_source
 from export.graph import node_count, to_onnx
 from export.plain import plain_export
 from export.reduce import reduce
-from export.trace import trace
+from export.tracing import trace
 from export.videos import random_videos
 from scorer.errors import ModelError
 from tests.export.small import CONFIGS, small_model

@@ -9,8 +9,8 @@ import pytest
 
 from export.cli import main
 from export.names import read_names
+from scorer.cli.inspection import main as inspect
 from scorer.errors import InputError
-from scorer.inspect import main as inspect
 from tests.export.small import save_run
 
 HEADER = "Index,TrainVideoCount,KnowledgeGraphId,Name,WikiUrl\n"

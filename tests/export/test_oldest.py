@@ -16,7 +16,7 @@ import pytest
 
 from export.build import convert, open_source, write
 from export.videos import random_videos
-from scorer.model import Model
+from scorer.model.model import Model
 from tests.export.small import CONFIGS, small_checkpoint
 
 OLDEST = os.environ.get("YT8M_OLDEST_PYTHON", "")

@@ -17,10 +17,10 @@ from export.graph import to_onnx
 from export.ops import Graph, Op, evaluate
 from export.precision import _scale_and_zero, _weight_scales, halve, quantise, smooth_inputs
 from export.reduce import reduce
-from export.trace import trace
+from export.tracing import trace
 from export.videos import Features, random_videos
 from scorer.errors import ModelError
-from scorer.model import Model
+from scorer.model.model import Model
 from tests.export.small import CONFIGS, small_model
 
 

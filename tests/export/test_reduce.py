@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export import reduce as rules
 from export.ops import Graph, Op, evaluate
-from export.trace import Untranslatable, trace
+from export.tracing import Untranslatable, trace
 from tests.export.small import CONFIGS, small_model
 from train.config import ModelConfig
 

@@ -10,14 +10,15 @@ from unittest import mock
 
 import numpy as np
 
-from scorer import blocks, framing
-from scorer.batches import Batch, Quarantined, batches
-from scorer.examples import Decoder, Records, Schema, unpacked
-from scorer.framing import Block, Frames, Shard
-from scorer.joined import Joined
+from scorer.inputs import blocks, tfrecord
+from scorer.inputs.batching import Batch, Quarantined, batches
+from scorer.inputs.example import Decoder, Records, Schema, unpacked
+from scorer.inputs.position import Position
+from scorer.inputs.tfrecord import Block, Frames, Shard
+from scorer.kernels.packed import PackedStrings
 from tests import shards
-from tests.scorer import reference
-from tests.scorer.reference import Video
+from tests.scorer.inputs import reference
+from tests.scorer.inputs.reference import Video
 
 SCHEMA = Schema({"rgb": 3, "audio": 2})
 BLOCK = Block()
@@ -31,7 +32,7 @@ GOOD = [
 def frames_of(payloads: Sequence[bytes]) -> Frames:
     """A block of these records, as Shard would find them."""
     places = np.array([0, *accumulate(len(payload) + 16 for payload in payloads)])
-    with mock.patch.object(framing, "BLOCK_BYTES", places[-1]):
+    with mock.patch.object(tfrecord, "BLOCK_BYTES", places[-1]):
         block = Block()
     block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
     return Frames(block, 0, 0, places, last=True)
@@ -39,7 +40,7 @@ def frames_of(payloads: Sequence[bytes]) -> Frames:
 
 def videos(records: Records, schema: Schema = SCHEMA) -> list[Video | None]:
     """What was decoded, in the reference's form; None for bad records."""
-    values, splits = unpacked(Joined(records.labels.tobytes(), records.label_sizes))
+    values, splits = unpacked(PackedStrings(records.labels.tobytes(), records.label_sizes))
     found: list[Video | None] = []
     for row, id in enumerate(records.ids):
         rows = [np.full((1, width), np.nan, np.float32) for width in schema.inputs.values()]
@@ -67,7 +68,7 @@ def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | No
 def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
     """What the compiled loops, and protobuf for what they leave out, make of these records."""
     features = [np.empty((len(payloads), width), np.float32) for width in schema.inputs.values()]
-    sizes, filler, place = np.empty((4, len(payloads)), np.int64), blocks.Filler(schema), blocks.Position(0, 0, 0)
+    sizes, filler, place = np.empty((4, len(payloads)), np.int64), blocks.NativeDecoder(schema), Position(0, 0, 0)
     ids, labels = b"", b""
     bad: set[int] = set()
     with tempfile.NamedTemporaryFile() as file:
@@ -79,9 +80,9 @@ def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
                 assert run.records
                 ids, labels = ids + run.ids, labels + run.labels
                 bad |= {place.record + row for row in run.bad}
-                place = blocks.Position(0, place.record + run.records, place.offset + run.size)
+                place = Position(0, place.record + run.records, place.offset + run.size)
             assert place.offset == shard.size
-    values, splits = unpacked(Joined(labels, sizes[1]))
+    values, splits = unpacked(PackedStrings(labels, sizes[1]))
     return [
         None
         if row in bad
@@ -90,7 +91,7 @@ def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
             id,
             tuple(values[splits[row] : splits[row + 1]].tolist()) if sizes[2, row] else None,
         )
-        for row, id in enumerate(Joined(ids, sizes[0]).split())
+        for row, id in enumerate(PackedStrings(ids, sizes[0]).split())
     ]
 
 

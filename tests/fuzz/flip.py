@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scorer import framing
-from scorer.examples import Schema
+from scorer.inputs import tfrecord
+from scorer.inputs.example import Schema
 from tests import shards
 from tests.fuzz import check
 from tests.loops import HERE, using
@@ -74,7 +74,7 @@ def small_shard() -> list[bytes]:
 
 
 def main() -> None:
-    framing.BLOCK_BYTES = 1 << 15  # made anew for every change, a block of the usual size would take most of the time
+    tfrecord.BLOCK_BYTES = 1 << 15  # made anew for every change, a block of the usual size would take most of the time
     for loops in HERE:
         with using(loops), tempfile.TemporaryDirectory() as folder:
             tally = tally_shard(small_shard(), SMALL, str(Path(folder, "x.tfrecord")))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from scorer.batches import batches
+from scorer.inputs.batching import batches
 from tests import shards
 from tests.fuzz import check
 

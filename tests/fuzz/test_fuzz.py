@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scorer import framing
+from scorer.inputs import tfrecord
 from tests.fuzz import check, flip
 from tests.fuzz.inputs import try_input
 from tests.loops import loops  # noqa: F401
@@ -19,7 +19,7 @@ CORPUS = Path(__file__).parent / "corpus"
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is not what these tests are to spend their time on."""
-    monkeypatch.setattr(framing, "BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr(tfrecord, "BLOCK_BYTES", 1 << 12)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CORPUS.iterdir()))

@@ -10,9 +10,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.examples import Schema
-from scorer.job import Job, Progress, Report, score
-from scorer.model import Model
+from scorer.inputs.example import Schema
+from scorer.job.run import score
+from scorer.job.spec import Job, Progress, Report
+from scorer.model.model import Model
 from tests import shards
 
 INPUTS = {"mean_rgb": 4, "mean_audio": 2}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import scorer
-from scorer import Prediction, Scorer, cli
+from scorer import Prediction, Scorer
+from scorer.cli import score
 from scorer.errors import InputError, ModelError, ShardError, UsageError
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_predictions_are_those_of_the_command(model: str, tmp_path: Path) -> None:
     paths = write_shards(tmp_path / "shards", [9, 5])
-    cli.main([*paths, "-o", str(tmp_path / "preds.csv"), "--model", model, "--quiet"])
+    score.main([*paths, "-o", str(tmp_path / "preds.csv"), "--model", model, "--quiet"])
     with open(tmp_path / "preds.csv", newline="") as file:
         rows = list(csv.reader(file))[1:]
     videos = list(Scorer(model, batch_size=4).predict(paths))

@@ -1,0 +1,269 @@
+"""The command `score`. Nothing heavy is imported before the arguments are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError, printable
+from scorer.system.signals import StopRequest, stop_on_signals
+from scorer.system.terminal import hold_standard_descriptors, print_stderr
+
+if TYPE_CHECKING:
+    from scorer.job.spec import Job, Progress, Report
+    from scorer.model.model import Model
+
+_MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
+_PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
+
+_EPILOG = """\
+examples:
+  score samples/*.tfrecord -o preds.csv
+  score 'shards/**/*.tfrecord' -o preds.csv --model bilstm --top-k 20
+  score shards -o preds.csv --on-error skip --max-errors 100
+  score shards -o preds.csv --resume
+  score shards -o - | head
+
+exit codes:
+   0  done, every record scored
+   2  a wrong command line
+   3  a shard is absent, unreadable or changed while it was read
+   4  a shard is damaged
+   5  a record is not what the model reads, or more than --max-errors are bad
+   6  a model is absent, damaged or of another kind
+   7  a device or runtime is absent or failed
+   8  the output cannot be written
+   9  an earlier run left work, cannot be resumed, or is still running
+  10  done, but records were set aside
+ 130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; --resume goes on
+ 141  the reader of -o - closed the pipe
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `score` with `argv` (the process's own arguments by default); returns the exit code."""
+    hold_standard_descriptors()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parser().parse_args(arguments)
+    try:
+        with stop_on_signals() as stop:
+            return _score(options, arguments, stop)
+    except Yt8mError as error:
+        _report(f"score: {error}")
+        return error.exit_code
+    except MemoryError:
+        _report("score: out of memory; use a smaller --batch-size or fewer --workers")
+        return DeviceError.exit_code
+    except BrokenPipeError:
+        return BROKEN_PIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """argparse's own leaves text in the buffer of a broken standard error, at which Python's exit fails."""
+        print_stderr(f"{self.format_usage()}{self.prog}: error: {message}")
+        sys.exit(UsageError.exit_code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="score",
+        description="Label the videos of YouTube-8M TFRecord shards: the best labels of each, one CSV row per video.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --rest would stay in the command that resumes
+    )
+    parser.add_argument(
+        "shards", nargs="+", metavar="SHARD", help="TFRecord file, quoted pattern, or folder (its *.tfrecord files)"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
+    _add_model_options(parser.add_argument_group("model"))
+    _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
+    _add_speed_options(parser.add_argument_group("speed (chosen for model and machine where left out)"))
+    parser.add_argument("--quiet", action="store_true", help="errors only: no progress bar, no summary")
+    return parser
+
+
+def _add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        metavar="PATH_OR_NAME",
+        help="file, or name in models/ [models/default.onnx, else the bundled model]",
+    )
+    group.add_argument(
+        "--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:N or cuda:N,M [auto: CUDA where it opens]"
+    )
+    group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products, of 10 bits")
+    group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
+
+
+def _add_error_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--on-error", choices=("fail", "skip"), default="fail", help="stop at a bad record, or set it aside [fail]"
+    )
+    group.add_argument(
+        "--max-errors", type=_at_least(0), metavar="N", help="stop when more than N records are set aside"
+    )
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="go on where an earlier run stopped; the bytes are the same"
+    )
+    either.add_argument("--restart", action="store_true", help="throw away what an earlier run left")
+
+
+def _add_speed_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=_at_least(1, _MOST_VIDEOS), metavar="N", help="videos per run of the model")
+    group.add_argument(
+        "--threads", type=_at_least(1, _MOST_THREADS), metavar="N", help="CPU threads that compute [all usable cores]"
+    )
+    group.add_argument(
+        "--workers",
+        type=_at_least(0, _MOST_WORKERS),
+        metavar="N",
+        help="decoding processes [none until the model waits]",
+    )
+
+
+def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        if most is not None and int(text) > most:
+            raise argparse.ArgumentTypeError(f"{text} is more than {most}")
+        return int(text)
+
+    return number
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N and cuda:N,M")
+    return text
+
+
+def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start a thread a core, which spins and has no work
+
+    from scorer.inputs.discover import find_shards
+    from scorer.model.find import check_model_apart, find_model
+    from scorer.outputs.sink import places
+
+    if options.max_errors is not None and options.on_error == "fail":
+        raise UsageError("--max-errors counts records that are set aside", remedy="add --on-error skip")
+    shards = find_shards(options.shards, options.output)
+    places(options.output)  # what is wrong with it is said before anything is opened
+    path, origin = find_model(options.model)
+    check_model_apart(path, options.output)
+
+    from scorer.model.model import Model
+    from scorer.system.memory import give_memory_back
+
+    give_memory_back()
+    model = Model.open(
+        path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
+    )
+    report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
+    if report is None:
+        return stop.exit_code
+    if not options.quiet:
+        _summarise(report, model, origin, options.output)
+    return PARTIAL_SUCCESS if report.record["quarantined"] else 0
+
+
+def _job(options: argparse.Namespace, shards: Sequence[str]) -> Job:
+    from scorer.job.spec import Job
+
+    return Job(
+        shards=shards,
+        output=options.output,
+        top_k=options.top_k,
+        workers=options.workers,
+        on_error=options.on_error,
+        max_errors=options.max_errors,
+        leftovers="resume" if options.resume else "restart" if options.restart else "refuse",
+        commit_seconds=float(os.environ.get(_PRIVATE_COMMIT_SECONDS, "1")),
+    )
+
+
+def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *, quiet: bool) -> Report | None:
+    """The report, or None where a signal ended the job."""
+    from scorer.job.run import score
+    from scorer.job.spec import Stopped
+
+    try:
+        with _bar(job, quiet) as watch:
+            return score(job, model, stop, watch, lambda line: _report(f"score: {line}"))
+    except Stopped as stopped:
+        if stopped.scored:
+            _report(f"score: {stopped.scored:,} videos are kept; go on with: {_resuming(arguments)}")
+        else:
+            _report("score: stopped before anything was kept")
+        return None
+
+
+def _resuming(arguments: Sequence[str]) -> str:
+    """The command that goes on with the job of `arguments`, to paste into a shell."""
+    name = os.path.basename(sys.argv[0])
+    program = {"score": ["score"], "yt8m score": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
+    end = arguments.index("--") if "--" in arguments else len(arguments)  # names of shards follow
+    kept = [argument for argument in arguments[:end] if argument not in ("--restart", "--resume")]
+    return shlex.join([*program, "--resume", *kept, *arguments[end:]])
+
+
+def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
+    if quiet or not sys.stderr.isatty():
+        return nullcontext(lambda progress: None)
+    from scorer.cli.progress import progress_bar
+    from scorer.inputs.source import FileStat
+
+    stamps = filter(None, map(FileStat.of, job.shards))
+    return progress_bar(len(job.shards), sum(stamp.size for stamp in stamps))
+
+
+def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
+    from scorer.outputs.sink import places
+    from scorer.system.terminal import print_lines
+
+    record = report.record
+    here = record["scored"] - report.resumed
+    rate = f"{here / report.seconds:,.0f} videos/s" if report.seconds else ""
+    lines = [
+        ("model", f"{model.path} ({origin})"),
+        ("device", f"{model.device}, {model.provider}: {model.reason}"),
+        ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
+        ("records", _counts(record)),
+    ]
+    lines += [("note", note) for note in model.notes]
+    if report.resumed:
+        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
+    if record["metrics"]:
+        lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items())))
+    lines.append(("written", f"{output} ({record['output']['bytes']:,} bytes)"))
+    if record["quarantined"]:
+        where = "on standard error" if places(output) is None else f"in {output}.quarantine.jsonl"
+        lines.append(("set aside", f"listed {where}, {record['bytes_lost']:,} bytes lost with them"))
+    print_lines(lines)
+
+
+def _how(report: Report) -> str:
+    workers = f", {report.workers} decoding processes" if report.workers else ""
+    return f"batches of {report.batch_size:,}{workers}"
+
+
+def _counts(record: dict[str, Any]) -> str:
+    text = f"{record['read']:,} read = {record['scored']:,} scored + {record['quarantined']:,} set aside"
+    return text + (f"; {record['duplicates']:,} rows repeat an id" if record["duplicates"] else "")
+
+
+def _report(line: str) -> None:
+    print_stderr(printable(line))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""MAP@10, GAP, Hit@1 and PERR of top-k predictions against sparse labels.
+
+Definitions, each over the videos that have at least one label:
+
+- MAP@10: a video's average precision is the sum of the precision at each hit among its ten best, divided by
+  min(positives, 10); MAP@10 is the mean (mean_average_precision_calculator.py of github.com/google/youtube-8m reads the
+  same per class; the paper takes it per video).
+- GAP@k: the k best predictions of all videos in one list by descending confidence; the sum of the precision at each
+  hit, divided by all positives (eval_util.py, `calculate_gap`). There the order of equal confidences is drawn at
+  random; here its expectation is taken.
+- Hit@1: how many videos have a label in first place (`calculate_hit_at_one`).
+- PERR: the mean precision among a video's n best, n being its number of positives
+  (`calculate_precision_at_equal_recall_rate`), capped at k since no more is known.
+
+Positives are a video's distinct labels. A label that the model does not know is a positive that is never found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.kernels.compiled import native
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+_MAP_DEPTH = 10
+_BIN_SHIFT = 13  # of a float32's 23 bits of fraction the bins keep ten
+_HALF_BINS = int(np.float32(0.5).view(np.int32)) >> _BIN_SHIFT
+_UNKNOWN = 1 << 31  # labels from here on belong to no model
+_TRUTHS_AT_ONCE = 1 << 16
+_EULER_GAMMA = 0.57721566490153286
+
+
+class Metrics:
+    """The metrics of a stream of batches, in memory that does not grow (4 MB).
+
+    MAP@10, Hit@1 and PERR are exact. GAP takes confidences as equal when they fall into one bin of a histogram, whose
+    bins are at most 0.1% of p or of 1 - p wide, whichever is smaller: under 1e-4 from the exact value in practice.
+
+    Only whole numbers are added up, so that the result is the same to the last bit in whatever pieces videos come.
+    """
+
+    def __init__(self, k: int = 10) -> None:
+        """For predictions of `k` labels per video."""
+        self.k = k
+        self.videos = 0
+        self._positives = 0
+        self._hits = _Hits.none(k)
+        self._histogram = np.zeros((2, 2 * _HALF_BINS + 2), np.int64)  # rows: predictions, hits
+
+    def add(self, hits: NDArray[np.bool_], positives: Ints, scores: NDArray[np.float32]) -> None:
+        """Add n videos of which `find_hits` is known: hits and scores (n, k), positives (n,), each at least 1."""
+        self.videos += len(hits)
+        self._positives += int(positives.sum())
+        self._hits += _Hits.of(hits, positives)
+        bins = _bins(scores)
+        np.add.at(self._histogram[0], bins.ravel(), 1)
+        np.add.at(self._histogram[1], bins[hits], 1)
+
+    def add_notes(self, notes: NDArray[np.void]) -> None:
+        """`add` of notes, each of type `note(k)`."""
+        if native is None:
+            self.add(notes["hits"], notes["positives"].astype(np.int64), notes["scores"])
+            return
+        self._positives += native.count(notes, self.k, self._hits.up_to, self._hits.first, self._histogram)
+        self.videos += len(notes)
+
+    def result(self) -> dict[str, float]:
+        """{"MAP@10", "GAP@k", "Hit@1", "PERR"}, each in [0, 1]; empty when no video had labels."""
+        if not self.videos:
+            return {}
+        gap = _expected_gap(self._histogram[0, ::-1], self._histogram[1, ::-1], self._positives)
+        return _named(self._hits.means(self.videos), gap, self.k)
+
+
+def note(k: int) -> np.dtype[Any]:
+    """What the metrics need of a video."""
+    return np.dtype([("positives", "<i4"), ("scores", "<f4", (k,)), ("hits", "?", (k,))])
+
+
+def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
+    """The exact metrics of n videos at once; as `Metrics.result`.
+
+    Args:
+        labels: int64 (n, k), best first.
+        scores: float32 (n, k) in [0, 1].
+        label_values, label_splits: the true labels of row i are label_values[label_splits[i]:label_splits[i + 1]].
+    """
+    hits, positives = find_hits(labels, label_values, label_splits)
+    known = positives > 0
+    if not known.any():
+        return {}
+    means = _Hits.of(hits[known], positives[known]).means(int(known.sum()))
+    gap = global_average_precision(hits[known], scores[known], int(positives.sum()))
+    return _named(means, gap, labels.shape[1])
+
+
+def find_hits(labels: Ints, label_values: Ints, label_splits: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Which predictions (n, k), all in 0..2^31-1, are true, and each video's number of distinct true labels (n,)."""
+    rows, values = _distinct(label_values[label_splits[0] : label_splits[-1]], np.diff(label_splits))
+    hits = np.zeros(labels.shape, bool)
+    for start in range(0, len(rows), _TRUTHS_AT_ONCE):
+        part = slice(start, start + _TRUTHS_AT_ONCE)
+        truths, places = np.nonzero(labels[rows[part]] == values[part, None])
+        hits[rows[part][truths], places] = True
+    return hits, np.bincount(rows, minlength=len(labels))
+
+
+def _distinct(values: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """The row and value of every true label, each once; values that no model has become others that none has."""
+    odd = (values < 0) | (values >= _UNKNOWN)
+    if odd.any():
+        values = values.copy()
+        values[odd] = _UNKNOWN + np.unique(values[odd], return_inverse=True)[1]
+    keys = np.repeat(np.arange(len(lengths)) << 32, lengths) + values
+    keys.sort()
+    if len(keys):
+        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    return keys >> 32, keys & 0xFFFFFFFF
+
+
+def global_average_precision(hits: NDArray[np.bool_], scores: NDArray[np.float32], positives: int) -> float:
+    """GAP of predictions (n, k) with their `scores`; `positives` counts the true labels of all videos."""
+    _, groups = np.unique(scores, return_inverse=True)
+    totals = np.bincount(groups.ravel())
+    found = np.bincount(groups.ravel()[hits.ravel()], minlength=len(totals))
+    return _expected_gap(totals[::-1], found[::-1], positives)
+
+
+@dataclass
+class _Hits:
+    """Hits counted over videos, from which all but GAP follows.
+
+    up_to: int64 (depth, depth); of the videos with n positives, or more where n is the depth, and a hit at place i: the
+    hits up to there, at [n - 1, i - 1]. The depth is that of MAP, or k if that is less.
+    first: int64 (k,); of the videos with n positives, or more where n is k: the hits among the first n, at [n - 1].
+    """
+
+    up_to: Ints
+    first: Ints
+
+    @classmethod
+    def none(cls, k: int) -> _Hits:
+        depth = min(k, _MAP_DEPTH)
+        return cls(np.zeros((depth, depth), np.int64), np.zeros(k, np.int64))
+
+    @classmethod
+    def of(cls, hits: NDArray[np.bool_], positives: Ints) -> _Hits:
+        """Of n videos: hits (n, k), positives (n,), each at least 1."""
+        counts, (videos, k) = cls.none(hits.shape[1]), hits.shape
+        depth, so_far = len(counts.up_to), np.cumsum(hits, axis=1)
+        found, places = np.nonzero(hits[:, :depth])
+        np.add.at(counts.up_to, (np.minimum(positives[found], depth) - 1, places), so_far[found, places])
+        last = np.minimum(positives, k) - 1
+        np.add.at(counts.first, last, so_far[np.arange(videos), last])
+        return counts
+
+    def __iadd__(self, other: _Hits) -> _Hits:
+        self.up_to += other.up_to
+        self.first += other.first
+        return self
+
+    def means(self, videos: int) -> list[float]:
+        """MAP, Hit@1 and PERR over so many videos."""
+        places = np.arange(1, len(self.up_to) + 1)
+        precision = self.up_to / places  # at each hit
+        recall = self.first / np.arange(1, len(self.first) + 1)
+        sums = (precision / places[:, None]).sum(), self.up_to[:, 0].sum(), recall.sum()
+        return [float(total) / videos for total in sums]
+
+
+def _named(means: list[float], gap: float, k: int) -> dict[str, float]:
+    precision, hit, perr = means
+    return {f"MAP@{min(k, _MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
+
+
+def _bins(scores: NDArray[np.float32]) -> Ints:
+    """The bin of each score in [0, 1], ascending: the leading bits of p below 1/2, above it those of 1 - p (exact)."""
+    upper = scores >= 0.5
+    small = np.where(upper, 1 - scores, scores + np.float32(0)).astype(np.float32)  # -0 becomes 0
+    bins = (small.view(np.int32) >> _BIN_SHIFT).astype(np.int64)
+    return np.where(upper, 2 * _HALF_BINS + 1 - bins, bins)
+
+
+def _expected_gap(totals: Ints, found: Ints, positives: int) -> float:
+    """GAP of groups of equal confidence in descending order, each in random order within.
+
+    Of a group's t predictions h hit; before it stand N predictions with H hits. The j-th of the group hits with
+    probability h/t, and then H + 1 + (j - 1)(h - 1)/(t - 1) are expected to have hit so far. With
+    S = 1/(N+1) + ... + 1/(N+t) the expected sum of precisions is  h/t ((H + 1) S + (h - 1)/(t - 1) (t - (N + 1) S)).
+    """
+    filled = totals > 0
+    t, h = totals[filled].astype(np.float64), found[filled].astype(np.float64)
+    n, hits = np.cumsum(t) - t, np.cumsum(h) - h
+    s = np.diff(_harmonic(np.concatenate([[0], np.cumsum(t)])))
+    slope = (h - 1) / np.maximum(t - 1, 1)
+    return float((h / t * ((hits + 1) * s + slope * (t - (n + 1) * s))).sum() / positives)
+
+
+def _harmonic(n: Floats) -> Floats:
+    """1 + 1/2 + ... + 1/n: by table up to 32, from there by its asymptotic series, true to 1e-15."""
+    table = np.concatenate([[0], np.cumsum(1 / np.arange(1, 33))])
+    x = np.maximum(n, 1)
+    series = np.log(x) + _EULER_GAMMA + 1 / (2 * x) - 1 / (12 * x**2) + 1 / (120 * x**4) - 1 / (252 * x**6)
+    return np.where(n <= 32, table[np.minimum(n, 32).astype(np.int64)], series)

@@ -1,0 +1,1 @@
+"""Shards to batches: sources, record readers, batching."""

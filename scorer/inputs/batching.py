@@ -1,0 +1,294 @@
+"""Shards to batches: rows in input order, across shard borders, in reused buffers, so that memory stays flat."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import RecordError, ShardError
+from scorer.inputs.blocks import Decoded, NativeDecoder, Rows, Run, compiled, decode
+from scorer.inputs.example import Decoder, Schema, unpacked
+from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.tfrecord import Block, Shard
+from scorer.kernels.packed import PackedStrings
+
+MAX_QUARANTINED = 1000
+"""A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
+MAX_LABEL_BYTES = 1 << 20
+"""A batch ends when it holds so many bytes of labels, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A bad record that was set aside.
+
+    bytes_lost: 0, or how many bytes of the shard went with it because nothing after it can be found. However many
+    records those bytes held, they count as this one.
+    """
+
+    path: str
+    record: int
+    offset: int
+    reason: str
+    bytes_lost: int
+
+
+class Batch:
+    """Up to `size` videos.
+
+    features: float32 (n, width) by name, valid until release().
+    ids: n ids, UTF-8 bytes.
+    label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
+    labelled: whether any record of the batch had a `labels` feature.
+    end: where a resumed run goes on after this batch.
+    quarantined: bad records met while this batch was filled (on_error="skip").
+    finished: (shard index, bytes, records read there in all: good ones and quarantined ones) of shards that ended here.
+
+    A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
+    records and with MAX_LABEL_BYTES of labels.
+    """
+
+    def __init__(self, ring: _Ring, start: Position) -> None:
+        self._ring = ring
+        self._count = 0
+        self._ids: list[bytes] = []  # joined, those of a block at a time
+        self._labels: list[bytes] = []
+        self._sizes = np.empty((4, ring.size), np.int64)  # as Filler has them; without it the last two are not used
+        self._label_bytes = 0
+        self.labelled = False
+        self.end = start
+        self.quarantined: list[Quarantined] = []
+        self.finished: list[tuple[int, int, int]] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def _buffers(self) -> dict[str, NDArray[np.float32]]:
+        """Taken when the first row comes, so that a thread fills those that it has just released."""
+        return self._ring.take()
+
+    @cached_property
+    def ids(self) -> list[bytes]:
+        return joined([self])[0].split()
+
+    @property
+    def features(self) -> dict[str, NDArray[np.float32]]:
+        return {name: buffer[: len(self)] for name, buffer in self._buffers.items()}
+
+    @property
+    def label_values(self) -> NDArray[np.int64]:
+        return self._unpacked[0]
+
+    @property
+    def label_splits(self) -> NDArray[np.int64]:
+        return self._unpacked[1]
+
+    @cached_property
+    def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return unpacked(joined([self])[1])
+
+    def release(self) -> None:
+        """Give the buffers back, if there are any; `features` must not be used any more."""
+        if "_buffers" in vars(self):
+            self._ring.give(self._buffers)
+
+    @property
+    def room(self) -> int:
+        """How many more rows go in; 0 too when there are enough bad records or labels."""
+        full = self._label_bytes >= MAX_LABEL_BYTES
+        return 0 if full else min(self._ring.size - self._count, MAX_QUARANTINED - len(self.quarantined))
+
+    def take(self, records: Rows, first: int, last: int) -> bool:
+        """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
+        here, count = self._count, last - first
+        if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
+            return False
+        ids, sizes = PackedStrings.of(records.ids[first:last]), records.label_sizes
+        start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
+        self._sizes[:2, here : here + count] = ids.sizes, sizes[first:last]
+        self._add(count, ids.data, records.labels[start:stop].tobytes())
+        self.labelled = self.labelled or bool(records.labelled[first:last].any())
+        return True
+
+    def fill(self, filler: NativeDecoder, shard: Shard, place: Position) -> Run:
+        """Append records from `place` on, leaving out bad ones; returns what `filler` found."""
+        here, buffers = self._count, [*self._buffers.values()]
+        rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
+        run = filler.fill(shard, place, buffers, self._sizes, rows, label_bytes)
+        if run.bad:
+            good = np.delete(np.arange(here, here + run.records), [*run.bad])
+            for values in (*buffers, *self._sizes):
+                values[here : here + len(good)] = values[good]
+        self._add(run.records - len(run.bad), run.ids, run.labels)
+        self.labelled = self.labelled or run.labelled
+        return run
+
+    def _add(self, count: int, ids: bytes, labels: bytes) -> None:
+        self._ids.append(ids)
+        self._labels.append(labels)
+        self._count += count
+        self._label_bytes += len(labels)
+
+
+def joined(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
+    """The ids of some batches, and their labels as packed varints."""
+    ids = b"".join(part for batch in batches for part in batch._ids)
+    labels = b"".join(part for batch in batches for part in batch._labels)
+    return (
+        PackedStrings(ids, np.concatenate([batch._sizes[0, : len(batch)] for batch in batches])),
+        PackedStrings(labels, np.concatenate([batch._sizes[1, : len(batch)] for batch in batches])),
+    )
+
+
+class _Ring:
+    """Buffers for batches, reused because touching fresh memory costs more than decoding into it."""
+
+    def __init__(self, schema: Schema, size: int, depth: int) -> None:
+        self.size = size
+        self._inputs, self._depth = dict(schema.inputs), depth
+        self._free: list[dict[str, NDArray[np.float32]]] = []
+
+    def take(self) -> dict[str, NDArray[np.float32]]:
+        if self._free:
+            return self._free.pop()
+        return {name: np.empty((self.size, width), np.float32) for name, width in self._inputs.items()}
+
+    def give(self, buffers: dict[str, NDArray[np.float32]]) -> None:
+        if len(self._free) < self._depth and not any(buffers is free for free in self._free):
+            self._free.append(buffers)
+
+
+class _Batcher:
+    """Puts blocks of decoded records into batches, in order."""
+
+    def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
+        self._ring, self._skip = _Ring(schema, size, depth), skip
+        self._batch = Batch(self._ring, start)
+
+    def read(self, shard: Shard, filler: NativeDecoder, place: Position) -> Generator[Batch, None, Position]:
+        """Take records from `place` on, straight from where their bytes are read to.
+
+        Returns where that ended: at a record that is not whole, or at the next shard.
+        """
+        while place.offset < shard.size:
+            if not self._batch.room:
+                yield self._next()
+            run = self._batch.fill(filler, shard, place)
+            if not run.records:
+                return place
+            for error in run.bad.values():
+                self._fault(error)
+            self._batch.end = place = Position(place.shard, place.record + run.records, place.offset + run.size)
+        if place.offset == shard.size > 0:
+            shard.check_unchanged()
+            place = self._finish(place.shard, shard.size, place.record)
+            if not self._batch.room:
+                yield self._next()
+        return place
+
+    def add(self, block: Decoded) -> Iterator[Batch]:
+        """Take one block; yields the batches that became full. Raises its first fault unless faults are skipped.
+
+        A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
+        """
+        row = 0
+        while row < len(block):
+            if not self._batch.room:
+                yield self._next()
+            stop = block.good(row, min(row + self._batch.room, len(block)))
+            if stop == row:
+                self._fault(block.rows.bad[row])
+                stop += 1
+            elif not self._batch.take(block.rows, row, stop):
+                continue  # there is one more bad record now
+            row = stop
+            self._batch.end = block.position(row)
+        if block.lost:
+            if not self._batch.room:
+                yield self._next()
+            self._fault(block.lost, bytes_lost=block.size - block.lost.offset)
+        if block.last:
+            self._finish(block.index, block.size, block.record + len(block) + (block.lost is not None))
+        if not self._batch.room:
+            yield self._next()
+
+    def rest(self) -> Iterator[Batch]:
+        """The last batch, unless nothing is in it."""
+        if len(self._batch) or self._batch.quarantined or self._batch.finished:
+            yield self._batch
+
+    def _finish(self, index: int, size: int, records: int) -> Position:
+        """Note that a shard ended; returns where the next one starts."""
+        self._batch.finished.append((index, size, records))
+        self._batch.end = Position(index + 1, 0, 0)
+        return self._batch.end
+
+    def _fault(self, error: ShardError | RecordError, bytes_lost: int = 0) -> None:
+        if not self._skip:
+            raise error
+        self._batch.quarantined.append(Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost))
+
+    def _next(self) -> Batch:
+        """The batch in hand, after which a new one is filled."""
+        batch, self._batch = self._batch, Batch(self._ring, self._batch.end)
+        return batch
+
+
+def batches(
+    paths: Sequence[str],
+    schema: Schema,
+    size: int,
+    *,
+    start: Position = BEGINNING,
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int = 0,
+    depth: int = 3,
+) -> Generator[Batch]:
+    """The videos of the shards `paths` in order, `size` at a time, from `start` on.
+
+    size: the most videos in a batch, at least 1.
+    depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
+    workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
+        the same, but for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
+
+    Memory is that of the batches in use and of one block (scorer.inputs.tfrecord.BLOCK_BYTES) and what is made of it,
+    however large or many the shards and whatever is in them.
+
+    Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
+    records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
+    """
+    if size < 1:
+        raise ValueError("a batch holds at least one video")
+    packer = _Batcher(schema, size, depth, start, on_error == "skip")
+    if workers:
+        from scorer.inputs.workers import decoded_by_workers
+
+        with closing(decoded_by_workers(paths, schema, start, workers)) as blocks:
+            for block in blocks:
+                yield from packer.add(block)
+    else:
+        yield from _filled(packer, paths, schema, start)
+    yield from packer.rest()
+
+
+def _filled(packer: _Batcher, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
+    """The full batches, decoded here."""
+    decoder, block = Decoder(schema), Block()
+    filler = NativeDecoder(schema) if compiled(schema) else None
+    for index, path in list(enumerate(paths))[start.shard :]:
+        place = start if index == start.shard else Position(index, 0, 0)
+        with Shard(path, block) as shard:
+            while place.shard == index:
+                if filler:
+                    place = yield from packer.read(shard, filler, place)
+                if place.shard == index:
+                    found = decode(shard, decoder, place)
+                    yield from packer.add(found)
+                    place = found.end

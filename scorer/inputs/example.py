@@ -1,0 +1,209 @@
+"""tf.Examples to arrays: the float features that a model asks for, the id, and the labels where there are any.
+
+What counts as a record (everything else is a RecordError of that record alone):
+
+- every feature of the schema is a float list of exactly its width, all values finite;
+- the id is `id`, or `video_id` (the 2017 release) where there is no `id`: a bytes list of one value, valid UTF-8
+  without NUL, 1 to 1024 bytes;
+- `labels` is absent, empty, or an int64 list of at most 65,536 values (any int64: the caller judges the range);
+- all other features are ignored, whatever they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import RecordError, ShardError
+from scorer.inputs import protobuf
+from scorer.inputs.layouts import Ints, Layouts
+from scorer.inputs.tfrecord import Block, Frames
+from scorer.kernels.packed import PackedStrings
+
+Octets: TypeAlias = NDArray[np.uint8]
+
+_COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
+_GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
+_TOO_LONG = b"\1" * 9
+_REMEDY = "use --on-error skip to go on without it"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The features to read. inputs: name of each TFRecord float feature -> its width, in the order of the model."""
+
+    inputs: Mapping[str, int]
+
+
+class Records:
+    """The decoded records of one block, n of them, good and bad; valid as long as its `frames`.
+
+    ids: n ids as they are in the records (UTF-8); b"" in bad ones.
+    labels: uint8, the labels of all good records as packed varints (see `unpacked`).
+    label_sizes: int64 (n,) bytes of `labels` of each record.
+    labelled: bool (n,) whether the record has a `labels` feature at all.
+    bad: errors by row. Numbers that are not finite are found by `copy` only.
+    """
+
+    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
+        self._path, self._frames, self._inputs = path, frames, inputs
+        self._odd: dict[int, protobuf.Row] = {}
+        self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
+        if len(self.bad) == len(frames):
+            self._set_empty()
+        else:
+            self._decode(layouts)
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
+
+        None of these rows may be bad. False if some turned out to be, and are in `bad` now; then `rows` is spoilt.
+        """
+        for at, to in zip(self._at, rows, strict=False):
+            if not self._copy(first, at[first:last], to):
+                return False
+        for row, odd in self._odd.items():
+            if first <= row < last:
+                for to, values in zip(rows, odd.floats, strict=True):
+                    to[row - first] = values
+        return True
+
+    def _copy(self, first: int, at: Ints, to: NDArray[np.float32]) -> bool:
+        """Copy from bytes `at` of the block to the rows of `to`; row first + i of the records is row i of them."""
+        block = self._frames.block
+        size = to.shape[1] * to.itemsize
+        if size > block.capacity:
+            return True  # these can only be odd ones
+        values = block.items(size)
+        for start in range(0, len(at), _COPIED_TOGETHER):
+            part = to[start : start + _COPIED_TOGETHER]
+            part[...] = values[at[start : start + _COPIED_TOGETHER]].view("<f4").reshape(part.shape)
+            finite = np.isfinite(part)
+            if not finite.all() and not self._mend_infinite(first + start + np.flatnonzero(~finite.all(axis=1))):
+                return False
+        return True
+
+    def _mend_infinite(self, rows: Ints) -> bool:
+        """Judge rows with numbers that are not finite, which may be another record's; whether all are good."""
+        found = [row for row in rows.tolist() if row not in self._odd]
+        self._mend(found)
+        return self.bad.keys().isdisjoint(found)
+
+    def _set_empty(self) -> None:
+        count = len(self._frames)
+        self.ids, self.labelled = [b""] * count, np.zeros(count, bool)
+        self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
+
+    def _decode(self, layouts: Layouts) -> None:
+        places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
+        self._at, self.labelled = places.at, places.labelled
+        odd = ~places.known
+        odd[list(self.bad)] = True
+        if odd.any():
+            # They are copied with the others and then overwritten: from where another record's numbers are.
+            places.at[:, odd] = 0 if odd.all() else places.at[:, [np.argmin(odd)]]
+            places.lengths[:, odd] = 0
+        block = self._frames.block
+        self.ids = _ids(_joined(block, places.at[-2], places.lengths[-2]), places.lengths[-2], odd)
+        self.label_sizes = places.lengths[-1]
+        self.labels = _labels(_joined(block, places.at[-1], self.label_sizes), self.label_sizes, odd)
+        if odd.any():
+            self._mend(np.flatnonzero(odd).tolist())
+
+    def _mend(self, rows: Iterable[int]) -> None:
+        """Decode `rows` through protobuf, as far as they are not known to be bad."""
+        labels = np.split(self.labels, np.cumsum(self.label_sizes)[:-1])
+        for row in rows:
+            self.ids[row], labels[row] = b"", labels[row][:0]
+            if row in self.bad:
+                continue
+            odd = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.place(row))
+            if isinstance(odd, RecordError):
+                self.bad[row] = odd
+                continue
+            self._odd[row] = odd
+            self.ids[row], self.labelled[row] = odd.id, odd.labels is not None
+            labels[row] = np.frombuffer(odd.labels or b"", np.uint8)
+        self.labels, self.label_sizes = np.concatenate(labels), np.array([*map(len, labels)], np.int64)
+
+
+def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, offset: int) -> protobuf.Row | RecordError:
+    """The record of this index and first byte of the shard, through protobuf; or what is wrong with it.
+
+    An error is not raised: it may be kept, and would keep the payload with it.
+    """
+    try:
+        return protobuf.parse(payload, inputs)
+    except protobuf.InvalidExample as invalid:
+        reason = str(invalid)
+    return RecordError(path, reason, record=record, offset=offset, remedy=_REMEDY)
+
+
+class Decoder:
+    """Decodes blocks of records by one schema.
+
+    Records whose layout was seen before are taken apart together; all others, and all that have anything wrong with
+    them, go through protobuf one by one, which also finds the words for what is wrong.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._inputs = dict(schema.inputs)
+        self._layouts = Layouts(self._inputs)
+
+    def decode(self, path: str, frames: Frames) -> Records:
+        """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
+        return Records(path, frames, self._inputs, self._layouts)
+
+
+def _ids(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
+    """n ids of `sizes` bytes, one after the other. Marks the rows whose id is not plain ASCII."""
+    size = int(sizes[0])
+    plain = joined.isascii() and b"\0" not in joined
+    if plain and size and (sizes == size).all():
+        quick: list[bytes] = np.frombuffer(joined, f"S{size}").tolist()  # would strip NULs from the ends of ids
+        return quick
+    stops = np.cumsum(sizes).tolist()
+    ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+    if not plain:
+        odd |= [not id.isascii() or b"\0" in id for id in ids]
+    return ids
+
+
+def _labels(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
+    """The labels' bytes, n times `sizes`. Marks the rows that do not consist of varints of at most 9 bytes."""
+    labels = np.frombuffer(joined, np.uint8)
+    if len(labels):
+        stops = np.cumsum(sizes)
+        odd |= (labels[stops - 1] >= 0x80) & (sizes > 0)
+        more = joined.translate(_GOES_ON)
+        if _TOO_LONG in more:
+            rows = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
+            odd |= [_TOO_LONG in more[start:stop] for start, stop in rows]
+    return labels
+
+
+def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
+    """The `sizes` bytes from each of the bytes `at` of the block on, one after the other."""
+    stops = np.cumsum(sizes)
+    data: Octets = block.octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
+    return data.tobytes()
+
+
+def unpacked(packed: PackedStrings) -> tuple[Ints, Ints]:
+    """int64 CSR of packed varints: row i is values[splits[i]:splits[i + 1]].
+
+    A varint is 7 bits a byte, the lowest first, with bit 7 set in all bytes but the last.
+    """
+    labels = np.frombuffer(packed.data, np.uint8)
+    final = labels < 0x80
+    ends = np.flatnonzero(final)
+    widths = np.diff(ends, prepend=-1)
+    values = labels[ends].astype(np.int64)
+    for i in range(1, int(widths.max(initial=0))):
+        values = np.where(widths > i, values << 7 | labels[ends - i] & 0x7F, values)
+    before = np.concatenate([[0], np.cumsum(final)])
+    return values, before[np.concatenate([[0], np.cumsum(packed.sizes)])]

@@ -1,0 +1,301 @@
+"""Where the features of many records lie, found by comparing a few words of each with headers seen before.
+
+A tf.Example as every common writer makes it is
+
+    0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }
+
+with one entry of the map per feature, where kind is 0A bytes_list, 12 float_list or 1A int64_list and tag is 0A. All
+of an entry but its data is its header. Equal headers mean equal structure, so a header is taken apart once
+(`_entry`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
+free. A record with anything else in it is left to protobuf.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.inputs.tfrecord import Block
+
+Ints = NDArray[np.int64]
+
+ID_KEYS = ("id", "video_id")
+LABELS_KEY = "labels"
+MAX_ID_BYTES = 1024
+MAX_LABEL_BYTES = 1 << 16
+MAX_HEADER_BYTES = 256
+
+_MAX_ENTRIES = 32
+_MAX_HEADERS = 1024
+_MAX_CHAIN = 32
+_MAX_LEARNT = 64  # headers at a time
+_MAX_ROUNDS = 8  # times in a block, so that a shard made to be learnt from costs no more than to parse it
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
+_WORD = 8
+_HASH, _HASH_SHIFT = np.int64(-7046029254386353131), 50  # 2**64 / golden ratio; 14 bits stay
+_TAIL = 0x0012  # the bytes 12 00: an empty field 2
+_UNKNOWN, _NOTHING = 0, 1  # kinds that are no header: one never seen, and none because the record has ended
+
+
+@dataclass
+class FieldOffsets:
+    """Where the data of n records lies in their block. Columns: each feature of the schema, then the id, then labels.
+
+    known: bool (n,) whether the record consists of known entries only; the rest holds for such records alone.
+    at: int64 (columns, n) byte in the block at which the data starts.
+    lengths: int64 (columns, n) bytes of data.
+    labelled: bool (n,) whether there is a `labels` entry; without one its length is 0.
+    """
+
+    known: NDArray[np.bool_]
+    at: Ints
+    lengths: Ints
+    labelled: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """One entry up to its data. column: the data's column in FieldOffsets, or -1 when nobody asks for it."""
+
+    content: bytes
+    length: int
+    column: int
+
+    def offsets(self, count: int) -> list[int]:
+        """Where to look for `count` words of 8 bytes that together cover the header."""
+        return [min(_WORD * i, len(self.content) - _WORD) for i in range(count)]
+
+
+class Layouts:
+    """Takes records apart. It keeps the entry headers that it has seen and that fit one schema.
+
+    inputs: float features asked for and their widths.
+    """
+
+    def __init__(self, inputs: Mapping[str, int]) -> None:
+        self._widths = dict(inputs)
+        self._columns = {name: column for column, name in enumerate(inputs)}
+        self._id, self._labels = len(inputs), len(inputs) + 1
+        self._headers: dict[bytes, _Header] = {}
+        self._sure = 0  # how many entries every record had so far: no need to look for an end before them
+        self._index()
+
+    def find(self, block: Block, starts: Ints, stops: Ints) -> FieldOffsets:
+        """Take apart n >= 1 records: int64 (n,) where each payload starts and ends in `block`."""
+        begins, stops, framed = _spans(block.words, starts, stops)
+        rounds = 0
+        while True:
+            kinds, places, ends, full = self._walk(block.words, begins, stops)
+            known = framed & (ends == stops)
+            equal = self._equal(block.words, places, kinds)
+            if not equal.all():
+                same = equal.all(axis=2) | (kinds == _NOTHING)
+                known &= same.all(axis=0)
+            if known.all():
+                self._sure = full
+                break
+            if self._sure:
+                self._sure = 0  # perhaps some records have fewer entries than all had until now
+            elif rounds == _MAX_ROUNDS or equal.all() or not self._learn(block, places, stops, framed, same):
+                break
+            else:
+                rounds += 1
+        return self._collect(known, kinds, places)
+
+    def _learn(
+        self, block: Block, places: Ints, stops: Ints, framed: NDArray[np.bool_], same: NDArray[np.bool_]
+    ) -> bool:
+        """Remember the headers that the walk did not know, one of each first word; whether any was new."""
+        rows = np.flatnonzero(framed & ~same.all(axis=0))
+        at = places[same[:, rows].argmin(axis=0), rows]
+        _, some = np.unique(block.words[at], return_index=True)
+        found = [self._header(block, int(at[i]), int(stops[rows[i]])) for i in some[:_MAX_LEARNT].tolist()]
+        new = {header.content: header for header in found if header and header.content not in self._headers}
+        if len(new) + len(self._headers) > _MAX_HEADERS:
+            self._headers.clear()
+        self._headers |= new
+        if new:
+            self._index()
+        return bool(new)
+
+    def _header(self, block: Block, first: int, stop: int) -> _Header | None:
+        """The header at byte `first`; None when it is protobuf's: of another form, or with data to be checked."""
+        try:
+            content, key, kind, length = _entry(block.view, first, stop)
+        except ValueError:
+            return None
+        column = self._columns.get(key, -1)
+        if column >= 0:
+            fits = kind == _FLOAT_LIST and length == 4 * self._widths[key]
+        elif key in ID_KEYS:
+            column, fits = self._id, kind == _BYTES_LIST and 0 < length <= MAX_ID_BYTES
+        elif key == LABELS_KEY:
+            column, fits = self._labels, kind == _INT64_LIST and length <= MAX_LABEL_BYTES
+        else:
+            fits = kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4)
+        return _Header(content, length, column) if fits and len(content) <= MAX_HEADER_BYTES else None
+
+    def _index(self) -> None:
+        """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, but are of one place."""
+        headers = list(self._headers.values())
+        sink = len(self._columns) + 2
+        count = max((-(-len(header.content) // _WORD) for header in headers), default=2)
+        offsets = [header.offsets(count) for header in headers]
+        words = [[_word(header.content, at) for at in row] for header, row in zip(headers, offsets, strict=True)]
+        self._offsets = np.array([[0] * count] * 2 + offsets, np.int64)
+        self._words = np.array([range(count)] * 2 + words, np.int64)
+        self._sizes = np.array([0, 0, *(len(header.content) + header.length for header in headers)], np.int64)
+        self._data = np.array([0, 0, *(len(h.content) | h.length << 32 for h in headers)], np.int64)
+        self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
+        self._chain()
+
+    def _chain(self) -> None:
+        """The hash table from the first word of a header to its kind; kinds of one hash are chained by `_next`.
+
+        Hashes are signed: the table's upper half is for negative ones, as indices from its end.
+        """
+        self._first = np.zeros(1 << 64 - _HASH_SHIFT, np.int64)
+        self._next = np.zeros(len(self._words), np.int64)
+        hashes = (self._words[:, 0] * _HASH >> _HASH_SHIFT).tolist()
+        chained = Counter[int]()
+        for kind, number in list(enumerate(hashes))[2:]:
+            chained[number] += 1
+            if chained[number] <= _MAX_CHAIN:  # more can only be meant to cost time
+                self._next[kind] = self._first[number]
+                self._first[number] = kind
+        self._chained = bool(self._next.any())
+
+    def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, int]:
+        """Follow the entries from `place` on.
+
+        Returns int64 (steps, n) kinds and places of entries, (n,) where the last ends, and the steps before any ended.
+        """
+        kinds, places, full = [], [], 0
+        limit = len(words) - MAX_HEADER_BYTES  # what is read there instead of further on is no part of a record
+        for step in range(_MAX_ENTRIES):
+            left = len(place)
+            if step >= self._sure:
+                active = place < stops
+                left = int(np.count_nonzero(active))
+                if not left:
+                    break
+            at = np.minimum(place, limit)
+            kind = self._first[words[at] * _HASH >> _HASH_SHIFT]
+            if self._chained:
+                self._resolve(words, at, kind)
+            if left < len(place):
+                kind[~active] = _NOTHING
+            else:
+                full = step + 1
+            kinds.append(kind)
+            places.append(at)
+            place = place + self._sizes[kind]
+        shape = len(kinds), len(place)
+        return np.array(kinds, np.int64).reshape(shape), np.array(places, np.int64).reshape(shape), place, full
+
+    def _resolve(self, words: Ints, place: Ints, kind: Ints) -> None:
+        """Go on along the chain, in `kind` itself, where another header has the same hash."""
+        rows = np.flatnonzero(self._next[kind])
+        while len(rows):
+            rows = rows[~self._equal(words, place[rows], kind[rows]).all(axis=1)]
+            kind[rows] = self._next[kind[rows]]
+            rows = rows[self._next[kind[rows]] != 0]
+
+    def _equal(self, words: Ints, places: Ints, kinds: Ints) -> NDArray[np.bool_]:
+        """Shape of `kinds` and one axis more: whether each word at `places` is the one that the header has there."""
+        at = places[..., None] + self._offsets.take(kinds, axis=0)
+        equal: NDArray[np.bool_] = words[at] == self._words.take(kinds, axis=0)
+        return equal
+
+    def _collect(self, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> FieldOffsets:
+        columns, count = len(self._columns) + 2, len(known)
+        column = self._column[kinds]
+        found = np.full((columns + 1, count), -1)  # the last is for what nobody asks for
+        found[column, np.arange(count)] = places + self._data[kinds]  # byte, and above bit 32 the length
+        found = found[:columns]
+        filled = found >= 0
+        if not filled.all():
+            known &= filled[: self._labels].all(axis=0)
+            found[~filled] = 0
+        if len(kinds) > columns or not filled.all():
+            known &= filled.sum(axis=0) == (column < columns).sum(axis=0)  # else two entries are of one column
+        return FieldOffsets(known, found & 0xFFFFFFFF, found >> 32, filled[self._labels])
+
+
+def _word(content: bytes, at: int) -> int:
+    return int.from_bytes(content[at : at + _WORD], "little", signed=True)
+
+
+def _heads(lengths: Ints) -> Ints:
+    """(3, n): size of the header of an Example of so many bytes, a mask of that size, the header as a word.
+
+    The length in it is a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all bytes but the last.
+    """
+    sizes = 2 + np.searchsorted([129, 16386, 2097155], lengths)  # the longest with a varint of 1, 2 and 3 bytes
+    rest = lengths - sizes
+    masks = np.array([0, 0, 0xFFFF, 0xFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFF])[sizes]
+    more = np.array([0, 0, 0, 0x80, 0x8080, 0x808080])[sizes]
+    varint = sum((rest >> 7 * i & 0x7F) << 8 * i for i in range(4)) | more
+    heads = np.array([sizes, masks, varint << 8 | 0x0A])
+    heads[:, rest < 0] = [[2], [0], [1]]  # matches nothing
+    return heads
+
+
+_HEADS = _heads(np.arange(1 << 14))
+
+
+def _spans(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Where the Features of each Example start and end, and whether there is nothing else but perhaps _TAIL.
+
+    The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
+    """
+    stops = stops - 2 * (words[stops - 2] & 0xFFFF == _TAIL)
+    lengths = stops - starts
+    heads = _HEADS.take(lengths, axis=1) if int(lengths.max()) < _HEADS.shape[1] else _heads(lengths)
+    return starts + heads[0], stops, words[starts] & heads[1] == heads[2]
+
+
+def _entry(data: memoryview, first: int, stop: int) -> tuple[bytes, str, int, int]:
+    """The header of the entry at byte `first`, its key, its kind of list and its bytes of data.
+
+    Raises ValueError when the entry is of another form than all others here, or goes on after `stop`.
+    """
+    place, end = _open(data, first, stop, 0x0A)
+    key_at, key_end = _open(data, place, end, 0x0A)
+    place = _enter(data, key_end, end, 0x12)
+    kind = data[place]
+    if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
+        raise ValueError("not a list")
+    place = _enter(data, place, end, kind)
+    if place < end:
+        place = _enter(data, place, end, 0x0A)
+    return bytes(data[first:place]), bytes(data[key_at:key_end]).decode(), kind, end - place
+
+
+def _enter(data: memoryview, place: int, stop: int, tag: int) -> int:
+    """Where the content of the field at `place` starts. Raises ValueError if it does not end at `stop`."""
+    start, end = _open(data, place, stop, tag)
+    if end != stop:
+        raise ValueError("something follows the field")
+    return start
+
+
+def _open(data: memoryview, place: int, stop: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `place` starts and ends. Raises ValueError if that is after `stop`."""
+    if data[place] != tag:
+        raise ValueError("another field")
+    length = 0
+    for i in range(4):  # a base-128 varint below 2**28
+        place += 1
+        length |= (data[place] & 0x7F) << 7 * i
+        if data[place] < 0x80:
+            break
+    else:
+        raise ValueError("no length")
+    if place + 1 + length > stop:
+        raise ValueError("a length past the end")
+    return place + 1, place + 1 + length

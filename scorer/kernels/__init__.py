@@ -1,0 +1,1 @@
+"""The compiled loops and their twins in NumPy."""

@@ -1,0 +1,673 @@
+/* The scorer's inner loops: from a shard to a batch, and from a batch's answers to bytes again.
+ *
+ * scorer/inputs/tfrecord.py, layouts.py, examples.py, rows.py, tally.py and metrics.py have the same in NumPy, for installations
+ * without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises
+ * for what is in a shard: `fill` leaves out what is out of the ordinary, for protobuf, which has the words for it.
+ *
+ * Offsets are int64. No function reads or writes outside of the buffers it is given, and all that take long let go of
+ * the interpreter's lock.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#define WITH_CRC __attribute__((target("sse4.2")))
+#define CRC_WORD(crc, word) ((uint32_t)_mm_crc32_u64(crc, word))
+#define CRC_BYTE(crc, byte) _mm_crc32_u8(crc, byte)
+static bool has_crc(void) { return __builtin_cpu_supports("sse4.2"); }
+#elif defined(__aarch64__) && defined(__linux__) && !defined(__AARCH64EB__)
+#include <arm_acle.h>
+#include <sys/auxv.h>
+#define WITH_CRC __attribute__((target("+crc")))
+#define CRC_WORD(crc, word) __crc32cd(crc, word)
+#define CRC_BYTE(crc, byte) __crc32cb(crc, byte)
+static bool has_crc(void) { return getauxval(AT_HWCAP) & (1 << 7); /* HWCAP_CRC32 */ }
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <arm_acle.h>
+#define WITH_CRC __attribute__((target("crc")))
+#define CRC_WORD(crc, word) __crc32cd(crc, word)
+#define CRC_BYTE(crc, byte) __crc32cb(crc, byte)
+static bool has_crc(void) { return true; }
+#else
+#error "no instruction for CRC32C is known for this processor; the decoder in NumPy serves it"
+#endif
+
+enum { HEADER = 12, FOOTER = 4, TOGETHER = 4 };
+
+static uint32_t u32(const uint8_t *at) { uint32_t value; memcpy(&value, at, sizeof value); return value; }
+static uint64_t u64(const uint8_t *at) { uint64_t value; memcpy(&value, at, sizeof value); return value; }
+
+/* ---- framing: uint64 length | masked CRC32C of it | payload | masked CRC32C of it, little-endian ---- */
+
+static uint32_t masked(uint32_t crc) { return (crc >> 15 | crc << 17) + 0xa282ead8u; }
+
+WITH_CRC static uint32_t crc_bytes(uint32_t crc, const uint8_t *at, const uint8_t *end) {
+    for (; end - at >= 8; at += 8) crc = CRC_WORD(crc, u64(at));
+    for (; at < end; at++) crc = CRC_BYTE(crc, *at);
+    return crc;
+}
+
+/* Whether each of the records from `places` on has the CRC that its payload ought to have.
+ *
+ * The instruction takes three cycles and can start in each: a few records at a time keep it busy, where one would wait
+ * for itself. */
+WITH_CRC static void check_payloads(const uint8_t *block, const int64_t *places, int64_t count, uint8_t *bad) {
+    for (int64_t first = 0; first < count; first += TOGETHER) {
+        int64_t some = count - first < TOGETHER ? count - first : TOGETHER, least = INT64_MAX;
+        const uint8_t *at[TOGETHER], *end[TOGETHER];
+        uint32_t crc[TOGETHER];
+        for (int64_t i = 0; i < TOGETHER; i++) {
+            int64_t row = first + (i < some ? i : 0); /* the last few: the first one again, as often as it takes */
+            at[i] = block + places[row] + HEADER;
+            end[i] = block + places[row + 1] - FOOTER;
+            crc[i] = ~0u;
+            if (end[i] - at[i] < least) least = end[i] - at[i];
+        }
+        for (int64_t byte = 0; byte + 8 <= least; byte += 8)
+            for (int i = 0; i < TOGETHER; i++) crc[i] = CRC_WORD(crc[i], u64(at[i] + byte));
+        for (int64_t i = 0; i < some; i++) {
+            uint32_t whole = ~crc_bytes(crc[i], at[i] + least / 8 * 8, end[i]);
+            bad[first + i] = masked(whole) != u32(end[i]);
+        }
+    }
+}
+
+/* The whole records at the start of `size` bytes, at most `most`; places[n] is where record n starts. */
+WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t most, int64_t *places) {
+    int64_t count = 0, place = places[0] = 0;
+    while (count < most && size - place >= HEADER + FOOTER) {
+        uint64_t length = u64(block + place);
+        if (length > (uint64_t)(size - place - HEADER - FOOTER)) break;
+        if (masked(~crc_bytes(~0u, block + place, block + place + 8)) != u32(block + place + 8)) break;
+        place += HEADER + (int64_t)length + FOOTER;
+        places[++count] = place;
+    }
+    return count;
+}
+
+/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps 12 00 ---- */
+
+enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
+enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16 };
+
+typedef struct { const uint8_t *at, *end; } Span;
+typedef struct { const char *name; Py_ssize_t size; int64_t width; } Input;
+
+/* Take field `tag` off the start of `outer`; its content is `inner`. */
+static bool take(Span *outer, uint8_t tag, Span *inner) {
+    if (outer->at == outer->end || *outer->at++ != tag) return false;
+    uint64_t length = 0;
+    for (int i = 0;; i++) { /* a base-128 varint: 7 bits a byte, the lowest first, bit 7 set in all but the last */
+        if (i == 4 || outer->at == outer->end) return false;
+        uint8_t byte = *outer->at++;
+        length |= (uint64_t)(byte & 0x7f) << 7 * i;
+        if (byte < 0x80) break;
+    }
+    if (length > (uint64_t)(outer->end - outer->at)) return false;
+    inner->at = outer->at;
+    inner->end = outer->at += length;
+    return true;
+}
+
+/* As `take`, of something that holds this one field alone. */
+static bool enter(Span outer, uint8_t tag, Span *inner) { return take(&outer, tag, inner) && outer.at == outer.end; }
+
+static bool is_named(Span key, const char *name, Py_ssize_t size) {
+    return key.end - key.at == size && memcmp(key.at, name, size) == 0;
+}
+
+static bool is_ascii(Span text) {
+    for (; text.at < text.end; text.at++)
+        if (*text.at >= 0x80) return false;
+    return true;
+}
+
+/* The data of one record's features in the order of `found`: the inputs, the id, the labels. False for a record that is
+ * in any way out of the ordinary, which may still be a good one. */
+static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
+    Span features, entry;
+    for (int64_t i = 0; i < count + 2; i++) found[i] = (Span){NULL, NULL};
+    if (!take(&example, FIELD_1, &features)) return false;
+    if (example.at < example.end && !(enter(example, FIELD_2, &entry) && entry.at == entry.end)) return false;
+    while (features.at < features.end) {
+        Span key, feature, list, data;
+        if (!take(&features, FIELD_1, &entry) || !take(&entry, FIELD_1, &key) || !enter(entry, FIELD_2, &feature))
+            return false;
+        if (feature.at == feature.end) return false;
+        uint8_t kind = *feature.at;
+        if (!enter(feature, kind, &list)) return false;
+        data = list;
+        if (list.at < list.end && !enter(list, FIELD_1, &data)) return false;
+        int64_t size = data.end - data.at, column = 0;
+        while (column < count && !is_named(key, inputs[column].name, inputs[column].size)) column++;
+        if (column < count) {
+            if (kind != FLOAT_LIST || size != 4 * inputs[column].width) return false;
+        } else if (is_named(key, "id", 2) || is_named(key, "video_id", 8)) {
+            column = count;
+            if (kind != BYTES_LIST || size < 1 || size > MAX_ID_BYTES) return false;
+        } else if (is_named(key, "labels", 6)) {
+            column = count + 1;
+            if (kind != INT64_LIST || size > MAX_LABEL_BYTES) return false;
+        } else {
+            if (!is_ascii(key) || !(kind == BYTES_LIST || (kind == FLOAT_LIST && size % 4 == 0))) return false;
+            continue;
+        }
+        if (found[column].at) return false;
+        found[column] = data;
+    }
+    for (int64_t i = 0; i <= count; i++)
+        if (!found[i].at) return false;
+    return true;
+}
+
+/* Whether an id and labels found by `find_features` are of the forms that need no second look. */
+static bool is_plain(Span id, Span labels) {
+    if (!is_ascii(id) || memchr(id.at, 0, id.end - id.at)) return false;
+    int going_on = 0; /* bytes of a varint so far; it has at most 9, and the last one ends */
+    for (; labels.at < labels.end && going_on < 9; labels.at++) going_on = *labels.at < 0x80 ? 0 : going_on + 1;
+    return going_on == 0;
+}
+
+/* Copy float32 numbers; whether all are finite. */
+static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
+    uint32_t special = 0; /* all bits of the exponent: infinite, or no number */
+    for (int64_t byte = 0; byte < size; byte += 4) {
+        uint32_t bits = u32(source + byte);
+        memcpy(target + byte, &bits, sizeof bits);
+        special |= (bits & 0x7f800000u) == 0x7f800000u;
+    }
+    return !special;
+}
+
+/* ---- all of it at once, while the bytes are in the core's own cache ---- */
+
+enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* of each row, in bytes; LABELLED is whether there is a `labels` */
+enum { AT_ONCE = 1 << 17 }; /* bytes read: they stay in the core's own cache until they are decoded */
+
+typedef struct { uint8_t *data; int64_t size, room; } Text; /* grows */
+typedef struct {
+    const Input *inputs;
+    int64_t count, row, last, most; /* inputs; the next row, the one to stop before, and all there are */
+    uint8_t **rows;
+    int64_t *sizes;
+    Text ids, labels;
+    bool labelled, left, no_memory; /* whether one has `labels`, was left out, found no room for its id or labels */
+} Batch;
+
+static bool append(Text *text, Span more) {
+    int64_t size = more.end - more.at;
+    if (!size) return true;
+    if (text->size + size > text->room) {
+        int64_t room = 2 * (text->size + size) + 4096;
+        uint8_t *data = realloc(text->data, room);
+        if (!data) return false;
+        text->data = data, text->room = room;
+    }
+    memcpy(text->data + text->size, more.at, size);
+    text->size += size;
+    return true;
+}
+
+/* Decode the payload `example` into the next row; false, and the row is spoilt, if it is out of the ordinary. */
+static bool fill_row(Span example, Batch *batch) {
+    Span found[MAX_INPUTS + 2], id, labels;
+    if (!find_features(example, batch->inputs, batch->count, found)) return false;
+    id = found[batch->count], labels = found[batch->count + 1];
+    if (!is_plain(id, labels)) return false;
+    for (int64_t i = 0; i < batch->count; i++) {
+        int64_t width = 4 * batch->inputs[i].width;
+        if (!copy_finite(found[i].at, batch->rows[i] + batch->row * width, width)) return false;
+    }
+    if (!append(&batch->ids, id) || !append(&batch->labels, labels)) {
+        batch->no_memory = true;
+        return false;
+    }
+    int64_t *sizes = batch->sizes + batch->row, most = batch->most;
+    sizes[ID * most] = id.end - id.at;
+    sizes[LABELS * most] = labels.end - labels.at;
+    batch->labelled |= sizes[LABELLED * most] = labels.at != NULL;
+    return true;
+}
+
+/* Note that the next row is left out. */
+static void leave_row(Batch *batch) {
+    for (int i = ID; i <= LABELLED; i++) batch->sizes[i * batch->most + batch->row] = 0;
+    batch->left = true;
+}
+
+/* Decode the whole records at the start of `size` bytes, as far as there are rows; how many bytes they have. */
+static int64_t fill_rows(const uint8_t *block, int64_t size, Batch *batch) {
+    int64_t place = 0;
+    while (batch->row < batch->last) {
+        int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER;
+        uint8_t bad[TOGETHER];
+        const uint8_t *from = block + place;
+        int64_t some = find_records(from, size - place, most, places);
+        check_payloads(from, places, some, bad);
+        for (int64_t i = 0; i < some; i++, batch->row++) {
+            Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
+            if (bad[i] || !fill_row(example, batch)) leave_row(batch);
+            batch->sizes[RECORD * batch->most + batch->row] = places[i + 1] - places[i];
+        }
+        place += places[some];
+        if (some < most) break;
+    }
+    return place;
+}
+
+/* Read `size` bytes from `offset` on; false if they are not to be had, and why will be seen by who reads them again. */
+static bool read_all(int file, uint8_t *to, int64_t size, int64_t offset) {
+    while (size) {
+        ssize_t more = pread(file, to, size, offset);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return false;
+        to += more, size -= more, offset += more;
+    }
+    return true;
+}
+
+/* Decode whole records from byte `offset` of the file on, up to byte `end`, by way of the block of `room` bytes.
+ *
+ * That ends where the rows are full, with a part that left a record out, with `enough` bytes of labels, and before what
+ * cannot be read or is no whole record. Returns where in the file the bytes that are in the block then start. */
+static int64_t fill_from(int file, int64_t offset, int64_t end, uint8_t *block, int64_t room, int64_t enough,
+                         Batch *batch) {
+    int64_t start = offset, at_once = AT_ONCE < room ? AT_ONCE : room;
+    while (batch->row < batch->last && offset < end && !batch->left && batch->labels.size < enough) {
+        int64_t size = end - offset < at_once ? end - offset : at_once;
+        if (!read_all(file, block, size, offset)) break;
+        start = offset;
+        offset += fill_rows(block, size, batch);
+        if (offset > start) continue;
+        if (size == end - offset || at_once == room) break;
+        at_once = room; /* a long record */
+    }
+    return start;
+}
+
+/* ---- Python's side ---- */
+
+static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, what); return NULL; }
+
+/* The names and widths in a tuple of (bytes, int). */
+static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
+    Py_ssize_t count = PyTuple_Size(given);
+    if (count > MAX_INPUTS) { wrong("too many inputs"); return -1; }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *name;
+        PyObject *pair = PyTuple_GetItem(given, i), *key = PyTuple_GetItem(pair, 0), *width = PyTuple_GetItem(pair, 1);
+        if (!key || !width || PyBytes_AsStringAndSize(key, &name, &inputs[i].size) < 0) return -1;
+        inputs[i].name = name;
+        inputs[i].width = PyLong_AsLongLong(width);
+        if (PyErr_Occurred()) return -1;
+    }
+    return count;
+}
+
+/* The most bytes that a string has, of those that lie one after the other in `total` bytes; -1 if they do not. */
+static int64_t longest(const Py_buffer *sizes, int64_t total) {
+    const int64_t *size = sizes->buf, *end = size + sizes->len / 8;
+    int64_t most = 0;
+    for (; size < end; total -= *size++) {
+        if (*size < 0 || *size > total) return -1;
+        if (*size > most) most = *size;
+    }
+    return most;
+}
+
+/* k, for labels int64 (count, k) and scores float32 (count, k); -1 for others. */
+static int64_t answers(const Py_buffer *labels, const Py_buffer *scores, int64_t count) {
+    int64_t k = count ? labels->len / 8 / count : 0;
+    return labels->len == 8 * k * count && scores->len == 4 * k * count ? k : -1;
+}
+
+/* What `fill` returns. */
+static PyObject *filled(const Batch *batch, int64_t first, int64_t start) {
+    const Text *ids = &batch->ids, *labels = &batch->labels;
+    const int64_t *sizes = batch->sizes + RECORD * batch->most;
+    int64_t bytes = 0;
+    for (int64_t row = first; row < batch->row; row++) bytes += sizes[row];
+    PyObject *where = batch->left ? PyLong_FromLongLong(start) : Py_NewRef(Py_None);
+    return Py_BuildValue("Ly#y#LNN", (long long)(batch->row - first), ids->size ? (char *)ids->data : "",
+                         (Py_ssize_t)ids->size, labels->size ? (char *)labels->data : "", (Py_ssize_t)labels->size,
+                         (long long)bytes, PyBool_FromLong(batch->labelled), where);
+}
+
+PyDoc_STRVAR(fill_doc,
+    "fill(file, offset, end, block, inputs, rows, first, last, sizes, enough)\n"
+    "    -> n, ids, labels, bytes, labelled, start or None\n\n"
+    "Decode the whole records from byte `offset` of the file on, up to byte `end`, into the rows from `first` on, up to\n"
+    "`last`; the block's bytes hold some of the file meanwhile. rows: tuple of float32 (most, width), one for each of\n"
+    "`inputs`, a tuple of (name, width). sizes: int64 (4, most) gets the bytes of each one's id and of its labels, 1 if\n"
+    "it has `labels` at all, and its bytes in the file. One that fails its CRC or is out of the ordinary is left out: its\n"
+    "row is spoilt, its id of 0 bytes. That ends early with the first bytes that hold such a one, with `enough` bytes of\n"
+    "labels, and before what cannot be read or is not whole.\n\n"
+    "Returns how many; their ids and their labels, one after the other; their bytes in the file; whether one that was not\n"
+    "left out has `labels`; and, where some were left out, at which byte of the file those that the block holds start.");
+
+static PyObject *fill(PyObject *self, PyObject *args) {
+    Py_buffer block, sizes, held[MAX_INPUTS];
+    Py_ssize_t offset, end, first, last, enough, holds = 0;
+    PyObject *given, *arrays, *result = NULL;
+    Input inputs[MAX_INPUTS];
+    uint8_t *rows[MAX_INPUTS];
+    int file;
+    if (!PyArg_ParseTuple(args, "innw*O!O!nnw*n", &file, &offset, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
+                          &arrays, &first, &last, &sizes, &enough))
+        return NULL;
+    Py_ssize_t count = read_inputs(given, inputs), most = sizes.len / 8 / SIZES;
+    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= first && first <= last && last <= most;
+    for (; fits && holds < count; holds++) {
+        if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
+        rows[holds] = held[holds].buf;
+        int64_t width = inputs[holds].width;
+        fits = width >= 0 && (!width || held[holds].len / 4 / width >= most);
+    }
+    if (fits && holds == count) {
+        Batch batch = {.inputs = inputs, .count = count, .row = first, .last = last, .most = most, .rows = rows,
+                       .sizes = sizes.buf};
+        int64_t start;
+        Py_BEGIN_ALLOW_THREADS
+        start = fill_from(file, offset, end, block.buf, block.len, enough, &batch);
+        Py_END_ALLOW_THREADS
+        result = batch.no_memory ? PyErr_NoMemory() : filled(&batch, first, start);
+        free(batch.ids.data);
+        free(batch.labels.data);
+    } else if (!PyErr_Occurred()) wrong("buffers of other sizes");
+    while (holds) PyBuffer_Release(&held[--holds]);
+    PyBuffer_Release(&block); PyBuffer_Release(&sizes);
+    return result;
+}
+
+/* ---- metrics: see scorer/evaluation/metrics.py, which has the same in NumPy ---- */
+
+enum { BIN_SHIFT = 13, HALF_BINS = 0x3f000000 >> BIN_SHIFT, BINS = 2 * HALF_BINS + 2 };
+
+/* The histogram's bin of a score; BINS or more if it is not in [0, 1]. */
+static uint32_t bin_of(float score) {
+    bool upper = score >= 0.5f;
+    float less = upper ? 1 - score : score + 0.0f; /* -0 becomes 0 */
+    uint32_t bits;
+    memcpy(&bits, &less, sizeof bits);
+    bits >>= BIN_SHIFT;
+    return bits > HALF_BINS ? BINS : upper ? BINS - 1 - bits : bits;
+}
+
+/* Count one video's note: int32 positives, float32 (k,) scores, bool (k,) hits. False if it is none. */
+static bool count_note(const uint8_t *note, int64_t k, int64_t depth, int64_t *up_to, int64_t *first,
+                       int64_t *histogram) {
+    int64_t positives = (int32_t)u32(note), so_far = 0, row = positives < depth ? positives : depth;
+    const uint8_t *scores = note + 4, *hits = scores + 4 * k;
+    if (positives < 1) return false;
+    for (int64_t i = 0; i < k; i++) {
+        float score;
+        memcpy(&score, scores + 4 * i, sizeof score);
+        uint32_t bin = bin_of(score);
+        if (bin >= BINS) return false;
+        histogram[bin]++;
+        if (hits[i]) {
+            histogram[BINS + bin]++;
+            so_far++;
+            if (i < depth) up_to[(row - 1) * depth + i] += so_far;
+        }
+        if (i == (positives < k ? positives : k) - 1) first[i] += so_far;
+    }
+    return true;
+}
+
+PyDoc_STRVAR(count_doc,
+    "count(notes, k, up_to, first, histogram) -> positives\n\n"
+    "Add notes (scorer.evaluation.metrics.note) to what scorer.evaluation.metrics.Metrics counts; all int64. Returns their positives.");
+
+static PyObject *count(PyObject *self, PyObject *args) {
+    Py_buffer notes, up_to, first, histogram;
+    Py_ssize_t k;
+    if (!PyArg_ParseTuple(args, "y*nw*w*w*", &notes, &k, &up_to, &first, &histogram)) return NULL;
+    int64_t size = 4 + 5 * k, depth = k < 10 ? k : 10, positives = 0;
+    bool fits = k > 0 && first.len / 8 == k && up_to.len == depth * depth * 8 && histogram.len == 2 * BINS * 8 &&
+                notes.len % size == 0;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        for (const uint8_t *note = notes.buf; fits && note < (uint8_t *)notes.buf + notes.len; note += size) {
+            fits = count_note(note, k, depth, up_to.buf, first.buf, histogram.buf);
+            positives += (int32_t)u32(note);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&notes); PyBuffer_Release(&up_to); PyBuffer_Release(&first); PyBuffer_Release(&histogram);
+    return fits ? PyLong_FromLongLong(positives) : wrong("not such notes");
+}
+
+/* Sort numbers and drop repeated ones; how many are left. */
+static int by_value(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static int64_t distinct(int64_t *values, int64_t count) {
+    int64_t kept = 0, ascending = 1;
+    while (ascending < count && values[ascending - 1] < values[ascending]) ascending++;
+    if (ascending >= count) return count; /* as in most shards */
+    qsort(values, count, sizeof *values, by_value);
+    for (int64_t i = 0; i < count; i++)
+        if (!kept || values[i] != values[kept - 1]) values[kept++] = values[i];
+    return kept;
+}
+
+static bool is_among(int64_t value, const int64_t *sorted, int64_t count) {
+    while (count > 4) { /* it is in the half from `sorted` on or in the one before, if at all */
+        int64_t half = count / 2;
+        if (sorted[half] <= value) sorted += half, count -= half;
+        else count = half;
+    }
+    for (int64_t i = 0; i < count; i++)
+        if (sorted[i] == value) return true;
+    return false;
+}
+
+/* The numbers in packed varints (a last one that goes on is left out); how many. */
+static int64_t unpack(const uint8_t *at, int64_t size, int64_t *values) {
+    int64_t count = 0;
+    uint64_t value = 0;
+    for (int shift = 0; size--; at++) {
+        if (shift < 64) value |= (uint64_t)(*at & 0x7f) << shift;
+        shift += 7;
+        if (*at < 0x80) values[count++] = (int64_t)value, value = 0, shift = 0;
+    }
+    return count;
+}
+
+/* Write the note of a video that has labels; returns where the next one goes. */
+static uint8_t *put_note(uint8_t *to, const int64_t *labels, const float *scores, int64_t k, const int64_t *truth,
+                         int64_t count) {
+    if (!count) return to;
+    int32_t positives = (int32_t)count;
+    memcpy(to, &positives, 4);
+    memcpy(to + 4, scores, 4 * k);
+    to += 4 + 4 * k;
+    for (int64_t i = 0; i < k; i++) *to++ = is_among(labels[i], truth, count);
+    return to;
+}
+
+PyDoc_STRVAR(notes_doc,
+    "notes(labels, scores, truth, sizes) -> bytes\n\n"
+    "The notes (scorer.evaluation.metrics.note) of those of n videos that have true labels. labels, scores: int64, float32 (n, k).\n"
+    "truth: true labels as packed varints, sizes[i] bytes of video i; int64 (n,).");
+
+static PyObject *notes(PyObject *self, PyObject *args) {
+    Py_buffer labels, scores, truth, sizes;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &labels, &scores, &truth, &sizes)) return NULL;
+    const int64_t *size = sizes.buf;
+    int64_t rows = sizes.len / 8, k = answers(&labels, &scores, rows), most = longest(&sizes, truth.len);
+    bool fits = k >= 0 && most >= 0;
+    int64_t *values = fits ? PyMem_Malloc((most + 1) * sizeof *values) : NULL;
+    uint8_t *begin = fits ? PyMem_Malloc(rows * (4 + 5 * k) + 1) : NULL, *to = begin;
+    if (values && begin) {
+        const uint8_t *at = truth.buf;
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t row = 0; row < rows; at += size[row++]) {
+            int64_t count = distinct(values, unpack(at, size[row], values));
+            to = put_note(to, (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k, values, count);
+        }
+        Py_END_ALLOW_THREADS
+        result = PyBytes_FromStringAndSize((char *)begin, to - begin);
+    } else fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
+    PyMem_Free(values);
+    PyMem_Free(begin);
+    PyBuffer_Release(&labels); PyBuffer_Release(&scores); PyBuffer_Release(&truth); PyBuffer_Release(&sizes);
+    return result;
+}
+
+/* ---- keys of ids: see scorer/evaluation/duplicates.py ---- */
+
+enum { LONG_ID = 64 };
+
+static uint64_t mixed(uint64_t word) {
+    word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9u;
+    word = (word ^ word >> 27) * 0x94d049bb133111ebu;
+    return word ^ word >> 31;
+}
+
+PyDoc_STRVAR(keys_doc,
+    "keys(ids, sizes) -> bytes\n\n"
+    "A uint64 for each of n ids, of sizes[i] bytes, one after the other; int64 (n,). Of their first 64 bytes.");
+
+static PyObject *keys(PyObject *self, PyObject *args) {
+    Py_buffer ids, sizes;
+    if (!PyArg_ParseTuple(args, "y*y*", &ids, &sizes)) return NULL;
+    const uint8_t *at = ids.buf;
+    const int64_t *size = sizes.buf;
+    Py_ssize_t rows = sizes.len / 8;
+    bool fits = longest(&sizes, ids.len) >= 0;
+    PyObject *result = fits ? PyBytes_FromStringAndSize(NULL, 8 * rows) : wrong("buffers of other sizes");
+    for (Py_ssize_t row = 0; result && row < rows; at += size[row++]) {
+        uint64_t key = 0;
+        for (int64_t byte = 0; byte < size[row] && byte < LONG_ID; byte += 8) {
+            uint64_t word = 0;
+            memcpy(&word, at + byte, size[row] - byte < 8 ? size[row] - byte : 8);
+            key += mixed(word ^ (uint64_t)(byte / 8 + 1) * 0x9e3779b97f4a7c15u);
+        }
+        memcpy(PyBytes_AsString(result) + 8 * row, &key, 8);
+    }
+    PyBuffer_Release(&ids); PyBuffer_Release(&sizes);
+    return result;
+}
+
+/* ---- rows: see scorer/outputs/formats.py ---- */
+
+static char thousand[1000][3]; /* "000" to "999" */
+
+static bool is_bare(uint8_t c) {
+    return ('0' <= c && c <= '9') || ('A' <= (c & ~0x20) && (c & ~0x20) <= 'Z') || c == '-' || c == '_';
+}
+
+/* Write an id as a CSV field: at most 2 size + 3 bytes. */
+static char *put_id(char *to, const uint8_t *id, int64_t size) {
+    int64_t bare = 0;
+    while (bare < size && is_bare(id[bare])) bare++;
+    if (size && bare == size) { memcpy(to, id, size); return to + size; }
+    *to++ = '"';
+    if (size && memchr("=+-@\t\r", *id, 6)) *to++ = '\'';
+    for (int64_t i = 0; i < size; i++) {
+        if (id[i] == '"') *to++ = '"';
+        *to++ = (char)id[i];
+    }
+    *to++ = '"';
+    return to;
+}
+
+static char *put_number(char *to, uint64_t number) {
+    if (number >= 1000) {
+        to = put_number(to, number / 1000);
+        memcpy(to, thousand[number % 1000], 3);
+        return to + 3;
+    }
+    int zeros = number < 10 ? 2 : number < 100;
+    memcpy(to, thousand[number] + zeros, 3 - zeros);
+    return to + 3 - zeros;
+}
+
+/* Write a row, at most 2 size + 5 + 30 k bytes; NULL if a score is not in [0, 1]. */
+static char *put_row(char *to, const uint8_t *id, int64_t size, const int64_t *labels, const float *scores, int64_t k) {
+    to = put_id(to, id, size);
+    *to++ = ',';
+    for (int64_t i = 0; i < k; i++) {
+        if (!(scores[i] >= 0 && scores[i] <= 1)) return NULL;
+        if (i) *to++ = ' ';
+        if (labels[i] < 0) *to++ = '-';
+        to = put_number(to, labels[i] < 0 ? 0 - (uint64_t)labels[i] : (uint64_t)labels[i]);
+        /* The product is exact, since it has at most 24 + 14 significant bits, and 2^52 has no room for a fraction: the
+         * sum rounds it, ties to even, as %f does. */
+        uint32_t millionths = (uint32_t)((double)scores[i] * 1e6 + 0x1p52 - 0x1p52);
+        *to++ = ' ';
+        *to++ = '0' + (char)(millionths / 1000000);
+        *to++ = '.';
+        memcpy(to, thousand[millionths / 1000 % 1000], 3);
+        memcpy(to + 3, thousand[millionths % 1000], 3);
+        to += 6;
+    }
+    *to++ = '\n';
+    return to;
+}
+
+PyDoc_STRVAR(rows_doc,
+    "rows(ids, sizes, labels, scores) -> bytes\n\n"
+    "As scorer.outputs.formats.format_rows. ids: one after the other, sizes[i] bytes each; int64 (n,).");
+
+static PyObject *rows(PyObject *self, PyObject *args) {
+    Py_buffer ids, sizes, labels, scores;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &ids, &sizes, &labels, &scores)) return NULL;
+    const uint8_t *at = ids.buf;
+    const int64_t *size = sizes.buf;
+    int64_t count = sizes.len / 8, k = answers(&labels, &scores, count);
+    bool fits = k >= 0 && longest(&sizes, ids.len) >= 0;
+    char *begin = fits ? PyMem_Malloc(2 * ids.len + count * (5 + 30 * k) + 1) : NULL, *to = begin;
+    if (begin) {
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t row = 0; row < count && to; at += size[row++])
+            to = put_row(to, at, size[row], (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k);
+        Py_END_ALLOW_THREADS
+        fits = to != NULL;
+        if (fits) result = PyBytes_FromStringAndSize(begin, to - begin);
+    }
+    if (!result && !PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("no such rows");
+    PyMem_Free(begin);
+    PyBuffer_Release(&ids); PyBuffer_Release(&sizes); PyBuffer_Release(&labels); PyBuffer_Release(&scores);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"fill", fill, METH_VARARGS, fill_doc},
+    {"count", count, METH_VARARGS, count_doc},
+    {"notes", notes, METH_VARARGS, notes_doc},
+    {"keys", keys, METH_VARARGS, keys_doc},
+    {"rows", rows, METH_VARARGS, rows_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int prepare(PyObject *module) {
+    for (int i = 0; i < 1000; i++) {
+        const char digits[] = {'0' + i / 100, '0' + i / 10 % 10, '0' + i % 10};
+        memcpy(thousand[i], digits, sizeof digits);
+    }
+    if (has_crc()) return 0;
+    PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
+    return -1;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "native", "The inner loops in C; see scorer/kernels/native.c.", 0, methods, slots,
+    NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit_native(void) { return PyModuleDef_Init(&module); }

@@ -1,0 +1,1 @@
+"""One ONNX file: found, checked, opened and run."""

@@ -1,0 +1,133 @@
+"""The contract of a model file (docs/formats.md), checked clause by clause on an open session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import ModelError
+from scorer.model.onnx_file import EXPORT_IT
+from scorer.model.runtime import CPU, Session, first_line
+
+FORMAT = "1"
+DEFAULT_K = 10
+OUTPUTS = ["scores", "labels"]
+_INPUT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a model reads and answers.
+
+    inputs: TFRecord feature -> width. dtype: what the features are sent as, float32 or float16.
+    labels: how many there are. names: theirs, where the file has them. metadata: every entry of the file.
+    """
+
+    inputs: dict[str, int]
+    dtype: type[np.float32] | type[np.float16]
+    labels: int
+    names: list[str] | None
+    metadata: dict[str, str]
+
+
+def read_contract(path: str, session: Session, run_options: Any = None) -> Contract:
+    """What the model in `session` promises, and one run that keeps it.
+
+    Raises:
+        ModelError: naming `path`, the first clause that is broken, and the remedy.
+        Exception: ONNX Runtime's, where a device other than the CPU fails in that run.
+    """
+    try:
+        metadata = dict(session.get_modelmeta().custom_metadata_map)
+        inputs, dtype = _read_inputs(session)
+        _check_k(session)
+        _check_outputs(session)
+        labels, names = _read_labels(metadata)
+        contract = Contract(inputs, dtype, labels, names, metadata)
+        _check_answer(session, contract, run_options)
+    except ValueError as error:
+        raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
+    return contract
+
+
+def _read_inputs(session: Session) -> tuple[dict[str, int], Any]:
+    widths, types = {}, set()
+    for node in session.get_inputs():
+        if node.name == "k":
+            raise ValueError("its input k has no default")
+        if node.type not in _INPUT_TYPES:
+            raise ValueError(f"its input {node.name} is {node.type}, not float32")
+        if len(node.shape) != 2 or not isinstance(node.shape[1], int) or isinstance(node.shape[0], int):
+            raise ValueError(f"its input {node.name} has shape {node.shape}, not [batch, width]")
+        widths[node.name] = node.shape[1]
+        types.add(node.type)
+    if len(types) != 1:
+        raise ValueError("its inputs are of several types" if types else "it has no inputs")
+    return widths, _INPUT_TYPES[types.pop()]
+
+
+def _check_k(session: Session) -> None:
+    found = {node.name: (node.type, list(node.shape)) for node in session.get_overridable_initializers()}
+    if found.get("k") != ("tensor(int64)", [1]):
+        raise ValueError("it has no overridable initializer k of type int64[1]")
+
+
+def _check_outputs(session: Session) -> None:
+    found = {node.name: (node.type, len(node.shape)) for node in session.get_outputs()}
+    for name, kind in (("scores", "tensor(float)"), ("labels", "tensor(int64)")):
+        if found.get(name) != (kind, 2):
+            raise ValueError(f"it has no output {name} of type {kind} and rank 2")
+
+
+def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
+    version = metadata.get("yt8m.format")
+    if version is None:
+        raise ValueError("its metadata has no yt8m.format")
+    if version != FORMAT:
+        raise ValueError(f"its yt8m.format is {version!r}, this scorer reads {FORMAT!r}")
+    count = metadata.get("yt8m.labels", "")
+    if not (count.isascii() and count.isdigit() and 0 < int(count) < 1 << 31):
+        raise ValueError(f"its yt8m.labels is {count[:40]!r}, not a number of labels")
+    names = _read_names(metadata.get("yt8m.names", "null"))
+    if names is not None and not (isinstance(names, list) and len(names) == int(count)):
+        raise ValueError(f"its yt8m.names is not a list of {count} names")
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise ValueError("its yt8m.names holds something that is no name")
+    return int(count), names
+
+
+def _read_names(text: str) -> Any:
+    """Whatever JSON it holds. Raises ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its yt8m.names is nested too deeply") from None
+
+
+def _check_answer(session: Session, contract: Contract, run_options: Any) -> None:
+    """Ask about two videos for every label, so that what can only fail in a run fails before any shard is read.
+
+    Their features are small and not zero, which a model that scales by the norm could not take.
+    """
+    feed: dict[str, NDArray[Any]] = {
+        name: np.tile(np.linspace(-0.1, 0.12, width), (2, 1)).astype(contract.dtype)
+        for name, width in contract.inputs.items()
+    }
+    feed["k"] = np.array([contract.labels], np.int64)
+    try:
+        scores, labels = session.run(OUTPUTS, feed, run_options)
+    except Exception as error:
+        if session.get_providers()[0] != CPU:
+            raise
+        raise ValueError(f"it does not run: {first_line(error)}") from error
+    if scores.shape != (2, contract.labels) or labels.shape != scores.shape:
+        raise ValueError(f"asked for k = {contract.labels}, it gives {scores.shape} scores and {labels.shape} labels")
+    if not (scores.min() >= 0 and scores.max() <= 1 and (np.diff(scores) <= 0).all()):
+        raise ValueError("its scores do not descend within [0, 1]")
+    if not (np.sort(labels) == np.arange(contract.labels)).all():
+        raise ValueError(f"its labels are not 0 to {contract.labels - 1}, each once")

@@ -1,0 +1,154 @@
+"""ONNX Runtime: which package is installed, whether it imports, and sessions without silent fall-backs.
+
+The only module that imports onnxruntime. Its two packages, onnxruntime and onnxruntime-gpu, share one folder, and
+installing or removing one breaks the other; each such state is named together with the command that mends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from scorer.errors import DeviceError, ModelError, Yt8mError
+from scorer.model.onnx_file import EXPORT_IT
+from scorer.system.cores import unbound
+
+Session: TypeAlias = Any  # onnxruntime.InferenceSession; the package has no type information
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+INSTALL_CPU, INSTALL_GPU = "pip install 'yt8m-edge[cpu]'", "pip install 'yt8m-edge[gpu]'"
+REINSTALL_CPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_CPU}"
+REINSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_GPU}"
+BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
+
+_HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
+_OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+
+
+def installed_runtimes() -> list[str]:
+    """Which of onnxruntime and onnxruntime-gpu pip has installed. (importlib.metadata alone takes longer to import.)"""
+    folders = [Path(folder) for folder in sys.path if folder]
+    found = {path.name.split("-")[0] for folder in folders for path in folder.glob("onnxruntime*-*.dist-info")}
+    return [name for name in ("onnxruntime", "onnxruntime-gpu") if name.replace("-", "_") in found]
+
+
+def import_runtime() -> Any:
+    """The module onnxruntime. Raises DeviceError, with the command that mends it, where it is absent or broken."""
+    try:
+        first = "onnxruntime" not in sys.modules
+        with unbound() if first else contextlib.nullcontext():  # it takes Intel's AMX if that works from core to core
+            import onnxruntime
+
+        if not hasattr(onnxruntime, "InferenceSession"):  # what removing one of two packages leaves
+            raise ImportError("the package is incomplete")
+    except ImportError as error:
+        installed = installed_runtimes()
+        if len(installed) > 1:
+            raise DeviceError(BOTH_INSTALLED, remedy=REINSTALL_CPU) from error
+        if installed:
+            raise DeviceError(f"{installed[0]} does not import: {first_line(error)}", remedy=REINSTALL_CPU) from error
+        raise DeviceError("ONNX Runtime is not installed", remedy=f"{INSTALL_CPU} (or [gpu])") from error
+    return onnxruntime
+
+
+def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
+    """A session on the CPU whose `run` computes in `threads` threads, the caller's included.
+
+    They sleep while they wait, since a spinning thread takes its core from the decoder (benchmarks/lanes.py).
+
+    Raises:
+        ModelError: ONNX Runtime cannot open the model.
+        DeviceError: there is not enough memory.
+    """
+    options = _options(runtime)
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    where = model if isinstance(model, str) else "the model"
+    try:
+        return _open(runtime, model, options, [CPU])
+    except Exception as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise DeviceError(f"there is not enough memory for {where}", remedy="take an int8 model") from error
+        raise ModelError(f"{where} does not open: {first_line(error)}", remedy=EXPORT_IT) from error
+
+
+def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool) -> Session:
+    """A session on GPU number `gpu`, ready for CUDA graphs where the model allows. tf32: round the factors of products.
+
+    Raises:
+        DeviceError: CUDA, the GPU or the model does not open, or CUDA has no kernel for its heavy operators.
+        MemoryError: the GPU has no room for the model.
+    """
+    if CUDA not in runtime.get_available_providers():
+        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=REINSTALL_GPU)
+    if hasattr(runtime, "preload_dlls"):  # loads the CUDA libraries that pip installed; prints those it does not find
+        with contextlib.redirect_stdout(io.StringIO()):
+            runtime.preload_dlls()
+    with device_errors(f"cuda:{gpu}"):
+        try:
+            session = _open_on_gpu(runtime, model, gpu, tf32, graphs=True)
+        except Exception:  # a graph needs every operator on the GPU
+            session = _open_on_gpu(runtime, model, gpu, tf32, graphs=False)
+    if session.get_providers()[0] != CUDA:  # ONNX Runtime itself leaves out a provider that does not load
+        raise DeviceError(f"cuda:{gpu} does not open", remedy="`yt8m doctor` says what is missing")
+    if left := _heavy_on_cpu(session):
+        raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use --device cpu, or an fp16 model")
+    return session
+
+
+def _open_on_gpu(runtime: Any, model: str | bytes, gpu: int, tf32: bool, *, graphs: bool) -> Session:
+    options = _options(runtime)
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    choices = {"device_id": str(gpu), "use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(graphs))}
+    return _open(runtime, model, options, [(CUDA, choices)])
+
+
+def without_graph(runtime: Any) -> Any:
+    """Run options with which a session that is ready for CUDA graphs neither captures nor replays one."""
+    options = runtime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
+
+
+def first_line(error: BaseException) -> str:
+    """ONNX Runtime's message without error codes and places in its source: the first line."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    return re.sub(r"/\S*onnxruntime\S*/", "", line)[:300]
+
+
+@contextlib.contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """Turns ONNX Runtime's exceptions into DeviceError, or into MemoryError where they speak of memory."""
+    try:
+        yield
+    except (Yt8mError, MemoryError):
+        raise
+    except Exception as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(first_line(error)) from error
+        raise DeviceError(f"{device} failed: {first_line(error)}", remedy="see `yt8m doctor`") from error
+
+
+def _options(runtime: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what fails is told once, by the exception
+    return options
+
+
+def _open(runtime: Any, model: str | bytes, options: Any, providers: Sequence[Any]) -> Session:
+    return runtime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def _heavy_on_cpu(session: Session) -> list[str]:
+    """Heavy operators that CUDA left to the CPU; none where this ONNX Runtime (before 1.24) does not tell."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == CPU]
+    return sorted({node.op_type for part in parts for node in part.get_nodes() if _HEAVY.search(node.op_type)})

@@ -1,0 +1,1 @@
+"""Where rows go: formats, the crash-safe sink, its journal and its lock."""

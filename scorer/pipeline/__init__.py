@@ -1,0 +1,1 @@
+"""Batches to predictions, in order, while threads work side by side."""

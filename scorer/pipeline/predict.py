@@ -1,0 +1,132 @@
+"""Shards to predictions, in order: while some threads are in the model, another reads and decodes the next batch.
+
+A video's answer depends neither on its batch nor on threads, workers or restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.inputs.batching import Batch, batches
+from scorer.inputs.position import BEGINNING, Position
+from scorer.model.model import Model
+from scorer.pipeline.ordered import in_order
+from scorer.system.cores import usable_cores
+
+OnError: TypeAlias = Literal["fail", "skip"]
+
+_LANES_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
+_MORE_THREADS_FOR_GPU = 3  # than lanes, since it has to be fed faster
+TOGETHER = 2048
+"""Videos whose rows are made at once: of 256, making them takes twice as long a video."""
+_VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow
+_TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
+_TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
+_WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
+
+    batch: Batch
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+class Answers:
+    """A model over shards.
+
+    workers: decoding processes at the moment; 0 decodes in a thread.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        shards: Sequence[str],
+        k: int,
+        *,
+        workers: int | None = None,
+        on_error: OnError = "fail",
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """See `scorer.job.run.Job` for the options; `log` gets a line when workers are started on the way."""
+        self.workers = workers or 0
+        self._model, self._shards, self._k = model, shards, k
+        self._on_error, self._log = on_error, log
+        self._may_add_workers = workers is None
+        more = model.lanes // _LANES_A_DECODER if model.device == "cpu" else _MORE_THREADS_FOR_GPU
+        self._threads = model.lanes + more
+
+    def from_position(
+        self, start: Position = BEGINNING, stop: threading.Event | None = None
+    ) -> Generator[list[Answer]]:
+        """The answers from `start` on, made ahead, those of about TOGETHER videos at a time where they come fast.
+
+        The end comes early once `stop` is set.
+
+        Raises what `scorer.inputs.batching.batches` and `Model.run` raise, after the answers before it.
+        """
+        window = self._threads + _VIDEOS_AHEAD // self._model.batch_size
+        together = max(1, TOGETHER // self._model.batch_size)
+        return in_order(self._answered, self._decoded(start), self._threads, window, stop, together)
+
+    def _decoded(self, start: Position) -> Generator[Batch]:
+        if self._may_add_workers and self._enough_to_read(start):
+            start = yield from self._watched(start)
+        yield from self._batches(start)
+
+    def _watched(self, start: Position) -> Generator[Batch, None, Position]:
+        """Batches of one decoder, until it proves too slow; returns where they end."""
+        began, idle = time.monotonic(), 0.0
+        with closing(self._batches(start)) as source:
+            for batch in source:
+                start = batch.end
+                waits = time.monotonic()
+                yield batch
+                now = time.monotonic()
+                idle += now - waits
+                if now - began < _TRIAL_SECONDS:
+                    continue
+                if idle < (1 - _TOO_BUSY) * (now - began) and self._enough_to_read(start):
+                    self.workers = min(usable_cores() - 1, _MOST_WORKERS)
+                    self._log(f"the model outruns one decoder: {self.workers} decoding processes from here on")
+                    return start
+                began, idle = now, 0.0
+        return start
+
+    def _enough_to_read(self, start: Position) -> bool:
+        return usable_cores() > 2 and sum(map(_size, self._shards[start.shard :])) - start.offset > _WORTH_WORKERS
+
+    def _batches(self, start: Position) -> Generator[Batch]:
+        yield from batches(
+            self._shards,
+            self._model.schema,
+            self._model.batch_size,
+            start=start,
+            on_error=self._on_error,
+            workers=self.workers,
+            depth=self._threads,
+        )
+
+    def _answered(self, batch: Batch) -> Answer:
+        scores, labels = self._model.run(batch.features, self._k)
+        batch.release()
+        return Answer(batch, scores, labels)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # the reader will say what is wrong

@@ -1,0 +1,57 @@
+"""The first SIGINT or SIGTERM asks the job to stop after the batch in hand; a second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
+_SHOW_CURSOR = "\033[?25h"  # the progress bar hides it
+
+
+class StopRequest(threading.Event):
+    """Set by the first signal, whose number it keeps."""
+
+    signal = 0
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells report it."""
+        return 128 + self.signal
+
+
+@contextmanager
+def stop_on_signals(command: str = "score", meanwhile: str = "committing the batch in hand") -> Iterator[StopRequest]:
+    """Within, signals set the request and tell the user on standard error what `command` does meanwhile.
+
+    One that whoever started the process has it ignore, as shells do for jobs in the background, stays ignored.
+    Ending at once loses nothing that counts: a commit is whole or not there (scorer/outputs/sink.py).
+    """
+    stop = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            _tell(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
+            os._exit(128 + number)
+        stop.signal = number
+        stop.set()
+        _tell(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
+
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(line: str) -> None:
+    """Past Python's buffers, which a signal handler may find in use."""
+    with suppress(OSError):
+        os.write(_STDERR, f"{line}\n".encode())

@@ -1,0 +1,410 @@
+"""`score` from its command line: one line and one exit code for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scorer.cli import score as command
+from scorer.errors import BROKEN_PIPE, InputError
+from scorer.inputs.discover import absolute
+from tests import onnx_models, shards
+from tests.scorer.fakes import INPUTS, LABELS, write_shards
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return onnx_models.save_model(tmp_path_factory.mktemp("model") / "tiny.onnx", inputs=INPUTS, labels=LABELS)
+
+
+@pytest.fixture
+def run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Runs `score` in an empty folder with the tiny model, unless the arguments choose another."""
+    monkeypatch.chdir(tmp_path)
+
+    def score(*arguments: str) -> Outcome:
+        given = [*arguments] if "--model" in arguments else [*arguments, "--model", model]
+        try:
+            code = command.main(given)
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return score
+
+
+def record(**changes: object) -> bytes:
+    features = {name: np.zeros(width, np.float32) for name, width in INPUTS.items()}
+    name = changes.pop("id", "x")
+    features.update(changes)  # type: ignore[arg-type]
+    return shards.example(name, [1], {key: value for key, value in features.items() if value is not None})  # type: ignore[arg-type]
+
+
+def good(path: str = "good.tfrecord") -> str:
+    return shards.write_shard(path, [record(id=f"v{row}") for row in range(5)])
+
+
+def one(*payloads: bytes) -> str:
+    return shards.write_shard("bad.tfrecord", [record(id="first"), *payloads])
+
+
+def raw(data: bytes) -> str:
+    Path("bad.tfrecord").write_bytes(data)
+    return "bad.tfrecord"
+
+
+def damaged(damage: Callable[[str], None]) -> str:
+    path = good("bad.tfrecord")
+    damage(path)
+    return path
+
+
+def unreadable() -> str:
+    path = good("bad.tfrecord")
+    os.chmod(path, 0)
+    if os.access(path, os.R_OK):
+        pytest.skip("the superuser may read everything")
+    return path
+
+
+def fifo(path: str) -> str:
+    os.mkfifo(path)
+    return path
+
+
+def link(target: str, path: str) -> str:
+    os.symlink(target, path)
+    return path
+
+
+def folder(path: str) -> str:
+    os.mkdir(path)
+    return path
+
+
+# what is wrong: (a shard made in the working folder, exit code, what the line says)
+BAD_SHARDS: dict[str, tuple[Callable[[], str], int, str]] = {
+    "no such file": (lambda: "absent.tfrecord", 3, r"absent\.tfrecord: no such file"),
+    "empty glob": (lambda: "absent*.tfrecord", 3, r"absent\*\.tfrecord: no file matches"),
+    "folder without shards": (lambda: folder("empty"), 3, r"empty: no \*\.tfrecord in it"),
+    "dangling link": (lambda: link("absent", "bad.tfrecord"), 3, r"bad\.tfrecord: no such file"),
+    "link to itself": (lambda: link("bad.tfrecord", "bad.tfrecord"), 3, r"bad\.tfrecord: "),
+    "pipe": (lambda: fifo("bad.tfrecord"), 3, r"bad\.tfrecord is not a regular file"),
+    "unreadable": (unreadable, 3, r"bad\.tfrecord: permission denied"),
+    "name with NUL": (lambda: "a\0b", 3, "null"),
+    "same shard twice": (lambda: link(good("other.tfrecord"), "bad.tfrecord"), 2, "same shard"),
+    "empty file": (lambda: raw(b""), 4, r"bad\.tfrecord: record 0 at byte 0"),
+    "truncated": (lambda: damaged(lambda path: os.truncate(path, 200)), 4, r"bad\.tfrecord: record 1 at byte \d+"),
+    "payload bit": (lambda: damaged(lambda path: shards.damage_payload(path, 3)), 4, r"record 3 at byte \d+"),
+    "length bit": (lambda: damaged(lambda path: shards.damage_length(path, 2)), 4, r"record 2 at byte \d+"),
+    "no TFRecord": (lambda: raw(b"VideoId,LabelConfidencePairs\n" * 9), 4, r"record 0 at byte 0"),
+    "missing feature": (lambda: one(record(mean_rgb=None)), 5, r"record 1 at byte \d+: .*mean_rgb"),
+    "wrong width": (lambda: one(record(mean_rgb=np.zeros(5))), 5, r"record 1 at byte \d+: .*mean_rgb"),
+    "NaN": (lambda: one(record(mean_audio=np.array([0, np.nan]))), 5, r"record 1 at byte \d+: .*mean_audio"),
+    "no id": (lambda: one(record(id=None)), 5, r"record 1 at byte \d+: .*id"),
+    "no example": (lambda: one(b"\xff" * 9), 5, r"record 1 at byte \d+"),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD_SHARDS)
+def test_a_bad_shard_is_one_line_and_no_output(run: Callable[..., Outcome], wrong: str) -> None:
+    make, code, says = BAD_SHARDS[wrong]
+    outcome = run(good("other.tfrecord") if wrong == "same shard twice" else good(), make(), "-o", "preds.csv")
+    assert outcome.code == code, outcome.err
+    assert re.fullmatch(r"score: [^\n]*; [^\n]*\n", outcome.err), "one line that ends with a remedy"
+    assert re.search(says, outcome.err)
+    assert not list(Path().glob("*preds.csv*")), "an output, or something beside it, was left"
+    assert not list(Path().glob(".preds.csv*")), "work without a commit was left"
+
+
+# what is wrong: (arguments after a good shard, exit code, what the line says)
+BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
+    "unknown option": (lambda: ["-o", "preds.csv", "--fast"], 2, "unrecognized arguments: --fast"),
+    "part of an option": (lambda: ["-o", "preds.csv", "--rest"], 2, "unrecognized arguments: --rest"),
+    "no output": (lambda: [], 2, "required: -o"),
+    "k of 0": (lambda: ["-o", "preds.csv", "--top-k", "0"], 2, "'0' is no whole number of at least 1"),
+    "k past the labels": (lambda: ["-o", "preds.csv", "--top-k", "31"], 2, r"--top-k 31 is outside 1\.\.30"),
+    "a million threads": (lambda: ["-o", "preds.csv", "--threads", "1000000"], 2, "1000000 is more than 256"),
+    "a thousand workers": (lambda: ["-o", "preds.csv", "--workers", "1000"], 2, "1000 is more than 64"),
+    "a huge batch": (lambda: ["-o", "preds.csv", "--batch-size", "9999999999"], 2, "9999999999 is more than"),
+    "batch size": (lambda: ["-o", "preds.csv", "--batch-size", "many"], 2, "'many' is no whole number"),
+    "both leftovers": (lambda: ["-o", "preds.csv", "--resume", "--restart"], 2, "not allowed with"),
+    "errors that stop": (lambda: ["-o", "preds.csv", "--max-errors", "3"], 2, "--max-errors counts records"),
+    "resume of a stream": (lambda: ["-o", "-", "--resume"], 2, "--resume needs a file"),
+    "output is a shard": (lambda: ["-o", "good.tfrecord"], 2, r"good\.tfrecord is a shard and the output"),
+    "output links to a shard": (lambda: ["-o", link("good.tfrecord", "preds.csv")], 2, "is a shard and the output"),
+    "no model": (lambda: ["-o", "preds.csv", "--model", "absent"], 6, "absent: no such model; .*models/"),
+    "model with a long name": (lambda: ["-o", "preds.csv", "--model", "m" * 300], 6, "m: File name too long"),
+    "model that links to itself": (lambda: ["-o", "preds.csv", "--model", link("m", "m")], 6, "m: Too many levels"),
+    "text as a model": (lambda: ["-o", "preds.csv", "--model", raw(b"text" * 99)], 6, r"bad\.tfrecord"),
+    "model without metadata": (lambda: ["-o", "preds.csv", "--model", bare_model()], 6, r"bare\.onnx"),
+    "absent device": (lambda: ["-o", "preds.csv", "--device", "cuda:99"], 7, "cuda:99|CUDA"),
+    "unknown device": (lambda: ["-o", "preds.csv", "--device", "abacus"], 2, "abacus"),
+    "output in no folder": (lambda: ["-o", "absent/preds.csv"], 8, r"there is no folder .*absent"),
+    "output is a folder": (lambda: ["-o", folder("out")], 8, "out is a folder"),
+    "output ends with /": (lambda: ["-o", "absent/"], 8, "absent/ is a folder"),
+    "output under a file": (lambda: ["-o", "good.tfrecord/preds.csv"], 8, "Not a directory"),
+    "output links to itself": (lambda: ["-o", link("preds.csv", "preds.csv")], 8, "Too many levels"),
+    "output is a socket": (lambda: ["-o", socket("preds.csv")], 8, r"preds\.csv: cannot be opened"),
+    "long name": (lambda: ["-o", "p" * 250], 8, "too long"),
+    "no space": (lambda: ["-o", "/dev/full"], 8, "/dev/full: cannot write: No space left"),
+}
+
+
+def bare_model() -> str:
+    import onnx
+
+    model = onnx_models.build_model(inputs=INPUTS, labels=LABELS)
+    del model.metadata_props[:]
+    onnx.save(model, "bare.onnx")
+    return "bare.onnx"
+
+
+def socket(path: str) -> str:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+    return path
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_model_is_never_the_output(run: Callable[..., Outcome], model: str, linked: bool) -> None:
+    Path("m.onnx").write_bytes(before := Path(model).read_bytes())
+    output = link("m.onnx", "preds.csv") if linked else "m.onnx"
+    outcome = run(good(), "-o", output, "--model", "./m.onnx", "--restart")
+    assert outcome.code == 2
+    assert f"is the model and the output {output} too" in outcome.err
+    assert Path("m.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", BAD_COMMANDS)
+def test_a_bad_command_is_one_line_and_no_output(run: Callable[..., Outcome], wrong: str) -> None:
+    make, code, says = BAD_COMMANDS[wrong]
+    shard = good()
+    before = Path(shard).read_bytes()
+    outcome = run(shard, *make())
+    assert outcome.code == code, outcome.err
+    lines = outcome.err.splitlines()
+    assert lines[-1].startswith("score: ")
+    assert len(lines) == 1 or lines[0].startswith("usage: "), "one line, or argparse's usage before it"
+    assert re.search(says, lines[-1])
+    assert not outcome.out
+    assert Path(shard).read_bytes() == before
+    assert not [path for path in Path().rglob("*preds.csv*") if path.is_file() and not path.is_symlink()], "an output"
+    assert not [path for path in Path().rglob(".*") if path.is_file()], "work was left"
+
+
+def test_every_exit_code_is_in_the_help_and_the_documentation() -> None:
+    operations = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    codes = [int(line.split()[0]) for line in command._EPILOG.splitlines() if re.match(r" +\d+  ?\S", line)]
+    assert codes == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 130, 141]
+    for code in codes:
+        assert f"| {code} |" in operations
+
+
+def test_rows_and_summary(run: Callable[..., Outcome]) -> None:
+    outcome = run(good(), "-o", "preds.csv")
+    assert outcome.code == 0
+    rows = Path("preds.csv").read_text().splitlines()
+    assert rows[0] == "VideoId,LabelConfidencePairs"
+    assert [row.split(",")[0] for row in rows[1:]] == ["v0", "v1", "v2", "v3", "v4"]
+    assert all(len(row.split(",")[1].split()) == 20 for row in rows[1:])
+    for line in ("model ", "device ", "records  5 read = 5 scored + 0 set aside", "MAP@10", "written  preds.csv"):
+        assert line in outcome.err
+    assert {path.name for path in Path().iterdir()} == {"good.tfrecord", "preds.csv", "preds.csv.done.json"}
+
+
+def test_quiet_says_nothing(run: Callable[..., Outcome]) -> None:
+    assert run(good(), "-o", "preds.csv", "--quiet") == Outcome(0, "", "")
+
+
+def test_top_k_and_unlabelled_shards(run: Callable[..., Outcome]) -> None:
+    (path,) = write_shards(Path("shards"), [3], labelled=False)
+    outcome = run(path, "-o", "preds.csv", "--top-k", "30")
+    assert len(Path("preds.csv").read_text().splitlines()[1].split(",")[1].split()) == 60
+    assert "MAP" not in outcome.err
+
+
+def test_standard_output_gets_the_same_rows(run: Callable[..., Outcome]) -> None:
+    run(good(), "-o", "preds.csv")
+    outcome = run(good(), "-o", "-")
+    assert outcome.out == Path("preds.csv").read_text()
+    assert "MAP@10" in outcome.err
+
+
+def test_a_device_is_written_straight_through(run: Callable[..., Outcome]) -> None:
+    assert run(good(), "-o", "/dev/null").code == 0
+    assert not list(Path("/dev").glob(".null.*"))
+
+
+def test_patterns_and_folders_stand_for_their_shards(run: Callable[..., Outcome]) -> None:
+    a, b, c = write_shards(Path("deep/shards"), [2, 3, 4])
+    run(a, b, c, "-o", "named.csv", "--quiet")
+    for name, given in (("pattern", "deep/*/?.tfrecord"), ("deep", "**/*.tfrecord"), ("folder", "deep/shards")):
+        run(given, "-o", f"{name}.csv", "--quiet")
+        assert Path(f"{name}.csv").read_bytes() == Path("named.csv").read_bytes()
+
+
+def test_folders_that_a_pattern_matches_are_passed_over(run: Callable[..., Outcome]) -> None:
+    write_shards(Path("deep/shards"), [2])
+    folder("deep/shards/sub.tfrecord")
+    for given in ("deep/**", "deep/*/*.tfrecord", "deep/shards"):
+        assert run(given, "-o", "preds.csv", "--quiet") == Outcome(0, "", "")
+    assert "no file matches" in run("dee*", "-o", "preds.csv").err
+
+
+def test_an_error_names_a_path_as_it_is(run: Callable[..., Outcome]) -> None:
+    assert run("a  b\n.tfrecord", "-o", "preds.csv").err == "score: a  b\\n.tfrecord: no such file; check the path\n"
+
+
+def test_a_name_with_brackets_is_a_name(run: Callable[..., Outcome]) -> None:
+    assert run(good("good[1].tfrecord"), "-o", "preds[1].csv").code == 0
+    assert Path("preds[1].csv").exists()
+
+
+def test_an_output_link_is_followed(run: Callable[..., Outcome]) -> None:
+    folder("elsewhere")
+    run(good(), "-o", link("elsewhere/real.csv", "preds.csv"))
+    assert Path("preds.csv").is_symlink()
+    assert Path("elsewhere/real.csv").read_text().startswith("VideoId")
+    assert {path.name for path in Path("elsewhere").iterdir()} == {"real.csv", "real.csv.done.json"}
+
+
+def test_bad_records_are_set_aside(run: Callable[..., Outcome]) -> None:
+    shard = good("bad.tfrecord")
+    shards.damage_payload(shard, 1)
+    outcome = run(shard, good("other.tfrecord"), "-o", "preds.csv", "--on-error", "skip")
+    assert outcome.code == 10
+    assert "10 read = 9 scored + 1 set aside" in outcome.err
+    assert "preds.csv.quarantine.jsonl" in outcome.err
+    (entry,) = [json.loads(line) for line in Path("preds.csv.quarantine.jsonl").read_text().splitlines()]
+    assert (entry["path"], entry["record"], entry["bytes_lost"]) == ("bad.tfrecord", 1, 0)
+    assert entry["offset"] == shards.starts(good("same.tfrecord"))[1]
+    assert "CRC" in entry["reason"]
+
+
+def test_more_bad_records_than_allowed_stop_the_job(run: Callable[..., Outcome]) -> None:
+    shard = good("bad.tfrecord")
+    for row in (1, 3):
+        shards.damage_payload(shard, row)
+    assert run(shard, "-o", "preds.csv", "--on-error", "skip", "--max-errors", "2").code == 10
+    outcome = run(shard, "-o", "other.csv", "--on-error", "skip", "--max-errors", "1")
+    assert outcome.code == 5
+    assert "2 records are set aside by now and --max-errors is 1" in outcome.err
+    assert not Path("other.csv").exists()
+    assert run(shard, "-o", "other.csv", "--on-error", "skip", "--resume").code == 10
+    assert Path("other.csv").read_bytes() == Path("preds.csv").read_bytes()
+
+
+def test_a_hostile_name_cannot_drive_the_terminal(run: Callable[..., Outcome]) -> None:
+    outcome = run("\x1b[2Jabsent.tfrecord", "-o", "preds.csv")
+    assert "\x1b" not in outcome.err
+    assert "\\x1b[2Jabsent.tfrecord" in outcome.err
+
+
+def test_a_closed_pipe_ends_quietly(model: str, tmp_path: Path) -> None:
+    shard = good(str(tmp_path / "good.tfrecord"))
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "scorer", shard, "-o", "-", "--model", model]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (BROKEN_PIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("given", "resuming"),
+    [
+        ("a -o b", "score --resume a -o b"),
+        ("--restart -o b -- --restart -a", "score --resume -o b -- --restart -a"),
+        ("--resume 'a b' -o c", "score --resume 'a b' -o c"),
+    ],
+)
+def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch, given: str, resuming: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/score"])
+    assert command._resuming(shlex.split(given)) == resuming
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
+@pytest.mark.parametrize(("shard", "code"), [("good.tfrecord", 0), ("absent.tfrecord", 3), ("--fast", 2)])
+def test_a_standard_error_that_is_closed_or_broken_changes_no_exit_code(
+    model: str, tmp_path: Path, stderr: str, shard: str, code: int
+) -> None:
+    good(str(tmp_path / "good.tfrecord"))
+    given = shard if shard.startswith("-") else tmp_path / shard
+    score = f"{sys.executable} -m scorer {given} -o {tmp_path}/preds.csv --model {model}"
+    script = f"exec 3>&1; {{ sleep 0.1; {score}; }} {stderr}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert code != 0 or (tmp_path / "preds.csv").read_text().count("\n") == 6
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
+def test_records_set_aside_that_nobody_hears_of_change_no_exit_code(model: str, tmp_path: Path, stderr: str) -> None:
+    shard = good(str(tmp_path / "bad.tfrecord"))
+    shards.damage_payload(shard, 1)
+    score = f"{sys.executable} -m scorer {shard} -o - --on-error skip --model {model} >{tmp_path}/preds.csv"
+    script = f"exec 3>&1; {{ sleep 0.1; {score}; }} {stderr}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stdout) == (10, "")
+    assert (tmp_path / "preds.csv").read_text().count("\n") == 5
+
+
+def test_a_standard_output_that_is_closed_is_an_error_and_no_files_end(model: str, tmp_path: Path) -> None:
+    shard = good(str(tmp_path / "good.tfrecord"))
+    command = f"{sys.executable} -m scorer {shard} -o - --model {model} >&-"
+    result = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (8, "score: -: cannot write: Bad file descriptor\n")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom scorer.cli import score\n"
+        "try: score.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'numpy', 'onnxruntime', 'rich', 'torch', 'onnx'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.startswith("usage: score")
+    assert result.stderr == "[]\n"
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(InputError, match="the working folder is gone"):
+        absolute("a.tfrecord")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not show a process's threads")
+def test_numpy_starts_no_threads(tmp_path: Path) -> None:
+    script = (
+        "import os; from scorer.cli import score; score.main(['absent', '-o', 'preds.csv']); import numpy\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout == "1\n"

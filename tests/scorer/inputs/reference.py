@@ -1,0 +1,52 @@
+"""What a tf.Example means, in the plainest words: protobuf and a loop. Independent of scorer/ on purpose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from scorer.inputs.protobuf import example_type
+
+Example: Any = example_type()
+
+
+class Video(NamedTuple):
+    """A good record; floats are compared by their bytes."""
+
+    floats: tuple[bytes, ...]
+    id: bytes
+    labels: tuple[int, ...] | None
+
+
+def decode(payload: bytes, inputs: Mapping[str, int]) -> Video | None:
+    """The record, or None when it is not the one asked for."""
+    try:
+        features = dict(Example.FromString(payload).features.feature)
+    except DecodeError:
+        return None
+    floats = []
+    for name, width in inputs.items():
+        values = list(features[name].float_list.value) if name in features else []
+        if len(values) != width or not all(map(math.isfinite, values)):
+            return None
+        floats.append(np.array(values, "<f4").tobytes())
+    id = features.get("id", features.get("video_id"))
+    if id is None or len(id.bytes_list.value) != 1 or not _good_id(id.bytes_list.value[0]):
+        return None
+    labels = features.get("labels")
+    if labels is None:
+        return Video(tuple(floats), id.bytes_list.value[0], None)
+    if labels.WhichOneof("kind") not in (None, "int64_list"):
+        return None
+    return Video(tuple(floats), id.bytes_list.value[0], tuple(labels.int64_list.value))
+
+
+def _good_id(id: bytes) -> bool:
+    try:
+        return 0 < len(id) <= 1024 and "\0" not in id.decode()
+    except UnicodeDecodeError:
+        return False

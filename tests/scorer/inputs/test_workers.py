@@ -1,0 +1,157 @@
+"""Worker processes: the same batches as one decoder gives, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scorer.errors import InputError, RecordError, ShardError
+from scorer.inputs.batching import batches
+from scorer.inputs.blocks import decoded
+from scorer.inputs.example import Schema
+from scorer.inputs.position import Position
+from scorer.inputs.workers import decoded_by_workers
+from tests import shards
+from tests.scorer.inputs.test_batching import SCHEMA, payload, rows, write
+
+START = Position(0, 0, 0)
+
+
+def everything(paths: list[str], schema: Schema = SCHEMA, **options: Any) -> list[Any]:
+    """All that batches hold, in plain types."""
+    found = []
+    for batch in batches(paths, schema, 7, on_error="skip", **options):
+        features = {name: values.tolist() for name, values in batch.features.items()}
+        labels = batch.label_values.tolist(), batch.label_splits.tolist(), batch.labelled
+        found.append((batch.ids, features, labels, batch.end, batch.quarantined, batch.finished))
+        batch.release()
+    return found
+
+
+def children() -> set[int]:
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().partition(") ")
+            state, parent = rest.split()[:2]
+        except OSError:
+            continue
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(int(name.split()[0]))
+    return found
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> list[str]:
+    """Shards with every sort of fault."""
+    paths = write(tmp_path, [9, 1, 14, 0, 6, 20])
+    shards.damage_payload(paths[0], 4)
+    shards.damage_length(paths[2], 11)
+    odd = [
+        payload(90),
+        b"",
+        payload(91) + b"\x2a\x00",
+        shards.example("nan", [1], {"rgb": [1, np.nan, 2], "audio": [1]}),
+    ]
+    paths.append(shards.write_shard(tmp_path / "odd", [*odd, payload(92), payload(93)]))
+    shards.truncate(paths[5], 700)
+    return paths
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_batches_are_the_same(damaged: list[str], workers: int) -> None:
+    assert everything(damaged, workers=workers) == everything(damaged)
+
+
+def test_resumed_batches_are_the_same(damaged: list[str]) -> None:
+    ends = [end for *_, end, _, _ in everything(damaged)]
+    for start in ends[:: len(ends) // 3]:
+        assert everything(damaged, workers=2, start=start) == everything(damaged, start=start)
+
+
+def test_wide_features(tmp_path: Path) -> None:
+    width = 500_000
+    payloads = [shards.example(f"id{i}", [i], {"x": np.full(width, i, np.float32)}) for i in range(3)]
+    schema = Schema({"x": width})
+    path = shards.write_shard(tmp_path / "x", payloads)
+    assert everything([path], schema, workers=1) == everything([path], schema)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [(lambda path: shards.damage_payload(path, 3), ShardError), (os.unlink, InputError)]
+)
+def test_errors_come_through_after_the_batches_before_them(
+    tmp_path: Path, fault: Callable[[str], None], error: type[Exception]
+) -> None:
+    paths = write(tmp_path, [10, 10, 10])
+    fault(paths[2])
+    messages = []
+    for workers in (0, 2):
+        reader, seen = batches(paths, SCHEMA, 4, workers=workers), 0
+        with pytest.raises(error) as raised:
+            seen += sum(len(rows(batch)) for batch in reader)
+        messages.append((str(raised.value), seen))
+    assert messages[0] == messages[1]
+    assert not children()
+
+
+def test_errors_can_be_pickled() -> None:
+    error = RecordError("x.tfrecord", "odd", record=3, offset=77, remedy="mend it")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_early_end_leaves_no_process(damaged: list[str]) -> None:
+    reader = batches(damaged, SCHEMA, 2, on_error="skip", workers=2)
+    next(reader)
+    assert len(children()) == 2
+    reader.close()
+    assert not children()
+
+
+def test_killed_worker_is_an_error(tmp_path: Path) -> None:
+    source = decoded_by_workers(write(tmp_path, [1] * 40), SCHEMA, START, 1)
+    next(source)
+    for child in children():
+        os.kill(child, signal.SIGKILL)
+    with pytest.raises(InputError, match=r"a decoding process ended with status -9; .*--workers 0"):
+        list(source)
+
+
+def test_workers_do_not_outlive_a_killed_parent(damaged: list[str]) -> None:
+    code = (
+        "import os, signal\nfrom tests.scorer.inputs.test_workers import *\n"
+        f"reader = batches({damaged!r}, SCHEMA, 2, on_error='skip', workers=2)\n"
+        "next(reader)\nprint(*children(), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    workers = [int(word) for word in parent.stdout.split()]
+    assert len(workers) == 2, parent.stderr
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_interrupt_is_for_the_parent(damaged: list[str]) -> None:
+    with_workers = batches(damaged, SCHEMA, 2, on_error="skip", workers=2)
+    next(with_workers)
+    assert all(os.getpgid(child) != os.getpgid(0) for child in children())
+    with_workers.close()
+
+
+def test_blocks_wait_for_the_parent(tmp_path: Path) -> None:
+    """More blocks than a worker has slots for."""
+    paths = [shards.write_shard(tmp_path / f"{i}", [payload(i)]) for i in range(40)]
+    found = [block.rows.ids for block in decoded_by_workers(paths, SCHEMA, START, 2)]
+    assert found == [block.rows.ids for block in decoded(enumerate(paths), SCHEMA, START)]

@@ -1,0 +1,121 @@
+"""Die by SIGKILL at each call that reaches the disk, one after another, then resume and compare.
+
+    python -m tests.scorer.job.kill_points
+
+Each trial runs in a fork of this process, which has neither threads nor ONNX Runtime. A trial dies at call i of a job,
+dies again at call j of the resumed job, and is then finished.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scorer.job.spec import Job
+from scorer.outputs import journal, lock, sink
+from tests import shards
+from tests.scorer.fakes import do, files_of, write_shards
+
+OLD = b"what stood there before\n"
+_CALLS = frozenset({"open", "write", "pwrite", "pread", "fsync", "replace", "unlink", "ftruncate", "lseek"})
+
+
+class FaultyOs:
+    """The module `os`, whose call number `at` (of those that reach the disk) fails with `error`, or kills if 0.
+
+    A write that fails has written half of its bytes before.
+    """
+
+    def __init__(self, at: int, error: int = 0) -> None:
+        self.at, self.error, self.calls = at, error, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return self._counted(name) if name in _CALLS else getattr(os, name)
+
+    def _counted(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at:
+                if name == "write":
+                    os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                self._fail()
+            return getattr(os, name)(*arguments, **options)
+
+        return call
+
+    def _fail(self) -> None:
+        if not self.error:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(self.error, os.strerror(self.error))
+
+    def install(self) -> None:
+        for module in (sink, journal, lock):
+            module.os = self  # type: ignore[attr-defined]
+
+
+def faulty_shards(folder: Path) -> list[str]:
+    """30 videos in 3 shards, one record of them damaged."""
+    paths = write_shards(folder, [9, 14, 7])
+    shards.damage_payload(paths[1], 3)
+    return paths
+
+
+def faulty_job(paths: list[str], folder: Path, *, old: bool) -> Job:
+    """A job over `faulty_shards` that goes on where it can and commits after every batch of 8."""
+    folder.mkdir(parents=True)
+    output = folder / "preds.csv"
+    if old:
+        output.write_bytes(OLD)
+    return Job(paths, str(output), on_error="skip", commit_seconds=0.0, leftovers="resume")
+
+
+def kill_everywhere(folder: Path) -> int:
+    """How many kills were survived: one at each call, each followed by one at a call of the resumed job.
+
+    Raises AssertionError where the output is neither the old file nor whole, or a byte differs in the end.
+    """
+    paths = faulty_shards(folder / "shards")
+    whole = faulty_job(paths, folder / "whole", old=False)
+    do(whole)
+    expected = files_of(Path(whole.output))
+    kills = 0
+    for at in range(1, 10_000):
+        job = faulty_job(paths, folder / str(at), old=at % 2 == 0)
+        if not _dies(job, at):
+            break
+        _check(Path(job.output), expected)
+        kills += 1 + _dies(job, at * 7 % 40 + 1)
+        _check(Path(job.output), expected)
+        do(job)
+        assert files_of(Path(job.output)) == expected, f"bytes differ after a kill at call {at}"
+    return kills
+
+
+def _dies(job: Job, at: int) -> bool:
+    """Do `job` in a fork that is killed at call `at`; False when it ended before."""
+    child = os.fork()
+    if child == 0:
+        FaultyOs(at).install()
+        try:
+            do(job)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def _check(output: Path, expected: dict[str, bytes]) -> None:
+    if output.exists():
+        assert output.read_bytes() in (OLD, expected["preds.csv"]), "half a file"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"{kill_everywhere(Path(folder))} kills, 0 bytes differ")
+
+
+if __name__ == "__main__":
+    main()

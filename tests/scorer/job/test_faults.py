@@ -1,0 +1,54 @@
+"""Every call that reaches the disk fails once, and the process dies at every one of them: nothing is lost or mixed."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import OutputError
+from scorer.outputs import journal, lock, sink
+from tests.scorer.fakes import do, files_of
+from tests.scorer.job.kill_points import OLD, FaultyOs, faulty_job, faulty_shards
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    shards = faulty_shards(tmp_path / "shards")
+    whole = faulty_job(shards, tmp_path / "whole", old=False)
+    do(whole)
+    expected = files_of(Path(whole.output))
+    at = calls = 0
+    while calls >= at:
+        at += 1
+        job = faulty_job(shards, tmp_path / str(at), old=at % 2 == 0)
+        faulty = FaultyOs(at, error)
+        for module in (sink, journal, lock):
+            monkeypatch.setattr(module, "os", faulty)
+        failed = False
+        try:
+            do(job)
+        except OutputError:
+            failed = True
+        monkeypatch.undo()
+        calls = faulty.calls
+        output = Path(job.output)
+        if output.exists():
+            assert output.read_bytes() in (OLD, expected["preds.csv"])
+        else:
+            assert failed
+        do(job)
+        assert files_of(output) == expected, f"bytes differ after call {at} failed"
+    assert at > 50, "nothing failed"
+
+
+def test_a_kill_at_every_call_loses_nothing() -> None:
+    result = subprocess.run([sys.executable, "-m", "tests.scorer.job.kill_points"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    kills = int(result.stdout.split()[0])
+    assert kills > 100, result.stdout

@@ -1,0 +1,339 @@
+"""A job that stopped goes on to the bytes of one that did not, or refuses and names the difference."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scorer.errors import DeviceError, InputError, ResumeError, ShardError
+from scorer.inputs.source import FileStat
+from scorer.job.spec import Job, Stopped
+from scorer.outputs.sink import ResumePolicy
+from tests import shards
+from tests.scorer.fakes import FakeModel, do, files_of, write_shards
+
+COUNTS = [9, 14, 7]  # batches of 8 end within each shard
+
+
+class FailingModel(FakeModel):
+    """Fails at batch number `at`."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(lanes=1)  # one thread in all, so that batches come in order
+        self.left = at
+
+    def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+        self.left -= 1
+        if self.left < 0:
+            raise DeviceError("the device fell off")
+        return super().run(features, k)
+
+
+@pytest.fixture(autouse=True)
+def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", 1)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "out").mkdir()
+    return Job(write_shards(tmp_path / "shards", COUNTS), str(tmp_path / "out" / "preds.csv"), commit_seconds=0.0)
+
+
+@pytest.fixture
+def expected(job: Job, tmp_path: Path) -> dict[str, bytes]:
+    return whole(job, tmp_path / "whole")
+
+
+def whole(job: Job, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    output = folder / "preds.csv"
+    do(replace(job, output=str(output), leftovers="refuse"))
+    return files_of(output)
+
+
+def broken_off(job: Job, batches: int) -> Job:
+    """Commit `batches` batches of 8 videos and fail; returns the job that resumes."""
+    with pytest.raises(DeviceError, match="fell off"):
+        do(job, FailingModel(batches))  # type: ignore[arg-type]
+    return replace(job, leftovers="resume")
+
+
+def touch(path: str, *, later: int = 1) -> None:
+    status = os.stat(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + later))
+
+
+def files(job: Job) -> dict[str, bytes]:
+    return files_of(Path(job.output))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+@pytest.mark.parametrize(("batch_size", "lanes"), [(8, 1), (1, 1), (5, 3), (100, 2)])
+def test_the_bytes_are_those_of_an_uninterrupted_run(
+    job: Job, expected: dict[str, bytes], batches: int, batch_size: int, lanes: int
+) -> None:
+    resumed = broken_off(job, batches)
+    assert not Path(job.output).exists()
+    report = do(resumed, FakeModel(batch_size, lanes))  # type: ignore[arg-type]
+    assert report.resumed == 8 * batches
+    assert files(job) == expected
+
+
+def test_the_error_says_what_is_kept(job: Job) -> None:
+    with pytest.raises(DeviceError, match="16 videos are kept, go on with --resume"):
+        do(job, FailingModel(2))  # type: ignore[arg-type]
+
+
+def test_a_failure_before_the_first_commit_leaves_nothing(job: Job) -> None:
+    with pytest.raises(DeviceError, match=r"fell off$"):
+        do(job, FailingModel(0))  # type: ignore[arg-type]
+    assert files(job) == {}
+
+
+def test_leftovers_are_reported_and_kept(job: Job, expected: dict[str, bytes]) -> None:
+    resumed = broken_off(job, 2)
+    before = files(job)
+    with pytest.raises(ResumeError, match="stopped after 16 videos; go on with --resume or begin again with --restart"):
+        do(job)
+    assert files(job) == before
+    do(resumed)
+    assert files(job) == expected
+
+
+def test_restart_begins_again(job: Job, expected: dict[str, bytes]) -> None:
+    broken_off(job, 2)
+    report = do(replace(job, leftovers="restart"))
+    assert report.resumed == 0
+    assert files(job) == expected
+
+
+def test_resume_of_nothing_is_a_plain_run(job: Job, expected: dict[str, bytes]) -> None:
+    do(replace(job, leftovers="resume"))
+    assert files(job) == expected
+
+
+def test_leftovers_without_a_commit_are_no_obstacle(job: Job, expected: dict[str, bytes]) -> None:
+    output = Path(job.output)
+    output.with_name(".preds.csv.journal").write_bytes(b'{"job":{"format":1,"options":{},"shards":[]}}\n{"commit":{"en')
+    output.with_name(".preds.csv.partial").write_bytes(b"of another job")
+    do(job)
+    assert files(job) == expected
+
+
+def test_a_torn_commit_and_what_followed_it_are_cut_off(job: Job, expected: dict[str, bytes]) -> None:
+    resumed = broken_off(job, 2)
+    for kind, data in (("journal", b'{"commit":{"end":[0,'), ("partial", b"x,1"), ("ids", b"1234"), ("hits", b"\0")):
+        with open(Path(job.output).with_name(f".preds.csv.{kind}"), "ab") as file:
+            file.write(data)
+    assert do(resumed).resumed == 16
+    assert files(job) == expected
+
+
+def test_a_stop_keeps_the_batch_in_hand(job: Job, expected: dict[str, bytes]) -> None:
+    stop = threading.Event()
+
+    class StoppingModel(FakeModel):
+        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+            answer = super().run(features, k)
+            if self.batch_size == 2:
+                stop.set()
+            self.batch_size = 2
+            return answer
+
+    with pytest.raises(Stopped) as stopped:
+        do(replace(job, commit_seconds=1e9), StoppingModel(), stop)  # type: ignore[arg-type]
+    report = do(replace(job, leftovers="resume"))
+    assert report.resumed == stopped.value.scored
+    assert files(job) == expected
+
+
+def test_a_job_may_be_changed_where_its_rows_do_not(job: Job, tmp_path: Path) -> None:
+    """A bad record stops the job; resumed with on_error="skip" it gives what "skip" gives from the start."""
+    shards.damage_payload(job.shards[2], 3)
+    with pytest.raises(ShardError, match="24 videos are kept"):
+        do(job)
+    skipping = replace(job, on_error="skip")
+    do(replace(skipping, leftovers="resume"), FakeModel(3))  # type: ignore[arg-type]
+    assert files(job) == whole(skipping, tmp_path / "whole")
+
+
+CHANGES: dict[str, tuple[Callable[[Job], Job], str]] = {
+    "labels": (lambda job: replace(job, top_k=5), "top_k was 10 and is now 5"),
+    "fewer shards": (
+        lambda job: replace(job, shards=job.shards[:2]),
+        r"shard 2 was .*c\.tfrecord and is now not there",
+    ),
+    "other order": (lambda job: replace(job, shards=job.shards[::-1]), r"shard 0 was .*a\.tfrecord and is now .*c\."),
+    "finished shard touched": (lambda job: changed(job, lambda path: touch(path)), r"a\.tfrecord changed since it was"),
+    "finished shard grew": (
+        lambda job: changed(job, lambda path: grow(path)),
+        r"a\.tfrecord changed .* bytes modified",
+    ),
+    "finished shard gone": (lambda job: changed(job, os.unlink), r"a\.tfrecord"),
+    "rows damaged": (lambda job: damaged(job, "partial"), r"partial: its first \d+ bytes are not what was committed"),
+    "rows cut": (lambda job: cut(job, "partial"), r"partial: its first \d+ bytes are not what was committed"),
+    "journal damaged": (lambda job: damaged(job, "journal"), r"journal: line 1 is damaged"),
+}
+
+
+def changed(job: Job, change: Callable[[str], None]) -> Job:
+    change(job.shards[0])
+    return job
+
+
+def grow(path: str) -> None:
+    with open(path, "ab") as file:
+        file.write(b"\0")
+
+
+def work(job: Job, kind: str) -> Path:
+    return Path(job.output).with_name(f".preds.csv.{kind}")
+
+
+def damaged(job: Job, kind: str) -> Job:
+    data = bytearray(work(job, kind).read_bytes())
+    data[0] ^= 1
+    work(job, kind).write_bytes(data)
+    return job
+
+
+def cut(job: Job, kind: str) -> Job:
+    os.truncate(work(job, kind), 50)
+    return job
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_job_is_refused(job: Job, change: str) -> None:
+    make, says = CHANGES[change]
+    resumed = make(broken_off(job, 2))
+    before = files(job)
+    with pytest.raises((ResumeError, InputError), match=says):
+        do(resumed)
+    assert files(job) == before, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b'{"commit":{}}',
+        b'{"commit":7}',
+        b'{"commit":{"end":[0,"1",2],"scored":1}}',
+        b'{"other":{}}',
+        b'{"job":{"format":1,"options":{},"shards":[]}}',
+        b'{"complete":{}}',
+        b'{"complete":[]}',
+    ],
+)
+@pytest.mark.parametrize("leftovers", ["refuse", "resume"])
+def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, leftovers: ResumePolicy) -> None:
+    broken_off(job, 2)
+    with open(work(job, "journal"), "ab") as file:
+        file.write(lines + b"\n")
+    with pytest.raises(ResumeError, match=r"journal: line 4 is not what a job writes; use --restart"):
+        do(replace(job, leftovers=leftovers))
+
+
+def test_a_commit_past_the_last_shard_is_refused(job: Job) -> None:
+    resumed = broken_off(job, 2)
+    lines = work(job, "journal").read_bytes().splitlines(keepends=True)
+    lines[-1] = re.sub(rb'"end":\[\d+', b'"end":[3', lines[-1])  # within a shard that is not there
+    work(job, "journal").write_bytes(b"".join(lines))
+    with pytest.raises(ResumeError, match="do not belong together"):
+        do(resumed)
+
+
+def test_a_journal_of_another_format_is_refused(job: Job) -> None:
+    resumed = broken_off(job, 2)
+    path = work(job, "journal")
+    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
+    with pytest.raises(ResumeError, match=r"line 1 has format 2, and this version goes on with 1; .* --restart"):
+        do(resumed)
+
+
+def test_another_model_is_refused(job: Job) -> None:
+    resumed = broken_off(job, 2)
+    model = FakeModel()
+    model.sha256 = "e" * 64
+    with pytest.raises(ResumeError, match=r"model_sha256 was f+ and is now e+; restore that, or begin again"):
+        do(resumed, model)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_a_shard_that_was_only_begun_may_be_replaced(job: Job, tmp_path: Path, batches: int) -> None:
+    """The job goes back to before that shard, so no row of the old one stays."""
+    resumed = broken_off(job, batches)
+    last = json.loads(work(job, "journal").read_bytes().splitlines()[-1])["commit"]
+    begun = job.shards[last["end"][0]]
+    index = job.shards.index(begun)
+    new = write_shards(tmp_path / "new", COUNTS, seed=1)[index]
+    os.replace(new, begun)
+    report = do(resumed)
+    assert report.resumed < 8 * batches
+    assert files(job) == whole(job, tmp_path / "whole")
+
+
+def test_a_shard_that_changes_while_the_job_runs_is_an_error(job: Job) -> None:
+    class Meddler(FakeModel):
+        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+            touch(job.shards[2])
+            return super().run(features, k)
+
+    with pytest.raises(InputError, match=r"c\.tfrecord:? changed while"):
+        do(job, Meddler())  # type: ignore[arg-type]
+    assert not Path(job.output).exists()
+
+
+def test_a_shard_that_changes_after_it_was_read_is_an_error_too(
+    job: Job, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the reader's last look and the row's commit. Nothing of that batch may be kept without its count."""
+    real, looks = FileStat.of, [0]
+
+    def changing(path: str) -> FileStat | None:
+        looks[0] += path == job.shards[1]
+        return FileStat(0, 0) if looks[0] == 2 and path == job.shards[1] else real(path)
+
+    monkeypatch.setattr(FileStat, "of", changing)
+    with pytest.raises(InputError, match=r"b\.tfrecord changed while the job ran; .* 16 videos are kept"):
+        do(replace(job, commit_seconds=1e9))
+    monkeypatch.undo()
+    do(replace(job, leftovers="resume"))
+    assert files(job) == expected
+
+
+def test_records_of_older_files_do_not_stay(job: Job, expected: dict[str, bytes]) -> None:
+    """A run that sets nothing aside takes away the quarantine that an older run left beside its output."""
+    output = Path(job.output)
+    output.write_bytes(b"old")
+    output.with_name("preds.csv.quarantine.jsonl").write_bytes(b"old")
+    output.with_name("preds.csv.done.json").write_bytes(b"old")
+    broken_off(job, 2)
+    assert {data for name, data in files(job).items() if not name.startswith(".")} == {b"old"}
+    do(replace(job, leftovers="resume"))
+    assert files(job) == expected
+
+
+def test_the_record_says_what_was_done(job: Job) -> None:
+    do(job)
+    record = json.loads(files(job)["preds.csv.done.json"])
+    assert (record["read"], record["scored"], record["quarantined"], record["duplicates"]) == (30, 30, 0, 0)
+    assert [shard["records"] for shard in record["shards"]] == COUNTS
+    assert [shard["bytes"] for shard in record["shards"]] == [os.path.getsize(path) for path in job.shards]
+    assert record["output"]["bytes"] == os.path.getsize(job.output)
+    assert record["options"] == {
+        "model_sha256": "f" * 64,
+        "provider": "FakeProvider",
+        "runtime": "fake 1",
+        "top_k": 10,
+        "on_error": "fail",
+    }

@@ -1,0 +1,227 @@
+"""A job from shards to the committed file, with a model of plain NumPy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scorer.errors import InputError, RecordError, ResumeError, ShardError, UsageError
+from scorer.inputs.batching import Batch, batches
+from scorer.job.run import score
+from scorer.job.spec import Job, Progress
+from scorer.outputs.journal import Commit
+from scorer.outputs.sink import Output
+from scorer.pipeline import predict
+from tests import shards
+from tests.scorer.fakes import INPUTS, FakeModel, do, fake_model, files_of, write_shards
+
+
+@pytest.fixture(autouse=True)
+def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", 1)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    (tmp_path / "out").mkdir()
+    return Job(write_shards(tmp_path / "shards", [9, 14, 7]), str(tmp_path / "out" / "preds.csv"), commit_seconds=0.0)
+
+
+def other(job: Job, name: str, **changes: Any) -> Job:
+    """The same job with another output beside the first."""
+    return replace(job, output=str(Path(job.output).with_name(name)), **changes)
+
+
+def rows_of(job: Job) -> bytes:
+    return Path(job.output).read_bytes()
+
+
+def ids_of(job: Job) -> list[str]:
+    with open(job.output, newline="") as file:
+        return [row[0] for row in csv.reader(file)][1:]
+
+
+def quarantine_of(job: Job) -> list[dict[str, Any]]:
+    lines = Path(f"{job.output}.quarantine.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 30, 1000])
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("together", [1, 20, 2048])
+def test_rows_do_not_depend_on_batches_and_lanes(
+    job: Job, batch_size: int, lanes: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", together)
+    do(job)
+    again = other(job, "again.csv")
+    do(again, fake_model(batch_size, lanes))
+    assert rows_of(again) == rows_of(job)
+    assert ids_of(job) == [f"{shard}-{row}" for shard, count in enumerate([9, 14, 7]) for row in range(count)]
+
+
+def test_the_watcher_sees_every_batch(job: Job) -> None:
+    seen: list[Progress] = []
+    score(job, fake_model(), threading.Event(), seen.append)
+    assert [progress.scored for progress in seen] == [8, 16, 24, 30]
+    assert seen[-1].shards == 3
+    assert seen[-1].bytes == sum(Path(path).stat().st_size for path in job.shards)
+
+
+def test_work_is_committed_no_more_often_than_asked(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits: list[Commit] = []
+    really = Output.commit
+
+    def recorded(self: Output, commit: Commit) -> None:
+        commits.append(commit)
+        really(self, commit)
+
+    monkeypatch.setattr(Output, "commit", recorded)
+    do(replace(job, commit_seconds=1e9))
+    assert [commit.scored for commit in commits] == [30]
+
+
+def test_a_bad_payload_loses_one_record_and_a_bad_length_the_rest_of_its_shard(job: Job) -> None:
+    places = shards.starts(job.shards[1])
+    shards.damage_payload(job.shards[0], 2)
+    shards.damage_length(job.shards[1], 10)
+    report = do(replace(job, on_error="skip"))
+    record = report.record
+    assert (record["read"], record["scored"], record["quarantined"]) == (8 + 10 + 7 + 2, 25, 2)
+    assert record["bytes_lost"] == places[-1] - places[10]
+    one, rest = quarantine_of(job)
+    assert (one["path"], one["record"], one["bytes_lost"]) == (job.shards[0], 2, 0)
+    assert (rest["record"], rest["offset"], rest["bytes_lost"]) == (10, places[10], places[-1] - places[10])
+    assert [shard["records"] for shard in record["shards"]] == [9, 11, 7]
+    assert ids_of(job)[-7:] == [f"2-{row}" for row in range(7)], "decoding goes on at the next shard"
+
+
+def test_a_job_of_bad_records_alone(job: Job) -> None:
+    for path in job.shards:
+        Path(path).write_bytes(b"not a TFRecord at all")
+    report = do(replace(job, on_error="skip"))
+    assert (report.record["scored"], report.record["quarantined"]) == (0, 3)
+    assert rows_of(job) == b"VideoId,LabelConfidencePairs\n"
+
+
+def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
+    for row in (1, 5, 8):
+        shards.damage_payload(job.shards[1], row)
+    skipping = replace(job, on_error="skip")
+    whole = other(skipping, "whole.csv")
+    do(whole)
+    with pytest.raises(RecordError, match="3 records are set aside by now and --max-errors is 2; 16 videos are kept"):
+        do(replace(skipping, max_errors=2))
+    with pytest.raises(UsageError, match="3 records are set aside already and --max-errors is 2; raise it"):
+        do(replace(skipping, max_errors=2, leftovers="resume"))
+    do(replace(skipping, leftovers="resume"))
+    assert Path(f"{job.output}.quarantine.jsonl").read_bytes() == Path(f"{whole.output}.quarantine.jsonl").read_bytes()
+    assert rows_of(job) == rows_of(whole)
+
+
+def test_without_skip_the_first_bad_record_ends_the_job(job: Job) -> None:
+    shards.damage_payload(job.shards[2], 6)
+    with pytest.raises(
+        ShardError, match=r"c\.tfrecord: record 6 at byte \d+: .*; 24 videos are kept, go on with --resume"
+    ):
+        do(job)
+    shards.damage_payload(job.shards[2], 6)  # mended
+    do(replace(job, leftovers="resume"))
+    assert len(ids_of(job)) == 30
+
+
+HOSTILE = ["a,b", 'say "x"', "two\nlines", "=1+1", "+1", "@x", "-x", "\ttab", "é", "x" * 300, "ends\r"]
+
+
+def test_hostile_ids_stay_in_their_cell(job: Job) -> None:
+    features = {name: np.ones(width, np.float32) for name, width in INPUTS.items()}
+    shards.write_shard(job.shards[0], [shards.example(name, None, features) for name in HOSTILE])
+    do(job)
+    guarded = ["'" + name if name[0] in "=+@\t" else name for name in HOSTILE]
+    assert ids_of(job)[: len(HOSTILE)] == guarded
+
+
+def test_repeated_ids_are_counted(job: Job) -> None:
+    Path(job.shards[1]).write_bytes(Path(job.shards[0]).read_bytes())
+    assert do(job).record["duplicates"] == 9
+
+
+def test_only_labelled_shards_have_metrics(job: Job, tmp_path: Path) -> None:
+    assert set(do(job).record["metrics"]) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
+    bare = write_shards(tmp_path / "bare", [5], labelled=False)
+    assert do(other(replace(job, shards=bare), "bare.csv")).record["metrics"] == {}
+
+
+def test_the_model_decides_how_many_labels_there_are(job: Job) -> None:
+    with pytest.raises(UsageError, match=r"--top-k 31 is outside 1\.\.30"):
+        do(replace(job, top_k=31))
+
+
+def test_a_shard_that_vanishes_is_an_input_error_and_the_job_goes_on_once_it_is_back(job: Job) -> None:
+    lost = Path(job.shards[2])
+    data = lost.read_bytes()
+
+    class Thief(FakeModel):
+        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+            lost.unlink(missing_ok=True)
+            return super().run(features, k)
+
+    with pytest.raises((InputError, ResumeError), match=r"c\.tfrecord"):
+        do(job, Thief(batch_size=1))  # type: ignore[arg-type]
+    lost.write_bytes(data)
+    do(replace(job, leftovers="resume"))
+    assert len(ids_of(job)) == 30
+
+
+def test_a_bug_is_no_reason_to_lose_what_was_committed(job: Job) -> None:
+    class Bug(FakeModel):
+        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+            if len(features["mean_rgb"]) < 8:
+                raise ZeroDivisionError
+            return super().run(features, k)
+
+    with pytest.raises(ZeroDivisionError):
+        do(job, Bug())  # type: ignore[arg-type]
+    assert do(replace(job, leftovers="resume")).resumed == 24
+
+
+def test_no_file_or_thread_stays_open(job: Job) -> None:
+    threads = threading.active_count()
+    do(job)
+    shards.damage_payload(job.shards[2], 6)
+    with pytest.raises(ShardError):
+        do(other(job, "other.csv"))
+    assert threading.active_count() == threads
+    assert not [name for name in files_of(Path(job.output)) if name.endswith(".lock")]
+
+
+def test_decoding_processes_are_started_once_one_decoder_is_too_slow(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def recorded(*arguments: Any, workers: int, **options: Any) -> Iterator[Batch]:
+        asked.append(workers)
+        return batches(*arguments, workers=0, **options)
+
+    monkeypatch.setattr(predict, "batches", recorded)
+    monkeypatch.setattr(predict, "usable_cores", lambda: 4)
+    monkeypatch.setattr(predict, "_WORTH_WORKERS", 0)
+    monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
+    told: list[str] = []
+    report = score(job, fake_model(), threading.Event(), lambda progress: None, told.append)
+    assert asked == [0, 3]
+    assert told == ["the model outruns one decoder: 3 decoding processes from here on"]
+    assert report.workers == 3
+    calm = other(job, "calm.csv", workers=0)
+    do(calm)
+    assert rows_of(calm) == rows_of(job)
+    assert asked == [0, 3, 0]

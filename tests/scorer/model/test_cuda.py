@@ -1,0 +1,361 @@
+"""GPU lanes on a machine without a GPU: ONNX Runtime's CPU stands in for it behind the calls that CUDA would get.
+
+What is tested is this project's part: buffers, copies, padding, lanes, memory that runs out, errors that must not turn
+into answers from the CPU. benchmarks/gpu.py runs the same code on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import benchmarks.gpu
+import scorer.model.cuda
+import scorer.model.model
+from scorer.errors import DeviceError
+from scorer.model.model import Model
+from tests.onnx_models import save_model
+from tests.scorer.model.test_model import SMALL, Features, features, rows, same
+from tests.shards import example, write_shard
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class Cudart:
+    """libcudart over the machine's own memory. `failing`: a call that returns its error code."""
+
+    def __init__(self) -> None:
+        self.locked: set[int] = set()
+        self.devices: list[int] = []
+        self.copied: list[int] = []
+        self.failing: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:  # the calls that need do nothing here
+        if not name.startswith("cuda"):
+            raise AttributeError(name)
+        return lambda *arguments: self.failing.get(name, 0)
+
+    def cudaSetDevice(self, device: ctypes.c_int) -> int:
+        self.devices.append(device.value)
+        return self.failing.get("cudaSetDevice", 0)
+
+    def cudaHostRegister(self, pointer: ctypes.c_void_p, size: ctypes.c_size_t, flags: Any) -> int:
+        assert pointer.value is not None
+        assert pointer.value % mmap.PAGESIZE == 0
+        assert size.value % mmap.PAGESIZE == 0
+        self.locked.add(pointer.value)
+        return self.failing.get("cudaHostRegister", 0)
+
+    def cudaHostUnregister(self, pointer: ctypes.c_void_p) -> int:
+        assert pointer.value is not None
+        self.locked.remove(pointer.value)
+        return 0
+
+    def cudaMemcpyAsync(self, to: Any, source: Any, size: ctypes.c_size_t, kind: Any, stream: Any) -> int:
+        ctypes.memmove(to, source, size.value)
+        self.copied.append(size.value)
+        return self.failing.get("cudaMemcpyAsync", 0)
+
+    class cudaGetErrorString:
+        """A function with an attribute, as ctypes has them."""
+
+        restype: Any = None
+
+        def __new__(cls, code: ctypes.c_int) -> Any:
+            return f"error {code.value}".encode()
+
+
+class Session:
+    """A session on the CPU that says it is on a GPU."""
+
+    def __init__(self, gpu: Gpu, session: Any, choices: dict[str, str]) -> None:
+        self._gpu, self._session, self._choices = gpu, session, choices
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def get_providers(self) -> list[str]:
+        return self._gpu.opened_as
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {CUDA: self._choices}
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        nodes = [SimpleNamespace(op_type=kind) for kind in self._gpu.on_cpu]
+        return [SimpleNamespace(ep_name=CPU, get_nodes=lambda: nodes)]
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self._gpu.before_run(binding, options)
+        self._session.run_with_iobinding(binding, options)
+
+
+class Gpu:
+    """onnxruntime as it would be with CUDA, and what a test wants to go wrong.
+
+    on_cpu: operators without a CUDA kernel. most_rows: larger tensors do not fit. plain_seconds: what a run without a
+    CUDA graph takes longer. graph_error: what a capture raises.
+    """
+
+    __version__ = "1.99"
+    SessionOptions, RunOptions = onnxruntime.SessionOptions, onnxruntime.RunOptions
+
+    def __init__(self) -> None:
+        self.opened_as = [CUDA, CPU]
+        self.choices: list[dict[str, str]] = []
+        self.on_cpu: list[str] = []
+        self.most_rows = 1 << 30
+        self.plain_seconds = 0.0
+        self.graph_error: Exception | None = None
+        self.run_error: Exception | None = None
+        self.runs: list[str] = []
+        self.OrtValue = SimpleNamespace(
+            ortvalue_from_shape_and_type=self._tensor,
+            ortvalue_from_numpy=lambda values, *place: onnxruntime.OrtValue.ortvalue_from_numpy(values),
+        )
+
+    def get_available_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def InferenceSession(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert enable_fallback == 0
+        session = onnxruntime.InferenceSession(model, options, providers=[CPU])
+        if providers == [CPU]:
+            return session
+        [(name, choices)] = providers
+        assert name == CUDA
+        self.choices.append(choices)
+        return Session(self, session, choices)
+
+    def before_run(self, binding: Any, options: Any) -> None:
+        graph = options.get_run_config_entry("gpu_graph_id")
+        self.runs.append(graph)
+        if graph == "-1":
+            time.sleep(self.plain_seconds)
+        elif self.graph_error is not None:
+            raise self.graph_error
+        if self.run_error is not None:
+            raise self.run_error
+
+    def _tensor(self, shape: list[int], kind: Any, device: str, number: int) -> Any:
+        assert device == "cuda"
+        if shape[0] > self.most_rows:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", 0)
+
+
+@pytest.fixture
+def cudart(monkeypatch: pytest.MonkeyPatch) -> Cudart:
+    library = Cudart()
+    monkeypatch.setattr(scorer.model.cuda, "_load_library", lambda: library)
+    return library
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Iterator[Gpu]:
+    gpu = Gpu()
+    monkeypatch.setattr(scorer.model.model, "import_runtime", lambda: gpu)
+    yield gpu
+    gc.collect()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return save_model(tmp_path / "m.onnx", **SMALL, hidden=16)
+
+
+@pytest.fixture
+def given() -> Features:
+    return features(300)
+
+
+@pytest.mark.parametrize("k", [1, 10, 30])
+@pytest.mark.parametrize("videos", [1, 17, 64, 65, 300])
+def test_answers_are_the_cpus(gpu: Gpu, path: str, given: Features, videos: int, k: int) -> None:
+    given = rows(given, slice(videos))
+    model = Model.open(path, batch_size=64)
+    assert (model.device, model.provider, model.lanes, model.reason) == ("cuda:0", CUDA, 3, "CUDA opens here")
+    assert same(model.run(given, k), Model.open(path, device="cpu").run(given, k))
+
+
+def test_half_precision_features_are_sent_as_such(gpu: Gpu, cudart: Cudart, tmp_path: Path, given: Features) -> None:
+    path = save_model(tmp_path / "half.onnx", **SMALL, half=True)
+    model = Model.open(path, batch_size=64)
+    cudart.copied.clear()
+    answers = model.run(rows(given, slice(64)))
+    assert cudart.copied[:2] == [64 * 8 * 2, 64 * 4 * 2]
+    assert same(answers, Model.open(path, device="cpu").run(rows(given, slice(64))))
+
+
+def test_only_k_scores_and_labels_come_back(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=64)
+    cudart.copied.clear()
+    model.run(rows(given, slice(10)))
+    assert cudart.copied == [10 * 8 * 4, 10 * 4 * 4, 64 * 10 * 4, 64 * 10 * 8]
+
+
+def test_a_small_batch_leaves_nothing_of_a_large_one_behind(gpu: Gpu, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=64)
+    expected = Model.open(path, device="cpu").run(given)
+    for piece in (slice(0, 64), slice(64, 67), slice(67, 131), slice(131, 132)):
+        assert same(model.run(rows(given, piece)), (expected[0][piece], expected[1][piece]))
+
+
+def test_many_threads_share_the_lanes(gpu: Gpu, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=16)
+    expected = Model.open(path, device="cpu").run(given)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: model.run(rows(given, slice(i, i + 11))), range(0, 300, 11)))
+    assert same((np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])), expected)
+
+
+def test_exact_arithmetic_unless_tf32_is_asked_for(gpu: Gpu, path: str) -> None:
+    assert Model.open(path).runtime == "onnxruntime 1.99"
+    assert {choices["use_tf32"] for choices in gpu.choices} == {"0"}
+    gpu.choices.clear()
+    assert Model.open(path, tf32=True).runtime == "onnxruntime 1.99 TF32"
+    assert {choices["use_tf32"] for choices in gpu.choices} == {"1"}
+    assert Model.open(path, device="cpu", tf32=True).runtime == "onnxruntime 1.99"
+
+
+def test_several_gpus_have_a_session_per_lane(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+    model = Model.open(path, device="cuda:2,0", batch_size=16)
+    assert (model.device, model.lanes) == ("cuda:0,2", 6)
+    assert [choices["device_id"] for choices in gpu.choices] == ["0", "0", "0", "2", "2", "2"]
+    cudart.devices.clear()
+    assert same(model.run(given), Model.open(path, device="cpu").run(given))
+    assert set(cudart.devices) == {0, 2}
+
+
+def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -> None:
+    gpu.opened_as = [CPU]
+    with pytest.raises(DeviceError, match="cuda:0 does not open; `yt8m doctor`"):
+        Model.open(path, device="cuda")
+    model = Model.open(path, device="auto")
+    assert (model.device, model.provider, model.reason) == ("cpu", CPU, "cuda:0 does not open")
+
+
+def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: Gpu, path: str) -> None:
+    gpu.on_cpu = ["Shape", "MatMulInteger"]
+    with pytest.raises(DeviceError, match="no kernel for MatMulInteger; use --device cpu"):
+        Model.open(path, device="cuda:0")
+    assert Model.open(path).device == "cpu"
+    gpu.on_cpu = ["Shape", "Gather"]
+    assert Model.open(path).device == "cuda:0"
+
+
+def test_a_device_that_fails_in_a_run_is_an_error_and_no_answer(gpu: Gpu, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=64)
+    gpu.run_error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 719: unspecified launch failure")
+    with pytest.raises(DeviceError, match="cuda:0 failed: CUDA failure 719"):
+        model.run(given)
+
+
+def test_a_copy_that_fails_is_an_error(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=64)
+    cudart.failing["cudaMemcpyAsync"] = 700
+    with pytest.raises(DeviceError, match="CUDA failed: cudaMemcpyAsync: error 700"):
+        model.run(given)
+
+
+def test_memory_that_runs_out_while_opening_halves_the_batch(gpu: Gpu, path: str, given: Features) -> None:
+    gpu.most_rows = 40
+    model = Model.open(path, batch_size=256)
+    assert (model.batch_size, model.notes) == (32, ["memory ran out: batches of 32 instead of 256"])
+    assert same(model.run(given), Model.open(path, device="cpu").run(given))
+
+
+def test_memory_that_runs_out_in_a_run_halves_the_batch(
+    gpu: Gpu, path: str, given: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.open(path, batch_size=64)
+    expected = Model.open(path, device="cpu").run(given)
+    run = scorer.model.cuda.CudaLane.run
+
+    def limited(lane: Any, piece: Any, k: int) -> Any:
+        if model.batch_size > 16:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
+        return run(lane, piece, k)
+
+    monkeypatch.setattr(scorer.model.cuda.CudaLane, "run", limited)
+    assert same(model.run(given), expected)
+    assert model.notes == [f"memory ran out: batches of {n} instead of {2 * n}" for n in (32, 16)]
+
+
+def test_no_room_for_one_video_is_an_error(gpu: Gpu, path: str) -> None:
+    gpu.most_rows = 0
+    with pytest.raises(DeviceError, match="cuda:0 has not enough memory for one video"):
+        Model.open(path, device="cuda")
+
+
+def test_a_cuda_graph_is_used_where_it_is_faster(gpu: Gpu, path: str, given: Features) -> None:
+    gpu.plain_seconds = 0.02
+    model = Model.open(path, batch_size=64)
+    gpu.runs.clear()
+    assert same(model.run(given, 10), Model.open(path, device="cpu").run(given, 10))
+    assert set(gpu.runs) == {"1"}
+    model.run(given, 20)  # needs other buffers, hence another graph
+    gpu.runs.clear()
+    model.run(given, 10)
+    assert set(gpu.runs) == {"2"}
+
+
+def test_a_capture_that_fails_leaves_plain_runs(gpu: Gpu, path: str, given: Features) -> None:
+    gpu.graph_error = RuntimeError("operation not permitted when stream is capturing")
+    model = Model.open(path, batch_size=64)
+    gpu.runs.clear()
+    assert same(model.run(given), Model.open(path, device="cpu").run(given))
+    assert set(gpu.runs) == {"-1"}
+
+
+def test_page_locked_memory_is_given_back(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+    model = Model.open(path, batch_size=64)
+    assert len(cudart.locked) == 3 * 4
+    model.run(given, 20)
+    gc.collect()
+    assert len(cudart.locked) == 3 * 4
+    del model
+    gc.collect()
+    assert not cudart.locked
+
+
+def test_without_libcudart_the_package_that_has_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorer.model.cuda, "_LIBRARIES", ("libcudart.so.absent",))
+    with pytest.raises(DeviceError, match=r"libcudart.so.absent is there; pip install 'yt8m-edge\[gpu\]'"):
+        scorer.model.cuda.CudaRuntime()
+
+
+def test_the_benchmark_refuses_a_machine_without_a_gpu(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setattr(sys, "argv", ["gpu", "--model", path])
+    assert benchmarks.gpu.main() == DeviceError.exit_code
+    assert "no CUDA provider" in capsys.readouterr().err
+
+
+def test_the_benchmark_measures(
+    gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 8}, labels=12)
+    shard = write_shard(tmp_path / "a.tfrecord", [example(b"abcd", None, {"mean_rgb": [0.5] * 8})] * 50)
+    arguments = ["--model", model, "--data", shard, "--gigabytes", "1e-5", "--batch-size", "16"]
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--rounds", "1", "--seconds", "0.01"])
+    monkeypatch.setattr(benchmarks.gpu, "import_runtime", lambda: gpu)
+    monkeypatch.setattr(benchmarks.gpu, "gpu_name", lambda number: "a stand-in")
+    assert benchmarks.gpu.main() == 0
+    printed = capsys.readouterr().out
+    assert "a stand-in" in printed
+    assert "score, end to end" in printed

@@ -1,0 +1,498 @@
+"""Models: the contract of the file, what is refused and how, and answers that depend on nothing but the features."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+import scorer.model.model
+from scorer.errors import DeviceError, ModelError, UsageError
+from scorer.model import runtime
+from scorer.model.model import CPU_BATCH, Model
+from tests.onnx_models import build_model, metadata, reference, save_model
+
+INPUTS = {"mean_rgb": 8, "mean_audio": 4}
+SMALL: dict[str, Any] = {"inputs": INPUTS, "labels": 30}
+Features = dict[str, NDArray[np.float32]]
+
+
+def features(videos: int, inputs: dict[str, int] = INPUTS, seed: int = 1) -> Features:
+    random = np.random.default_rng(seed)
+    return {name: random.normal(size=(videos, width)).astype(np.float32) for name, width in inputs.items()}
+
+
+def rows(given: Features, which: Any) -> Features:
+    return {name: values[which] for name, values in given.items()}
+
+
+def same(one: tuple[NDArray[Any], NDArray[Any]], other: tuple[NDArray[Any], NDArray[Any]]) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+# ---- what an open model is, and what it answers
+
+
+def test_an_open_model_tells_what_it_is(tmp_path: Path) -> None:
+    names = [f"label {i}" for i in range(30)]
+    path = save_model(tmp_path / "m.onnx", **SMALL, names=names)
+    model = Model.open(path)
+    assert (model.path, model.inputs, model.labels, model.names) == (path, INPUTS, 30, names)
+    assert model.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert (model.provider, model.device) == ("CPUExecutionProvider", "cpu")
+    assert model.metadata == metadata(30, names=names)
+    assert model.schema.inputs == INPUTS
+    assert "CUDA" in model.reason
+    assert Model.open(path, device="cpu").reason == "asked for"
+
+
+@pytest.mark.parametrize("hidden", [0, 16])
+@pytest.mark.parametrize("k", [1, 10, 30])
+def test_answers_are_the_networks(tmp_path: Path, hidden: int, k: int) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL, hidden=hidden))
+    given = features(50)
+    scores, labels = model.run(given, k)
+    expected_scores, expected_labels = reference(given, labels=30, hidden=hidden, k=k)
+    assert (str(scores.dtype), str(labels.dtype), scores.shape) == ("float32", "int64", (50, k))
+    assert np.abs(scores - expected_scores).max() < 1e-6
+    assert (labels == expected_labels).all()
+
+
+def test_equal_scores_go_to_the_lower_label(tmp_path: Path) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
+    proto = build_model(**SMALL)
+    for tensor in proto.graph.initializer:
+        if tensor.name != "k":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tensor.dims, np.float32), tensor.name))
+    onnx.save(proto, tmp_path / "flat.onnx")
+    model = Model.open(str(tmp_path / "flat.onnx"))
+    scores, labels = model.run(features(3))
+    assert (labels == np.arange(10)).all()
+    assert (scores == 0.5).all()
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_videos_answer_depends_on_nothing_but_its_features(tmp_path: Path, half: bool, threads: int) -> None:
+    """To the bit: alone, in 17s, in a thousand, shuffled, and whatever the threads. At the models' real widths."""
+    wide = {"mean_rgb": 1024, "mean_audio": 128}
+    path = save_model(tmp_path / "m.onnx", inputs=wide, labels=3862, hidden=64, half=half)
+    given = features(1100, wide)
+    expected = Model.open(path, threads=1, batch_size=2048).run(given)
+    model = Model.open(path, threads=threads)
+    assert same(model.run(given), expected)
+    order = np.random.default_rng(0).permutation(1100)
+    assert same(model.run(rows(given, order)), (expected[0][order], expected[1][order]))
+    for size in (1, 2, 3, 17, 256):
+        for start in range(0, 6 * size, size):
+            piece = slice(start, start + size)
+            assert same(model.run(rows(given, piece)), (expected[0][piece], expected[1][piece])), (size, start)
+
+
+def test_fewer_answers_are_the_first_of_more(tmp_path: Path) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
+    scores, labels = model.run(features(9), 30)
+    assert same(model.run(features(9), 4), (scores[:, :4].copy(), labels[:, :4].copy()))
+
+
+def test_many_threads_may_ask_at_once(tmp_path: Path) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL, hidden=16), threads=2)
+    given = features(600)
+    expected = model.run(given)
+    pieces = [slice(i, i + 5) for i in range(0, 600, 5)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda piece: model.run(rows(given, piece)), pieces))
+    assert same((np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])), expected)
+
+
+def test_no_videos_give_no_answers(tmp_path: Path) -> None:
+    scores, labels = Model.open(save_model(tmp_path / "m.onnx", **SMALL)).run(features(0), 7)
+    assert (scores.shape, labels.shape, str(labels.dtype)) == ((0, 7), (0, 7), "int64")
+
+
+@pytest.mark.parametrize(
+    ("given", "k", "message"),
+    [
+        (features(2), 0, "choose 1 to 30"),
+        (features(2), 31, "choose 1 to 30"),
+        ({"mean_rgb": np.zeros((2, 8), np.float32)}, 10, "mean_audio was not given"),
+        ({**features(2), "mean_audio": np.zeros((3, 4), np.float32)}, 10, "shape"),
+        ({**features(2), "mean_audio": np.zeros((2, 5), np.float32)}, 10, "shape"),
+        ({**features(2), "mean_rgb": np.zeros(8, np.float32)}, 10, "shape"),
+        ({**features(2), "mean_rgb": np.float32(3)}, 10, "shape"),
+    ],
+)
+def test_wrong_arrays_are_refused(tmp_path: Path, given: Any, k: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Model.open(save_model(tmp_path / "m.onnx", **SMALL)).run(given, k)
+
+
+def test_a_model_that_divides_by_the_norm_of_its_features_opens(tmp_path: Path) -> None:
+    """Its answer about features of zeros alone would be NaN."""
+    proto = build_model(inputs={"mean_rgb": 8}, labels=30)
+    proto.graph.node[0].input[0] = "scaled"
+    proto.graph.node.insert(0, helper.make_node("LpNormalization", ["mean_rgb"], ["scaled"], axis=1, p=2))
+    onnx.save(proto, tmp_path / "m.onnx")
+    scores, _ = Model.open(str(tmp_path / "m.onnx")).run(features(3, {"mean_rgb": 8}))
+    assert np.isfinite(scores).all()
+
+
+def test_lanes_share_the_threads(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", **SMALL)
+    assert [Model.open(path, threads=n).lanes for n in (1, 2, 5, 40)] == [1, 2, 5, 16]
+    assert Model.open(path, threads=1).batch_size == CPU_BATCH
+
+
+@pytest.mark.parametrize("threads", [1, 16, 20, 40])
+def test_as_many_threads_compute_as_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """To the bit what one alone computes. A session of n threads starts n - 1; its callers, the lanes, are others."""
+    path = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 1024}, labels=40, hidden=64)
+    given = features(600, {"mean_rgb": 1024})
+    expected = Model.open(path, threads=1).run(given)
+    started: list[int] = []
+
+    def open_cpu(module: Any, model: Any, count: int) -> Any:
+        started.append(count - 1)
+        return runtime.open_cpu(module, model, count)
+
+    monkeypatch.setattr(scorer.model.model, "open_cpu", open_cpu)
+    model = Model.open(path, threads=threads, batch_size=32)
+    assert sum(started) + model.lanes == threads
+    assert same(model.run(given), expected)
+
+
+# ---- files that are refused
+
+
+def absent(path: Path) -> None:
+    return
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("this is no model\n" * 100)
+
+
+def cut_short(path: Path) -> None:
+    save_model(path, **SMALL)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def shard(path: Path) -> None:
+    path.write_bytes((5).to_bytes(8, "little") + b"\x12\x34\x56\x78hello" + bytes(4))
+
+
+def graphless(path: Path) -> None:
+    onnx.save(helper.make_model(helper.make_graph([], "", [], [])), path)
+    proto = onnx.load(path)
+    proto.ClearField("graph")
+    path.write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (absent, "no such model file; export it"),
+        (folder, "is a folder"),
+        (empty, "is empty"),
+        (text, "no ONNX file"),
+        (cut_short, "damaged or no ONNX file"),
+        (shard, "no ONNX file"),
+        (graphless, "it has no graph"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    make(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=message) as caught:
+        Model.open(str(tmp_path / "m.onnx"))
+    assert str(tmp_path / "m.onnx") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_model(tmp_path / "m.onnx", **SMALL)
+    open_cpu = runtime.open_cpu
+
+    def replacing(*arguments: Any) -> Any:
+        os.replace(save_model(tmp_path / "other.onnx", **SMALL, seed=2), path)
+        return open_cpu(*arguments)
+
+    monkeypatch.setattr(scorer.model.model, "open_cpu", replacing)
+    with pytest.raises(ModelError, match="changed while it was opened"):
+        Model.open(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are not kept on Windows")
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", **SMALL)
+    os.chmod(path, 0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Model.open(path)
+
+
+def opens(path: Path, data: bytes) -> Model | None:
+    """The model of these bytes, or None where they were refused in one line."""
+    path.write_bytes(data)
+    try:
+        return Model.open(str(path), device="cpu")
+    except ModelError as error:
+        line = str(error)
+    assert line.startswith(str(path))
+    assert "\n" not in line
+    return None
+
+
+def test_every_truncation_is_refused_or_lost_nothing_that_counts(tmp_path: Path) -> None:
+    data = build_model(inputs={"mean_rgb": 2}, labels=3).SerializeToString()
+    given = features(5, {"mean_rgb": 2})
+    whole = opens(tmp_path / "m.onnx", data)
+    assert whole
+    models = [opens(tmp_path / "m.onnx", data[:length]) for length in range(0, len(data), 3)]
+    assert all(same(model.run(given, 3), whole.run(given, 3)) for model in models if model)
+    assert sum(model is None for model in models) > 0.95 * len(models)  # only the last of the metadata may go
+
+
+def test_flipped_bits_are_refused_or_harmless(tmp_path: Path) -> None:
+    data = bytearray(build_model(inputs={"mean_rgb": 2}, labels=3).SerializeToString())
+    opened = []
+    for bit in range(3, 8 * len(data), 41):
+        data[bit // 8] ^= 1 << bit % 8
+        model = opens(tmp_path / "m.onnx", bytes(data))
+        data[bit // 8] ^= 1 << bit % 8
+        opened.append(model is not None)
+        if model and "mean_rgb" in model.inputs:
+            scores, labels = model.run(features(5, model.inputs), model.labels)
+            assert np.isfinite(scores).all()
+            assert ((labels >= 0) & (labels < model.labels)).all()
+    assert 0 < sum(opened) < len(opened)
+
+
+def external(where: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        hidden = TensorProto(name="far", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+        hidden.external_data.add(key="location", value="../../etc/passwd")
+        inner = helper.make_graph([], "inner", [], [], [hidden])
+        match where:
+            case "initializer":
+                proto.graph.initializer.append(hidden)
+            case "constant":
+                proto.graph.node.append(helper.make_node("Constant", [], ["c"], value=hidden))
+            case "subgraph":
+                proto.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=inner, else_branch=inner))
+            case "function":
+                node = helper.make_node("Constant", [], ["c"], value=hidden)
+                proto.functions.append(helper.make_function("x", "f", [], ["c"], [node], [helper.make_opsetid("", 17)]))
+            case "sparse":
+                proto.graph.sparse_initializer.add(values=hidden, dims=[4])
+            case "key alone":
+                proto.graph.initializer[0].external_data.add(key="location", value="weights.bin")
+
+    return change
+
+
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph", "function", "sparse", "key alone"])
+def test_data_outside_of_the_file_is_refused_wherever_it_hides(tmp_path: Path, where: str) -> None:
+    proto = build_model(**SMALL)
+    external(where)(proto)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="keeps weights in another file"):
+        Model.open(str(path))
+
+
+# ---- contracts that are broken
+
+
+def drop_metadata(proto: onnx.ModelProto) -> None:
+    del proto.metadata_props[:]
+
+
+def set_metadata(**changes: str) -> Callable[[onnx.ModelProto], None]:
+    def change(proto: onnx.ModelProto) -> None:
+        entries = {entry.key: entry.value for entry in proto.metadata_props}
+        helper.set_model_props(proto, entries | {f"yt8m.{key}": value for key, value in changes.items()})
+
+    return change
+
+
+def k_without_default(proto: onnx.ModelProto) -> None:
+    for tensor in [tensor for tensor in proto.graph.initializer if tensor.name == "k"]:
+        proto.graph.initializer.remove(tensor)
+
+
+def k_fixed(proto: onnx.ModelProto) -> None:
+    for value in [value for value in proto.graph.input if value.name == "k"]:
+        proto.graph.input.remove(value)
+
+
+def rename_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "probabilities_out"
+
+
+def fixed_batch(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+
+
+def dynamic_width(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
+
+
+def integer_input(proto: onnx.ModelProto) -> None:
+    value = helper.make_tensor_value_info("extra", TensorProto.INT64, ["batch", 3])
+    proto.graph.input.append(value)
+
+
+def unbounded_scores(proto: onnx.ModelProto) -> None:
+    proto.graph.node[-2].op_type = "Identity"
+
+
+def fewer_labels(proto: onnx.ModelProto) -> None:
+    set_metadata(labels="40")(proto)
+
+
+def ascending(proto: onnx.ModelProto) -> None:
+    for attribute in proto.graph.node[-1].attribute:
+        if attribute.name == "largest":
+            attribute.i = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_metadata, "no yt8m.format"),
+        (set_metadata(format="2"), "yt8m.format is '2', this scorer reads '1'"),
+        (set_metadata(labels="many"), "yt8m.labels is 'many'"),
+        (set_metadata(labels="-3"), "yt8m.labels"),
+        (set_metadata(names="[1, 2]"), "not a list of 30 names"),
+        (set_metadata(names="{oops"), "not a model for this scorer"),
+        (set_metadata(names="[" + "1," * 29 + "2]"), "no name"),
+        (k_without_default, "k has no default"),
+        (k_fixed, "no overridable initializer k"),
+        (rename_output, "no output scores"),
+        (fixed_batch, "not \\[batch, width\\]"),
+        (dynamic_width, "not \\[batch, width\\]"),
+        (integer_input, "extra is tensor\\(int64\\), not float32"),
+        (unbounded_scores, "do not descend within \\[0, 1\\]"),
+        (fewer_labels, "does not run"),
+        (ascending, "do not descend"),
+    ],
+)
+def test_a_broken_contract_is_named(tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str) -> None:
+    proto = build_model(**SMALL)
+    change(proto)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=message) as caught:
+        Model.open(str(path), device="cpu")
+    assert str(caught.value).startswith(str(path))
+    assert "yt8m export" in str(caught.value)
+
+
+# ---- devices and runtimes
+
+
+def test_a_gpu_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", **SMALL)
+    if "CUDAExecutionProvider" in runtime.import_runtime().get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(DeviceError, match=r"no CUDA provider; .*yt8m-edge\[gpu\]"):
+        Model.open(path, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "cuda:1,", "CPU", ""])
+def test_a_device_that_does_not_exist_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UsageError, match="no device is called"):
+        Model.open(save_model(tmp_path / "m.onnx", **SMALL), device=device)
+
+
+def test_without_a_runtime_the_command_that_installs_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(DeviceError, match=r"is not installed; pip install 'yt8m-edge\[cpu\]'"):
+        runtime.import_runtime()
+
+
+def test_what_removing_one_of_two_runtimes_leaves_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime_gpu-1.28.0.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    with pytest.raises(DeviceError, match="onnxruntime-gpu does not import: the package is incomplete; pip uninstall"):
+        runtime.import_runtime()
+
+
+def test_both_runtimes_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("onnxruntime-1.30.0", "onnxruntime_gpu-1.28.0", "onnxruntime_extensions-0.1"):
+        (tmp_path / f"{name}.dist-info").mkdir()
+    path = save_model(tmp_path / "m.onnx", **SMALL)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert runtime.installed_runtimes() == ["onnxruntime", "onnxruntime-gpu"]
+    assert Model.open(path).notes == [runtime.BOTH_INSTALLED]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(DeviceError, match="both installed and overwrite each other; pip uninstall -y onnxruntime"):
+        runtime.import_runtime()
+
+
+# ---- memory
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL), threads=2, batch_size=256)
+    given = features(1000)
+    expected = model.run(given)
+    limit_rows(monkeypatch, 40)
+    assert same(model.run(given), expected)
+    assert model.batch_size == 32
+    assert model.notes == [f"memory ran out: batches of {n} instead of {2 * n}" for n in (128, 64, 32)]
+
+
+def test_memory_that_is_not_enough_for_one_video_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
+    limit_rows(monkeypatch, 0)
+    with pytest.raises(DeviceError, match="not enough memory for one video"):
+        model.run(features(3))
+
+
+def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Make the CPU fail as ONNX Runtime does when it cannot allocate, for more rows than `most`."""
+    run = scorer.model.model._CpuLane.run
+
+    def limited(lane: Any, given: Any, k: int) -> Any:
+        if len(given["mean_rgb"]) > most:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for 9 bytes")
+        return run(lane, given, k)
+
+    monkeypatch.setattr(scorer.model.model._CpuLane, "run", limited)
+
+
+def test_a_failure_is_told_in_one_line_without_places_in_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
+    error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : /build/onnxruntime_src/core/x.cc:9 it broke\nStacktrace:")
+    monkeypatch.setattr(scorer.model.model._CpuLane, "run", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(DeviceError, match=r"^cpu failed: x\.cc:9 it broke; see `yt8m doctor`$"):
+        model.run(features(3))

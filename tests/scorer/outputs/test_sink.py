@@ -1,0 +1,108 @@
+"""What an output refuses, so that what stands under its final name is always whole and its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scorer.errors import OutputError
+from scorer.job.spec import Job
+from scorer.outputs import sink
+from scorer.outputs.sink import places
+from tests import shards
+from tests.scorer.fakes import FakeModel, do, write_shards
+
+OLD = b"what stood there before\n"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Two shards, a record of the second damaged, over an older output with its record."""
+    paths = write_shards(tmp_path / "shards", [9, 7])
+    shards.damage_payload(paths[1], 3)
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / "preds.csv"
+    output.write_bytes(OLD)
+    output.with_name("preds.csv.done.json").write_bytes(OLD)
+    return Job(paths, str(output), on_error="skip", commit_seconds=0.0)
+
+
+class Cleaner(FakeModel):
+    """Removes a file while the job runs, as a cleaner of temporary files may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(lanes=1)
+        self.target = path
+
+    def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+        self.target.unlink(missing_ok=True)
+        return super().run(features, k)
+
+
+@pytest.mark.parametrize("kind", ["partial", "quarantine"])
+def test_work_that_was_removed_meanwhile_is_missed(job: Job, kind: str) -> None:
+    output = Path(job.output)
+    removed = output.with_name(f".preds.csv.{kind}")
+    for leftovers in ("refuse", "resume"):
+        with pytest.raises(OutputError, match=rf"{removed.name}, which was removed .* --restart"):
+            do(replace(job, leftovers=leftovers), Cleaner(removed))  # type: ignore[arg-type]
+        assert output.read_bytes() == OLD, "an older output is left alone"
+        assert output.with_name("preds.csv.done.json").read_bytes() == OLD
+    do(replace(job, leftovers="restart"))
+    assert output.read_bytes() != OLD
+
+
+@pytest.mark.parametrize("kind", ["lock", "partial", "journal", "done.json.partial"])
+def test_a_link_in_place_of_a_work_file_is_not_followed(job: Job, tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "precious"
+    target.write_bytes(OLD)
+    link = Path(job.output).with_name(f".preds.csv.{kind}")
+    link.symlink_to(target)
+    remedied = kind in ("partial", "journal")  # a job that begins removes these, and the link with them
+    if remedied:
+        do(job)
+    else:
+        with pytest.raises(OutputError, match="is a symbolic link"):
+            do(job)
+    assert target.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("output", ["", ".", "absent/..", "absent/"])
+def test_an_output_that_is_no_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="no name" if not output else "is a folder"):
+        places(output)
+
+
+def test_a_name_too_long_for_what_is_added_to_it_is_refused_at_once(job: Job, tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len("..done.json.partial")
+    name = "é" * (longest // 2)  # two bytes each
+    with pytest.raises(OutputError, match=f"too long; choose one of at most {longest} bytes"):
+        places(str(tmp_path / (name + "xx")))
+    do(replace(job, output=str(tmp_path / name)))
+    assert (tmp_path / f"{name}.done.json").exists()
+
+
+def test_the_record_is_safe_before_the_journal_goes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("_replace", "_sync_folder", "_remove"):
+        really = getattr(sink, name)
+
+        def noted(*arguments: Any, name: str = name, really: Any = really) -> None:
+            calls.append(f"{name} {arguments[0].name}")
+            really(*arguments)
+
+        monkeypatch.setattr(sink, name, noted)
+    do(job)
+    last = calls[calls.index("_replace .preds.csv.done.json.partial") :]
+    assert last[1:3] == ["_sync_folder out", "_remove .preds.csv.journal"]

@@ -1,0 +1,101 @@
+"""SIGINT and SIGTERM end `score` with its work kept, and a second one at once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scorer.system.signals import stop_on_signals
+from tests import onnx_models
+from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
+
+VIDEOS = [6000, 6000]
+PIPE_BYTES, ROW_BYTES = 65536, 4096  # a pipe that cannot take one more row, whatever its page size
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A job of 12,000 batches of one video."""
+    folder = tmp_path_factory.mktemp("signals")
+    model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
+    return [sys.executable, "-m", "scorer", *write_shards(folder, VIDEOS), "--model", model, "--batch-size", "1"]
+
+
+def start(command: list[str], output: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "YT8M_COMMIT_SECONDS": "0"}
+    return subprocess.Popen([*command, "-o", str(output)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("nothing happened within a minute")
+
+
+def waiting_bytes(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_keeps_the_work_and_names_the_command_that_resumes(
+    command: list[str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = tmp_path / "whole" / "preds.csv"
+    subprocess.run([*command, "-o", str(whole), "--quiet"], check=True)
+    output = tmp_path / "preds.csv"
+    journal = tmp_path / ".preds.csv.journal"
+    process = start(command, output)
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 3)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert not output.exists()
+    assert not (tmp_path / ".preds.csv.lock").exists()
+    told, kept = errors.splitlines()
+    assert number.name in told
+    resume = shlex.split(kept.split("go on with: ")[1])
+    assert resume.count("--resume") == 1
+    subprocess.run([*resume, "--quiet"], check=True)
+    assert files_of(output) == files_of(whole)
+
+
+def test_a_second_signal_stops_at_once(command: list[str], tmp_path: Path) -> None:
+    """The reader of the pipe takes nothing, so the first signal cannot be obeyed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = start(command, pipe)
+    with open(pipe, "rb") as reader:
+        assert process.stderr is not None
+        wait_until(lambda: waiting_bytes(reader.fileno()) > PIPE_BYTES - ROW_BYTES)
+        process.send_signal(signal.SIGINT)
+        assert "committing the batch in hand" in process.stderr.readline()
+        time.sleep(0.2)  # between its handler and its next write Python misses a signal till the next
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == "score: stopped at once\n"
+        process.stderr.close()
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.is_set()
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
