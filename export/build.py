@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +29,10 @@ from export.precision import halve, quantise
 from export.reduce import reduce
 from export.tracing import Untranslatable, trace
 from export.videos import Videos
-from scorer.errors import ModelError, OutputError
+from scorer.errors import ModelError
 from scorer.model.model import Model
+from scorer.outputs.atomic import replacing, writing
 from train.checkpoint import Checkpoint
-from train.files import flush
 
 FORMAT = "1"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -119,14 +117,18 @@ def export_to(path: Path, source: Source, precision: str, check: Videos, calibra
     """
     proto = convert(source, precision, calibration)
     onnx.checker.check_model(proto, full_check=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        write(part, proto)
+        with writing(path):
+            write(part, proto)
         report = _gate(Model.open(str(part), device="cpu"), source, precision, check)
         if precision == "int8":
             report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
         set_metadata(proto, {**entries, "yt8m.parity": json_text(report)})
-        size = write(part, proto)
+        with writing(path):
+            size = write(part, proto)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in proto.graph.initializer)
     return Exported(path, precision, report, len(proto.graph.node), parameters, size)
 
@@ -158,29 +160,6 @@ def _gate(model: Model, source: Source, precision: str, check: Videos) -> Report
     return report
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end, flushed; on any error it is removed.
-
-    Raises OutputError for what the system says about writing.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        flush(part)
-        os.replace(part, path)
-        flush(path.parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{path}: cannot be written: {reason}", remedy="make room or choose another --out") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
 def write(path: Path, proto: ModelProto) -> int:
     """Serialise, fields and maps in a fixed order; gives the number of bytes."""
-    data = proto.SerializeToString(deterministic=True)
-    path.write_bytes(data)
-    return len(data)
+    return path.write_bytes(proto.SerializeToString(deterministic=True))

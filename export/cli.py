@@ -185,20 +185,20 @@ def _sample_videos(inputs: dict[str, int]) -> Videos | None:
 
 
 def _draw(path: Path, source: Source) -> None:
-    from export.build import replacing
     from export.draw import draw
+    from scorer.outputs.atomic import replacing, writing
 
     if source.before is None or source.after is None:
         _tell("export: no picture of a model that train/models.py does not have")
         return
-    with replacing(path) as part:
+    with replacing(path) as part, writing(path):
         draw(part, source.checkpoint.config.name, [("as trained", source.before), ("as exported", source.after)])
 
 
 def _copy(source: Path, target: Path) -> None:
-    from export.build import replacing
+    from scorer.outputs.atomic import replacing, writing
 
-    with replacing(target) as part:
+    with replacing(target) as part, writing(target):
         shutil.copyfile(source, part)
 
 

@@ -24,8 +24,8 @@ from scorer.errors import InputError, RecordError, ShardError, TrainingError
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.example import Schema
 from scorer.inputs.tfrecord import Shard
+from scorer.outputs.atomic import new_folder, writing
 from train.cache import make_arrays, name_of, read, write_rest
-from train.files import new_folder
 
 Inputs = Sequence[tuple[str, int]]
 Part = Literal["all", "kept", "held"]
@@ -96,7 +96,7 @@ def load(
     place = cache / name_of(paths, tuple(inputs), labels, part)
     if not place.exists():
         capacity = _capacity(paths, inputs)
-        with new_folder(place) as folder:
+        with new_folder(place) as folder, writing(place):
             store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), part)
             videos = _decode(paths, inputs, labels, store, check)
             write_rest(folder, videos.labels, videos.ids)

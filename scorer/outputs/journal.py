@@ -18,6 +18,7 @@ from crc32c import crc32c
 from scorer.errors import ResumeError
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat
+from scorer.outputs.atomic import write_all
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
 _FORMAT = 1  # of the journal; another is refused
@@ -96,13 +97,6 @@ def _crc_of(descriptor: int, length: int) -> int:
     for start in range(0, length, _CHUNK):
         crc = crc32c(os.pread(descriptor, min(_CHUNK, length - start), start), crc)
     return crc
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write `data`, however little of it the system takes at once."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 @dataclass(frozen=True)

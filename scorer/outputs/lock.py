@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scorer.errors import OutputError, ResumeError
+from scorer.outputs.atomic import is_at
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 # A link that someone else placed in a folder open to all would have its target emptied.
@@ -57,16 +58,8 @@ def _acquire(path: Path, output: str) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):  # its last owner may just have removed it
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still names the file behind `descriptor`: its last owner may just have removed it."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False

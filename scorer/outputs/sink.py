@@ -19,7 +19,6 @@ job that was killed between any two of them.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -32,6 +31,7 @@ from typing import Any, BinaryIO, Literal
 
 from scorer.errors import OutputError, ResumeError
 from scorer.inputs.source import FileStat
+from scorer.outputs.atomic import LONGER, replace_bytes, sync_folder, writing
 from scorer.outputs.journal import (
     APPEND_FILES,
     AppendFile,
@@ -41,7 +41,6 @@ from scorer.outputs.journal import (
     holds,
     job_line,
     line,
-    write_all,
 )
 from scorer.outputs.lock import owned
 
@@ -88,11 +87,6 @@ class OutputPaths:
     def done(self) -> Path:
         return self.final.with_name(self.final.name + ".done.json")
 
-    @property
-    def done_part(self) -> Path:
-        """What `done` is renamed from; no other file here has a longer name."""
-        return self.done.with_name(f".{self.done.name}.partial")
-
     def _hidden(self, kind: str) -> Path:
         return self.final.with_name(f".{self.final.name}.{kind}")
 
@@ -131,23 +125,10 @@ def _check_name(where: OutputPaths) -> None:
         limit = os.pathconf(where.final.parent, "PC_NAME_MAX")
     except (OSError, ValueError):  # unknown there
         return
-    excess = len(os.fsencode(where.done_part.name)) - limit
+    excess = len(os.fsencode(where.done.name)) + LONGER - limit  # no other file here has a longer name
     if limit >= 0 and excess > 0:
         most = len(os.fsencode(where.final.name)) - excess
         raise OutputError(f"{where.final}: the name is too long", remedy=f"choose one of at most {most} bytes")
-
-
-@contextmanager
-def writing(path: object) -> Iterator[None]:
-    """Turn the system's errors about writing `path` into an OutputError."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.filename} is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
-        raise OutputError(
-            f"{path}: cannot write: {reason}",
-            remedy="mend that; a file that was begun goes on with --resume",
-        ) from error
 
 
 class Output:
@@ -222,11 +203,11 @@ class Output:
                 _remove(self.where.final_quarantine)
             for move in moves:
                 _move(*move)
-            _sync_folder(self.where.final.parent)
-            _replace(self.where.done_part, self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
-            _sync_folder(self.where.final.parent)  # or a power loss may keep the removals and lose the record
+            sync_folder(self.where.final.parent)
+            replace_bytes(self.where.done, json.dumps(self.completed, indent=2).encode() + b"\n")
+            sync_folder(self.where.final.parent)  # or a power loss may keep the removals and lose the record
             self._remove_work()
-            _sync_folder(self.where.final.parent)
+            sync_folder(self.where.final.parent)
 
     def start(self) -> None:
         """Begin from nothing: what an earlier run left is removed."""
@@ -235,7 +216,7 @@ class Output:
             self._remove_work()
             self._open({}, Checkpoint())
             self._note(job_line(self._options, self._shards))
-            _sync_folder(self.where.final.parent)
+            sync_folder(self.where.final.parent)
 
     def resume(self) -> None:
         """Go on from the last commit that a run over the shards of today would have reached too.
@@ -399,26 +380,3 @@ def _check_there(source: Path, target: Path, mark: Checkpoint) -> None:
             f"{target}: its rows or records were in {source}, which was removed or changed meanwhile",
             remedy="begin again with --restart, in a folder that nothing cleans",
         )
-
-
-def _replace(part: Path, path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(part, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` survive a power loss, where its file system can do that."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)

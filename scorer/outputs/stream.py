@@ -14,7 +14,8 @@ from crc32c import crc32c
 
 from scorer.errors import OutputError
 from scorer.inputs.source import FileStat
-from scorer.outputs.journal import Checkpoint, Commit, write_all
+from scorer.outputs.atomic import write_all
+from scorer.outputs.journal import Checkpoint, Commit
 from scorer.outputs.sink import STANDARD_OUTPUT
 from scorer.system.terminal import print_stderr
 
@@ -42,7 +43,7 @@ class Stream:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputError(f"{self._name}: cannot write: {error.strerror}") from error
+            raise OutputError(f"{self._name}: cannot be written: {error.strerror}") from error
         with _scratch():
             write_all(self._notes["ids"].fileno(), ids)
         self.rows = Checkpoint(self.rows.length + len(rows), crc32c(rows, self.rows.crc))

@@ -167,7 +167,7 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "output links to itself": (lambda: ["-o", link("preds.csv", "preds.csv")], 8, "Too many levels"),
     "output is a socket": (lambda: ["-o", socket("preds.csv")], 8, r"preds\.csv: cannot be opened"),
     "long name": (lambda: ["-o", "p" * 250], 8, "too long"),
-    "no space": (lambda: ["-o", "/dev/full"], 8, "/dev/full: cannot write: No space left"),
+    "no space": (lambda: ["-o", "/dev/full"], 8, "/dev/full: cannot be written: No space left"),
 }
 
 
@@ -375,7 +375,7 @@ def test_a_standard_output_that_is_closed_is_an_error_and_no_files_end(model: st
     shard = good(str(tmp_path / "good.tfrecord"))
     command = f"{sys.executable} -m scorer {shard} -o - --model {model} >&-"
     result = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (8, "score: -: cannot write: Bad file descriptor\n")
+    assert (result.returncode, result.stderr) == (8, "score: -: cannot be written: Bad file descriptor\n")
 
 
 def test_help_imports_nothing_heavy() -> None:

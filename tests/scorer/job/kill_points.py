@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from scorer.job.spec import Job
-from scorer.outputs import journal, lock, sink
+from scorer.outputs import atomic, journal, lock, sink
 from tests import shards
 from tests.scorer.fakes import do, files_of, write_shards
 
 OLD = b"what stood there before\n"
-_CALLS = frozenset({"open", "write", "pwrite", "pread", "fsync", "replace", "unlink", "ftruncate", "lseek"})
+_CALLS = frozenset(
+    {"open", "write", "pwrite", "pread", "fsync", "replace", "unlink", "ftruncate", "lseek", "mkdir", "chmod"}
+)
 
 
 class FaultyOs:
@@ -52,7 +54,7 @@ class FaultyOs:
         raise OSError(self.error, os.strerror(self.error))
 
     def install(self) -> None:
-        for module in (sink, journal, lock):
+        for module in (sink, journal, lock, atomic):
             module.os = self  # type: ignore[attr-defined]
 
 

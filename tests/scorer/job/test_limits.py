@@ -43,7 +43,7 @@ def test_a_file_size_limit(command: list[str], whole: dict[str, bytes], tmp_path
     )
     assert code == 8
     assert says.count("\n") == 1
-    assert "cannot write: File too large; " in says
+    assert "cannot be written: File too large; " in says
     assert not output.exists()
     assert score(command, output, "--resume") == (0, "")
     assert files_of(output) == whole
@@ -68,7 +68,7 @@ def test_a_full_disk(command: list[str], whole: dict[str, bytes], small_disk: Pa
     code, says = score(command, output)
     assert code == 8
     assert says.count("\n") == 1
-    assert "cannot write: No space left on device; " in says
+    assert "cannot be written: No space left on device; " in says
     assert not output.exists()
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     assert score(command, output, "--resume") == (0, "")

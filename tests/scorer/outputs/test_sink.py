@@ -59,7 +59,7 @@ def test_work_that_was_removed_meanwhile_is_missed(job: Job, kind: str) -> None:
     assert output.read_bytes() != OLD
 
 
-@pytest.mark.parametrize("kind", ["lock", "partial", "journal", "done.json.partial"])
+@pytest.mark.parametrize("kind", ["lock", "partial", "journal"])
 def test_a_link_in_place_of_a_work_file_is_not_followed(job: Job, tmp_path: Path, kind: str) -> None:
     target = tmp_path / "precious"
     target.write_bytes(OLD)
@@ -85,7 +85,7 @@ def test_an_output_that_is_no_file_is_refused_at_once(
 
 
 def test_a_name_too_long_for_what_is_added_to_it_is_refused_at_once(job: Job, tmp_path: Path) -> None:
-    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len("..done.json.partial")
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len("..done.json.12345678.part")
     name = "é" * (longest // 2)  # two bytes each
     with pytest.raises(OutputError, match=f"too long; choose one of at most {longest} bytes"):
         places(str(tmp_path / (name + "xx")))
@@ -95,7 +95,7 @@ def test_a_name_too_long_for_what_is_added_to_it_is_refused_at_once(job: Job, tm
 
 def test_the_record_is_safe_before_the_journal_goes(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("_replace", "_sync_folder", "_remove"):
+    for name in ("replace_bytes", "sync_folder", "_remove"):
         really = getattr(sink, name)
 
         def noted(*arguments: Any, name: str = name, really: Any = really) -> None:
@@ -104,5 +104,5 @@ def test_the_record_is_safe_before_the_journal_goes(job: Job, monkeypatch: pytes
 
         monkeypatch.setattr(sink, name, noted)
     do(job)
-    last = calls[calls.index("_replace .preds.csv.done.json.partial") :]
-    assert last[1:3] == ["_sync_folder out", "_remove .preds.csv.journal"]
+    last = calls[calls.index("replace_bytes preds.csv.done.json") :]
+    assert last[1:3] == ["sync_folder out", "_remove .preds.csv.journal"]
