@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from export.build import convert, open_source, write
-from export.parity import Runner, in_batches
+from export.parity import in_batches
 from export.plain import plain_export
 from export.speed import measure
 from export.videos import Videos, read_videos
@@ -33,6 +33,7 @@ from scorer.errors import Yt8mError
 from scorer.evaluation.metrics import evaluate
 from scorer.inputs.discover import find_shards
 from scorer.model.model import Model
+from scorer.model.predictor import Predictor
 from train.checkpoint import load
 from train.config import MODELS
 
@@ -46,8 +47,6 @@ class Peak:
     def __init__(self, integers: bool) -> None:
         import onnxruntime
 
-        self.inputs: dict[str, int] = {}
-        self.labels = 0
         random = np.random.default_rng(0)
         left = random.integers(0, 255, (SIZE, SIZE)).astype(np.uint8 if integers else np.float32)
         right = random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8 if integers else np.float32)
@@ -96,10 +95,8 @@ def bench_model(
         protos |= {precision: convert(source, precision, ranges) for precision in ("fp32", "fp16", "int8")}
         sizes = {name: write(Path(folder) / f"{name}.onnx", proto) for name, proto in protos.items()}
         del protos
-        models: dict[str, Runner] = {
-            name: Model.open(f"{folder}/{name}.onnx", device="cpu", threads=machine_threads()) for name in sizes
-        }
-    peaks: dict[str, Runner] = {"peak fp32": Peak(integers=False), "peak int8": Peak(integers=True)}
+        models = {name: Model.open(f"{folder}/{name}.onnx", device="cpu", threads=machine_threads()) for name in sizes}
+    peaks = {"peak fp32": Peak(integers=False), "peak int8": Peak(integers=True)}
     rates = measure({**models, **peaks}, videos, batch, seconds)
     reached = {name: rates[name] * 2 * SIZE**3 / batch for name in peaks}
     quality, overlap = _quality(models, videos)
@@ -122,7 +119,7 @@ def bench_model(
     return rows
 
 
-def _quality(models: Mapping[str, Runner], videos: Videos) -> tuple[dict[str, float], dict[str, float]]:
+def _quality(models: Mapping[str, Predictor], videos: Videos) -> tuple[dict[str, float], dict[str, float]]:
     """MAP@10 of each model, and its top-10's overlap with the plain export's."""
     quality, overlap, plain = {}, {}, None
     for name, model in models.items():

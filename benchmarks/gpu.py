@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> int:
     model = Model.open(options.model, device=options.device, batch_size=options.batch_size, tf32=options.tf32)
-    gpu = int(model.device.removeprefix("cuda:").split(",")[0])
+    gpu = int(model.facts.device.removeprefix("cuda:").split(",")[0])
     alone = {graph: Resident(options.model, model, gpu, options.tf32, graph=graph) for graph in (False, True)}
     rates = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> int:
             rates["session alone, CUDA graph"].append(alone[True].rate(options.seconds))
             rates["model from memory"].append(from_memory(model, options.seconds))
             rates["score, end to end"].append(end_to_end(model, shard, options.workers))
-    return report(f"{model.path} on {gpu_name(gpu)}; {machine()}", model, rates)
+    return report(f"{model.facts.path} on {gpu_name(gpu)}; {machine()}", model, rates)
 
 
 class Resident:
@@ -90,7 +90,7 @@ class Resident:
         random = np.random.default_rng(0)
         tensors = {
             name: runtime.OrtValue.ortvalue_from_numpy(random.normal(size=(self.size, width)).astype(kind), "cuda", gpu)
-            for name, width in model.inputs.items()
+            for name, width in model.facts.inputs.items()
         }
         tensors["k"] = runtime.OrtValue.ortvalue_from_numpy(np.array([K]))
         make = runtime.OrtValue.ortvalue_from_shape_and_type
@@ -113,20 +113,22 @@ class Resident:
 
 
 def from_memory(model: Model, seconds: float) -> float:
-    """Videos/s of the model fed with one batch in memory over and over, in all of its lanes."""
+    """Videos/s of the model fed with one batch in memory over and over, in all of its slots."""
     random = np.random.default_rng(0)
-    features = {name: random.random((model.batch_size, width), np.float32) for name, width in model.inputs.items()}
+    features = {
+        name: random.random((model.batch_size, width), np.float32) for name, width in model.facts.inputs.items()
+    }
     began = time.perf_counter()
 
-    def work(lane: int) -> int:
+    def work(slot: int) -> int:
         runs = 0
         while time.perf_counter() - began < seconds:
             model.run(features)
             runs += 1
         return runs
 
-    with ThreadPoolExecutor(model.lanes) as pool:
-        runs = sum(pool.map(work, range(model.lanes)))
+    with ThreadPoolExecutor(model.slots) as pool:
+        runs = sum(pool.map(work, range(model.slots)))
     return runs * model.batch_size / (time.perf_counter() - began)
 
 
@@ -164,7 +166,7 @@ def report(title: str, model: Model, rates: dict[str, list[float]]) -> int:
         table.add_row(name, f"{rate:,.0f}", f"{rate / best:.0%}")
     Console().print(table)
     whole = medians["score, end to end"]
-    print(f"batches of {model.batch_size:,} in {model.lanes} lanes; {'; '.join(model.notes) or 'memory sufficed'}")
+    print(f"batches of {model.batch_size:,} in {model.slots} slots; {'; '.join(model.notes) or 'memory sufficed'}")
     print(f"goals: {GOAL:,} videos/s {'met' if whole >= GOAL else 'missed'}, "
           f"{GOAL_RATIO:.0%} of the session {'met' if whole / best >= GOAL_RATIO else 'missed'}")  # fmt: skip
     return 0

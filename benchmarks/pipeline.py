@@ -1,11 +1,11 @@
-"""How much of the lanes' own throughput `score` reaches, end to end, in one run.
+"""How much of the slots' own throughput `score` reaches, end to end, in one run.
 
     python -m benchmarks.pipeline --model models/bilstm.onnx '../shared/data/yt8m/*.tfrecord'
 
-Rounds alternate: the model alone on batches that lie in memory, in its own lanes, then the whole job from shards to the
+Rounds alternate: the model alone on batches that lie in memory, in its own slots, then the whole job from shards to the
 committed file. Printed are videos/s and core-microseconds a video of both, and the ratio of their medians.
 
-Where the machine is not alone these vary by more than what is to be seen. So a third part takes the lanes' own clocks,
+Where the machine is not alone these vary by more than what is to be seen. So a third part takes the slots' own clocks,
 which stand still while others have the core: the core-microseconds a video that go into the model, and into reading and
 decoding between two batches of it, when it has emptied the caches.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.discover import find_shards
+from scorer.inputs.example import Schema
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
@@ -53,7 +54,7 @@ def resident(model: Model, held: list[Batch]) -> int:
     def source() -> Generator[Batch]:
         yield from held
 
-    for _ in in_order(lambda batch: model.run(batch.features), source(), model.lanes, len(held)):
+    for _ in in_order(lambda batch: model.run(batch.features), source(), model.slots, len(held)):
         pass
     return sum(len(batch) for batch in held)
 
@@ -67,12 +68,12 @@ def whole(model: Model, shards: list[str], workers: int) -> int:
 
 
 def clocked(model: Model, shards: list[str]) -> tuple[float, float]:
-    """Core-microseconds a video of the lanes: reading and decoding, and the model."""
+    """Core-microseconds a video of the slots: reading and decoding, and the model."""
     decoding, computing, videos = 0.0, [], 0
 
     def source() -> Generator[Batch]:
         nonlocal decoding, videos
-        found = batches(shards, model.schema, model.batch_size, depth=model.lanes)
+        found = batches(shards, Schema(model.facts.inputs), model.batch_size, depth=model.slots)
         while True:
             began = time.thread_time()
             batch = next(found, None)
@@ -88,7 +89,7 @@ def clocked(model: Model, shards: list[str]) -> tuple[float, float]:
         computing.append(time.thread_time() - began)
         batch.release()
 
-    for _ in in_order(run, source(), model.lanes, 2 * model.lanes):
+    for _ in in_order(run, source(), model.slots, 2 * model.slots):
         pass
     return decoding / videos * 1e6, sum(computing) / videos * 1e6
 
@@ -104,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     model = Model.open(options.model, threads=options.threads, batch_size=options.batch_size)
     shards = find_shards(options.shards)
-    held = list(batches(shards, model.schema, model.batch_size))
+    held = list(batches(shards, Schema(model.facts.inputs), model.batch_size))
     resident(model, held[:2])
     alone, jobs, clocks = [], [], []
     for _ in range(options.rounds):
@@ -114,11 +115,11 @@ def main() -> None:
         print(f"model alone {alone[-1]}   job {jobs[-1]}", flush=True)
     ratio = statistics.median(job.rate for job in jobs) / statistics.median(speed.rate for speed in alone)
     print(
-        f"median of {options.rounds}: {ratio:.1%} of the lanes' own throughput, "
-        f"batches of {model.batch_size:,} in {model.lanes} lanes"
+        f"median of {options.rounds}: {ratio:.1%} of the slots' own throughput, "
+        f"batches of {model.batch_size:,} in {model.slots} slots"
     )
     decoding, computing = (statistics.median(column) for column in zip(*clocks, strict=True))
-    print(f"by the lanes' own clocks: {decoding:.2f} us a video to read and decode, {computing:.1f} us in the model")
+    print(f"by the slots' own clocks: {decoding:.2f} us a video to read and decode, {computing:.1f} us in the model")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 from export.videos import Features, Videos
 from scorer.errors import GateError
 from scorer.evaluation.metrics import evaluate
+from scorer.model.predictor import Predictor
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -39,15 +40,6 @@ LABELLED = 2000
 ALONE, SHUFFLED, LARGE = 64, 17, 1024
 
 
-class Runner(Protocol):
-    """What is asked of scorer.model.model.Model."""
-
-    inputs: dict[str, int]
-    labels: int
-
-    def run(self, features: Mapping[str, Floats], k: int = TOP) -> tuple[Floats, Ints]: ...
-
-
 def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
     """PyTorch's probabilities (n, labels) for features (n, width) each, 1,024 videos at a time."""
 
@@ -63,7 +55,7 @@ def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
     return probabilities
 
 
-def check_parity(model: Runner, reference: Reference, inputs: Mapping[str, int], videos: Videos) -> Report:
+def check_parity(model: Predictor, reference: Reference, inputs: Mapping[str, int], videos: Videos) -> Report:
     """Compare signature and all probabilities with PyTorch's, in batches of 1, 2, 3, 17 and 256 videos.
 
     Raises GateError naming every way in which they differ: a probability by more than 1e-5, or a top-10 that is not
@@ -83,9 +75,9 @@ def check_parity(model: Runner, reference: Reference, inputs: Mapping[str, int],
     return {"batches": list(BATCHES), "videos": videos.source, "max_difference": _rounded(worst), "bound": BOUND}
 
 
-def _signature(model: Runner, inputs: Mapping[str, int]) -> list[str]:
-    if model.inputs != dict(inputs):
-        return [f"inputs {model.inputs}, not {dict(inputs)}"]
+def _signature(model: Predictor, inputs: Mapping[str, int]) -> list[str]:
+    if model.facts.inputs != dict(inputs):
+        return [f"inputs {model.facts.inputs}, not {dict(inputs)}"]
     return []
 
 
@@ -97,9 +89,9 @@ def _slices(count: int) -> Iterator[Ints]:
         start += size
 
 
-def _full(model: Runner, features: Features) -> tuple[Floats, Ints]:
+def _full(model: Predictor, features: Features) -> tuple[Floats, Ints]:
     """Probabilities (n, labels) in the order of the labels, and all labels, best first."""
-    scores, labels = model.run(features, k=model.labels)
+    scores, labels = model.run(features, k=model.facts.labels)
     probabilities = np.full_like(scores, np.nan)
     np.put_along_axis(probabilities, labels, scores, axis=1)
     return probabilities, labels
@@ -122,7 +114,7 @@ def _differences(size: int, expected: Floats, found: Floats, top: Ints) -> list[
     return failures
 
 
-def check_quality(model: Runner, reference: Reference, videos: Videos) -> Report:
+def check_quality(model: Predictor, reference: Reference, videos: Videos) -> Report:
     """Compare top-10 sets and metrics with those of the checkpoint.
 
     With 2,000 labelled videos or more: MAP@10 at most 0.002 lower, GAP@20 at most 0.003, at least 97% of the top-10
@@ -167,14 +159,14 @@ def _overlap(first: Ints, second: Ints) -> float:
     return float((first[:, :, None] == second[:, None, :]).any(axis=2).mean())
 
 
-def check_independence(model: Runner, videos: Videos, bound: float = BOUND) -> Report:
+def check_independence(model: Predictor, videos: Videos, bound: float = BOUND) -> Report:
     """Score the same videos in order by 1,024, shuffled by 1,024 and by 17, and alone; compare.
 
     Raises GateError where a score differs by more than `bound`, or a label but for such a tie.
     """
     rows = np.arange(LARGE) % len(videos)
     shuffled = np.random.default_rng(0).permutation(LARGE)
-    k = min(TOP, model.labels)
+    k = min(TOP, model.facts.labels)
     expected = in_batches(model, videos.rows(rows), LARGE, k)
     failures, same = [], True
     for size, chosen in ((LARGE, shuffled), (SHUFFLED, shuffled[: 16 * SHUFFLED]), (1, shuffled[:ALONE])):
@@ -196,7 +188,7 @@ def _company(size: int, bound: float, expected: tuple[Floats, Ints], found: tupl
     return [f"in batches of {size} a score differs by {difference:.2g} and {int(moved.sum())} labels change"]
 
 
-def in_batches(model: Runner, features: Features, size: int, k: int) -> tuple[Floats, Ints]:
+def in_batches(model: Predictor, features: Features, size: int, k: int) -> tuple[Floats, Ints]:
     """Scores and labels (n, k) of n videos, `size` at a time."""
     count = len(next(iter(features.values())))
     parts = [

@@ -5,14 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from export.parity import Runner
 from export.videos import Videos
+from scorer.model.predictor import Features
 
 
-def measure(models: Mapping[str, Runner], videos: Videos, batch: int = 512, seconds: float = 1.0) -> dict[str, float]:
+class Timed(Protocol):
+    """What is timed: a model's `run`."""
+
+    def run(self, features: Features) -> Any: ...
+
+
+def measure(models: Mapping[str, Timed], videos: Videos, batch: int = 512, seconds: float = 1.0) -> dict[str, float]:
     """Videos per second of each model, the median over rounds, of about `seconds` each in all; at least three."""
     features = videos.rows(np.arange(batch) % len(videos))
     rates: dict[str, list[float]] = {name: [] for name in models}

@@ -15,7 +15,7 @@ from scorer.errors import UsageError
 from scorer.inputs.discover import find_shards
 from scorer.model.find import find_model
 from scorer.model.model import Model
-from scorer.pipeline.predict import Answer, Answers
+from scorer.pipeline.predict import PredictionBatch, PredictionStream
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Scorer:
         for video in scorer.predict(["samples/a.tfrecord"]): ...
         scores, labels = scorer.score(mean_rgb=rgb, mean_audio=audio, k=5)
 
-    model: the `scorer.model.model.Model` behind it: its inputs, labels, names, device and metadata.
+    model: the `scorer.model.model.Model` behind it; its `facts` are the file's inputs, labels, metadata and device.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Scorer:
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
         self._check_k(k)
-        source = Answers(self.model, shards, k, workers=workers)
-        with closing(source.from_position()) as answers:
-            for answer in chain.from_iterable(answers):
-                yield from self._predictions(answer)
+        source = PredictionStream(self.model, shards, k, workers=workers)
+        with closing(source.from_position()) as predicted:
+            for batch in chain.from_iterable(predicted):
+                yield from self._predictions(batch)
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
@@ -95,8 +95,8 @@ class Scorer:
             UsageError: missing or unknown features, other shapes, NaN or infinity, or `k` outside 1 to the labels.
         """
         self._check_k(k)
-        if unknown := features.keys() - self.model.inputs.keys():
-            raise UsageError(f"the model reads {list(self.model.inputs)}, not {sorted(unknown)[0]}")
+        if unknown := features.keys() - self.model.facts.inputs.keys():
+            raise UsageError(f"the model reads {list(self.model.facts.inputs)}, not {sorted(unknown)[0]}")
         arrays = {name: np.asarray(values, np.float32) for name, values in features.items()}
         for name, values in arrays.items():
             if not np.isfinite(values).all():
@@ -104,12 +104,14 @@ class Scorer:
         return self.model.run(arrays, k)
 
     def _check_k(self, k: int) -> None:
-        if not 1 <= k <= self.model.labels:
-            raise UsageError(f"k is {k}", remedy=f"choose 1 to {self.model.labels}, the labels of {self.model.path}")
+        if not 1 <= k <= self.model.facts.labels:
+            raise UsageError(
+                f"k is {k}", remedy=f"choose 1 to {self.model.facts.labels}, the labels of {self.model.facts.path}"
+            )
 
-    def _predictions(self, answer: Answer) -> list[Prediction]:
-        names = self.model.names
-        rows = zip(answer.batch.ids, answer.labels.tolist(), answer.scores.tolist(), strict=True)
+    def _predictions(self, predicted: PredictionBatch) -> list[Prediction]:
+        names = self.model.facts.names
+        rows = zip(predicted.batch.ids, predicted.labels.tolist(), predicted.scores.tolist(), strict=True)
         return [
             Prediction(
                 id.decode(), tuple(labels), tuple(scores), tuple(names[label] for label in labels) if names else None

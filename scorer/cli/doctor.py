@@ -113,13 +113,13 @@ def _package(runtime: Any) -> Finding:
 
 
 def _providers(runtime: Any) -> Iterable[Finding]:
-    from scorer.model.model import HALVE_ONNX
+    from scorer.model.fp16 import CAST_ONNX
     from scorer.model.runtime import CPU, CUDA, open_cpu, open_cuda
 
-    yield _tried(CPU, lambda: open_cpu(runtime, HALVE_ONNX, 1), "pip install --force-reinstall onnxruntime")
+    yield _tried(CPU, lambda: open_cpu(runtime, CAST_ONNX, 1), "pip install --force-reinstall onnxruntime")
     listed = runtime.get_available_providers()
     if CUDA in listed:
-        yield _tried(CUDA, lambda: open_cuda(runtime, HALVE_ONNX, 0, tf32=False), "nvidia-smi")
+        yield _tried(CUDA, lambda: open_cuda(runtime, CAST_ONNX, 0, tf32=False), "nvidia-smi")
         yield _cuda_libraries()
     if others := [name for name in listed if name not in (CPU, CUDA)]:
         yield Finding("other providers", f"{', '.join(others)}: listed, never used")
@@ -166,8 +166,9 @@ def _bundled() -> Finding:
         model = Model.open(str(BUNDLED), device="cpu")
     except Yt8mError as error:
         return Finding("bundled model", error.message, "pip install --force-reinstall yt8m-edge")
-    name = f"{model.metadata.get('yt8m.model')} {model.metadata.get('yt8m.precision')}"
-    return Finding("bundled model", f"{name} opens and predicts {model.labels:,} labels")
+    facts = model.facts
+    name = f"{facts.metadata.get('yt8m.model')} {facts.metadata.get('yt8m.precision')}"
+    return Finding("bundled model", f"{name} opens and predicts {facts.labels:,} labels")
 
 
 def _training() -> Finding:

@@ -65,7 +65,7 @@ def _text(model: Model, *, as_object: bool) -> str:
     try:
         return json.dumps(as_json(model), indent=2) if as_object else describe(model)
     except RecursionError:
-        raise ModelError(f"{model.path}: its metadata is nested too deeply", remedy=EXPORT_IT) from None
+        raise ModelError(f"{model.facts.path}: its metadata is nested too deeply", remedy=EXPORT_IT) from None
 
 
 def _show(text: str) -> None:
@@ -83,13 +83,13 @@ def _forget_output() -> None:
 
 def as_json(model: Model) -> dict[str, Any]:
     """The contract and all metadata, JSON entries parsed, keys without their `yt8m.`."""
-    entries = {key.removeprefix(_PREFIX): _parsed(value) for key, value in sorted(model.metadata.items())}
+    entries = {key.removeprefix(_PREFIX): _parsed(value) for key, value in sorted(model.facts.metadata.items())}
     return {
-        "path": model.path,
-        "bytes": Path(model.path).stat().st_size,
-        "sha256": model.sha256,
-        "inputs": model.inputs,
-        "dtype": model.dtype.__name__,
+        "path": model.facts.path,
+        "bytes": Path(model.facts.path).stat().st_size,
+        "sha256": model.facts.sha256,
+        "inputs": model.facts.inputs,
+        "dtype": model.facts.dtype,
         "outputs": {"scores": "float32 [batch, k]", "labels": "int64 [batch, k]"},
         "metadata": entries,
     }
@@ -104,9 +104,9 @@ def describe(model: Model) -> str:
         ("model", f"{metadata.pop('model', 'unnamed')}, {metadata.pop('precision', 'precision unknown')}"),
         ("file", f"{facts['path']}, {facts['bytes']:,} bytes"),
         ("sha256", facts["sha256"]),
-        ("reads", ", ".join(f"{name} {facts['dtype']} [batch, {width}]" for name, width in model.inputs.items())),
+        ("reads", ", ".join(f"{name} {facts['dtype']} [batch, {width}]" for name, width in model.facts.inputs.items())),
         ("answers", ", ".join(f"{name} {kind}" for name, kind in facts["outputs"].items()) + "; k is 10 or as asked"),
-        ("labels", f"{model.labels:,}, {'such as ' + ', '.join(names[:3]) if names else 'without names'}"),
+        ("labels", f"{model.facts.labels:,}, {'such as ' + ', '.join(names[:3]) if names else 'without names'}"),
     ]
     metadata.pop("labels", None)
     lines += _flat(metadata)

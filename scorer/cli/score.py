@@ -234,8 +234,8 @@ def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
     here = record["scored"] - report.resumed
     rate = f"{here / report.seconds:,.0f} videos/s" if report.seconds else ""
     lines = [
-        ("model", f"{model.path} ({origin})"),
-        ("device", f"{model.device}, {model.provider}: {model.reason}"),
+        ("model", f"{model.facts.path} ({origin})"),
+        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
         ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
         ("records", _counts(record)),
     ]

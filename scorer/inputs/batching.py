@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Quarantined:
 class Batch:
     """Up to `size` videos.
 
-    features: float32 (n, width) by name, valid until release().
+    features: float32 (n, width) by name, valid until the last of its users releases it.
     ids: n ids, UTF-8 bytes.
     label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
     labelled: whether any record of the batch had a `labels` feature.
@@ -57,6 +58,7 @@ class Batch:
     def __init__(self, ring: _Ring, start: Position) -> None:
         self._ring = ring
         self._count = 0
+        self._users, self._users_lock = 1, threading.Lock()
         self._ids: list[bytes] = []  # joined, those of a block at a time
         self._labels: list[bytes] = []
         self._sizes = np.empty((4, ring.size), np.int64)  # as Filler has them; without it the last two are not used
@@ -94,9 +96,17 @@ class Batch:
     def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return unpacked(joined([self])[1])
 
+    def retain(self) -> None:
+        """Add a user of `features`, who is to call release() too."""
+        with self._users_lock:
+            self._users += 1
+
     def release(self) -> None:
-        """Give the buffers back, if there are any; `features` must not be used any more."""
-        if "_buffers" in vars(self):
+        """One user of `features` is done with them; the last one gives the buffers back, if there are any."""
+        with self._users_lock:
+            self._users -= 1
+            last = self._users == 0
+        if last and "_buffers" in vars(self):
             self._ring.give(self._buffers)
 
     @property

@@ -1,6 +1,6 @@
-"""One job: shards in, a committed predictions file out. cli -> here -> answers -> batches and model, then rows, commit.
+"""One job: shards in, a committed file out. cli -> here -> predictions -> batches and model, then rows, commit.
 
-Writing and committing happen in the caller's thread, while answers are made and formatted ahead in others.
+Writing and committing happen in the caller's thread, while predictions are made ahead in others.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from scorer.inputs.discover import absolute
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.job.spec import Job, Progress, Report, Stopped
-from scorer.model.model import Model
+from scorer.model.predictor import ModelFacts, Predictor
 from scorer.outputs.formats import HEADER, format_rows
 from scorer.outputs.journal import Commit
 from scorer.outputs.sink import Output, opened, places
 from scorer.outputs.stream import Stream, streamed
-from scorer.pipeline.predict import Answer, Answers
+from scorer.pipeline.predict import PredictionBatch, PredictionStream
 
 _LOOK_SECONDS = 0.05  # between looks for a reader of the output
 
 
 def score(
     job: Job,
-    model: Model,
+    predictor: Predictor,
     stop: threading.Event,
     watch: Callable[[Progress], None],
     log: Callable[[str], None] = lambda line: None,
@@ -54,24 +54,25 @@ def score(
         BrokenPipeError: the reader of a pipe has gone away.
         Stopped: `stop` was set; what was done is committed.
     """
-    if not 1 <= job.top_k <= model.labels:
-        raise UsageError(f"--top-k {job.top_k} is outside 1..{model.labels}, the labels of {model.path}")
+    facts = predictor.facts
+    if not 1 <= job.top_k <= facts.labels:
+        raise UsageError(f"--top-k {job.top_k} is outside 1..{facts.labels}, the labels of {facts.path}")
     began = time.monotonic()
     stamps = [_stamp(path) for path in job.shards]
-    with _sink(job, model, stop) as sink:
+    with _sink(job, facts, stop) as sink:
         resumed = sink.last.scored if sink.last else 0
-        source = Answers(model, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, log=log)
+        source = PredictionStream(predictor, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, log=log)
         if sink.completed is not None:
             assert isinstance(sink, Output)
             sink.finish()
         else:
-            _Run(job, model, sink, stamps, source, stop, watch).complete()
+            _Run(job, facts, sink, stamps, source, stop, watch).complete()
         assert sink.completed is not None
         return Report(
             record=dict(sink.completed),
             seconds=time.monotonic() - began,
             resumed=resumed,
-            batch_size=model.batch_size,
+            batch_size=predictor.batch_size,
             workers=source.workers,
         )
 
@@ -86,11 +87,11 @@ class _Written:
     hits: bytes
 
 
-def _written(answers: list[Answer]) -> _Written:
-    batches, hits = [answer.batch for answer in answers], b""
+def _written(predicted: list[PredictionBatch]) -> _Written:
+    batches, hits = [some.batch for some in predicted], b""
     ids, truth = joined(batches)
-    labels = np.concatenate([answer.labels for answer in answers])
-    scores = np.concatenate([answer.scores for answer in answers])
+    labels = np.concatenate([some.labels for some in predicted])
+    scores = np.concatenate([some.scores for some in predicted])
     if any(batch.labelled for batch in batches):
         hits = observe(labels, scores, truth)
     return _Written(batches, format_rows(ids, labels, scores), id_keys(ids), hits)
@@ -102,14 +103,14 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        model: Model,
+        facts: ModelFacts,
         sink: Output | Stream,
         stamps: Sequence[FileStat],
-        source: Answers,
+        source: PredictionStream,
         stop: threading.Event,
         watch: Callable[[Progress], None],
     ) -> None:
-        self._job, self._model, self._sink = job, model, sink
+        self._job, self._facts, self._sink = job, facts, sink
         self._stamps, self._source = stamps, source
         self._stop, self._watch = stop, watch
         last = sink.last or Commit(BEGINNING)
@@ -136,14 +137,14 @@ class _Run:
             self._keep(error)
             raise
         self._commit()
-        if self._end.shard < len(self._stamps):  # only a stop ends the answers early without an error
+        if self._end.shard < len(self._stamps):  # only a stop ends the predictions early without an error
             raise Stopped(self._scored if isinstance(self._sink, Output) else 0)
         self._sink.complete(self._record())
 
     def _score(self) -> None:
         due = time.monotonic() + self._job.commit_seconds
-        with closing(self._source.from_position(self._end, self._stop)) as answers:
-            for some in answers:
+        with closing(self._source.from_position(self._end, self._stop)) as predicted:
+            for some in predicted:
                 self._append(written := _written(some))
                 read = self._bytes_before[self._end.shard] + self._end.offset
                 self._watch(Progress(self._scored, self._end.shard, read))
@@ -207,13 +208,13 @@ class _Run:
         read = sum(records for _, records in finished)
         if read != self._scored + self._set_aside:
             raise AssertionError(f"read {read} records, scored {self._scored} and set {self._set_aside} aside")
-        job, model, rows = self._job, self._model, self._sink.rows
+        job, rows = self._job, self._sink.rows
         with self._sink.notes("ids") as ids:
             duplicates = count_duplicates(ids, self._scored)
         return {
             "format": 1,
             "output": {"name": os.path.basename(job.output), "bytes": rows.length, "crc32c": f"{rows.crc:08x}"},
-            "options": {**_options(job, model), "on_error": job.on_error},
+            "options": {**_options(job, self._facts), "on_error": job.on_error},
             "read": read,
             "scored": self._scored,
             "quarantined": self._set_aside,
@@ -227,10 +228,10 @@ class _Run:
         }
 
 
-def _sink(job: Job, model: Model, stop: threading.Event) -> AbstractContextManager[Output | Stream]:
+def _sink(job: Job, facts: ModelFacts, stop: threading.Event) -> AbstractContextManager[Output | Stream]:
     where = places(job.output)
     if where is not None:
-        return opened(where, _options(job, model), [absolute(path) for path in job.shards], job.leftovers)
+        return opened(where, _options(job, facts), [absolute(path) for path in job.shards], job.leftovers)
     if job.leftovers == "resume":
         raise UsageError(f"--resume needs a file, and {job.output} is none", remedy="leave --resume out")
     return streamed(job.output, lambda: _wait(stop))
@@ -242,12 +243,12 @@ def _wait(stop: threading.Event) -> None:
         raise Stopped(0)
 
 
-def _options(job: Job, model: Model) -> dict[str, Any]:
+def _options(job: Job, facts: ModelFacts) -> dict[str, Any]:
     """What decides the bytes of the rows. Batch size, workers, threads and --on-error do not."""
     return {
-        "model_sha256": model.sha256,
-        "provider": model.provider,
-        "runtime": model.runtime,
+        "model_sha256": facts.sha256,
+        "provider": facts.provider,
+        "runtime": facts.runtime,
         "top_k": job.top_k,
     }
 

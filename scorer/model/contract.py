@@ -15,7 +15,6 @@ from scorer.model.onnx_file import EXPORT_IT
 from scorer.model.runtime import CPU, Session, first_line
 
 FORMAT = "1"
-DEFAULT_K = 10
 OUTPUTS = ["scores", "labels"]
 _INPUT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

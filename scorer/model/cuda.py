@@ -1,4 +1,4 @@
-"""One lane of one NVIDIA GPU: a session with fixed buffers, so that one lane's copies overlap another lane's compute.
+"""One execution slot on one NVIDIA GPU: a session with fixed buffers, so that one's copies overlap another's compute.
 
     features --copy--> page-locked array --DMA--> GPU tensor --session--> k scores and labels --DMA--> arrays
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
 from scorer.model.contract import OUTPUTS
+from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import CUDA, Session, without_graph
 
 Array: TypeAlias = NDArray[Any]
@@ -37,7 +38,7 @@ _TRIALS = 5
 
 
 class CudaRuntime:
-    """The few calls of libcudart that a lane needs. Each raises MemoryError, or DeviceError with CUDA's own words."""
+    """The few calls of libcudart that a slot needs. Each raises MemoryError, or DeviceError with CUDA's own words."""
 
     def __init__(self) -> None:
         self._library = _load_library()
@@ -99,21 +100,21 @@ def _load_library() -> Any:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a lane holds for one batch: per input and output a page-locked array and a tensor on the GPU."""
+    """What a slot holds for one batch: per input and output a page-locked array and a tensor on the GPU."""
 
     arrays: dict[str, Array]
     tensors: dict[str, Any]  # onnxruntime.OrtValue
     binding: Any  # onnxruntime.IOBinding
 
 
-class CudaLane:
+class CudaSlot:
     """A session on one GPU, and buffers for one batch. One thread at a time may use it."""
 
     def __init__(self, runtime: Any, session: Session, device: int, cuda: CudaRuntime) -> None:
         """
         Args:
             runtime: the module onnxruntime.
-            session: its session on GPU number `device`, used by this lane alone.
+            session: its session on GPU number `device`, used by this slot alone.
         """
         self._runtime = runtime
         self._session = session
@@ -125,9 +126,9 @@ class CudaLane:
         self._buffers: Buffers | None = None
 
     def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
-        """Make buffers for batches of `size` and `k` answers each.
+        """Make buffers for batches of `size` and `k` labels each.
 
-        No other lane may run meanwhile, since CUDA refuses allocations while a graph is being captured.
+        No other slot may run meanwhile, since CUDA refuses allocations while a graph is being captured.
 
         Raises:
             MemoryError: the GPU has not enough.
@@ -150,8 +151,8 @@ class CudaLane:
         self._choose_graph(buffers)
         self._buffers = buffers
 
-    def run(self, features: Mapping[str, Array], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and labels (n, k) of n videos; size and k at most what the lane was fitted for."""
+    def run(self, features: Features, k: int) -> Predictions:
+        """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
         buffers, stream = self._buffers, self._stream
         if buffers is None or stream is None:
             raise DeviceError(f"cuda:{self._device} could not be set up")
@@ -167,7 +168,7 @@ class CudaLane:
         self._cuda.download(scores, buffers.tensors["scores"].data_ptr(), stream)
         self._cuda.download(labels, buffers.tensors["labels"].data_ptr(), stream)
         self._cuda.wait(stream)
-        return scores[:videos, :k].copy(), labels[:videos, :k].copy()
+        return Predictions(scores[:videos, :k].copy(), labels[:videos, :k].copy())
 
     def _bind(self, tensors: Mapping[str, Any]) -> Any:
         """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""

@@ -59,7 +59,7 @@ def import_runtime() -> Any:
 def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
     """A session on the CPU whose `run` computes in `threads` threads, the caller's included.
 
-    They sleep while they wait, since a spinning thread takes its core from the decoder (benchmarks/lanes.py).
+    They sleep while they wait, since a spinning thread takes its core from the decoder (benchmarks/slots.py).
 
     Raises:
         ModelError: ONNX Runtime cannot open the model.

@@ -1,4 +1,4 @@
-"""Work that overlaps and yet comes out in order: threads that take turns at a source and work side by side.
+"""Work that overlaps and yet comes out in order: threads that share a source and work side by side.
 
 Threads are enough: ONNX Runtime and NumPy's large operations release Python's lock. Each thread takes an item from the
 source, works on it, and comes back, so what one reads is still in its core's cache when it works on it, and no time
@@ -25,37 +25,37 @@ def in_order(
     work: Callable[[T], R],
     source: Generator[T],
     threads: int,
-    window: int,
+    max_in_flight: int,
     stop: threading.Event | None = None,
-    together: int = 1,
+    coalesce: int = 1,
 ) -> Generator[list[R]]:
     """`work(item)` for each item of `source`, in order, in `threads` threads.
 
     Args:
-        window: how many items may be under way or waiting to be taken.
+        max_in_flight: how many items may be worked on or waiting to be taken.
         stop: ends the results early, without an error, once it is set, even where `source` is stuck.
-        together: how many results come at once, where that many are done within a moment of the first.
+        coalesce: how many results come at once, where that many are done within a moment of the first.
 
     Raises:
         whatever `source` or `work` raised, after the results before it.
     """
-    turns = _Turns(work, source, window, together)
-    crew = [threading.Thread(target=turns.run, daemon=True, name=f"lane {lane}") for lane in range(threads)]
-    for thread in crew:
+    shared = _Shared(work, source, max_in_flight, coalesce)
+    started = [threading.Thread(target=shared.run, daemon=True, name=f"predict {i}") for i in range(threads)]
+    for thread in started:
         thread.start()
     try:
-        yield from turns.results(stop)
+        yield from shared.results(stop)
     finally:
-        turns.close()
-        _join(crew, stop)
-        if not any(thread.is_alive() for thread in crew):
+        shared.close()
+        _join(started, stop)
+        if not any(thread.is_alive() for thread in started):
             source.close()
 
 
-def _join(crew: Iterable[threading.Thread], stop: threading.Event | None) -> None:
+def _join(threads: Iterable[threading.Thread], stop: threading.Event | None) -> None:
     """Wait for the threads, but once `stop` is set, be it meanwhile, not for those that are stuck."""
     deadline = math.inf
-    for thread in crew:
+    for thread in threads:
         while thread.is_alive() and time.monotonic() < deadline:
             thread.join(_POLL_SECONDS)
             if stop is not None and stop.is_set():
@@ -70,14 +70,15 @@ class _Result(Generic[R]):
     error: BaseException | None = None
 
 
-class _Turns(Generic[T, R]):
+class _Shared(Generic[T, R]):
     """The state that the threads of `in_order` share."""
 
-    def __init__(self, work: Callable[[T], R], source: Generator[T], window: int, together: int) -> None:
-        self._work, self._source, self._window, self._together = work, source, window, together
-        self._turn = threading.Lock()  # held by the thread that takes an item
+    def __init__(self, work: Callable[[T], R], source: Generator[T], max_in_flight: int, coalesce: int) -> None:
+        self._work, self._source = work, source
+        self._max_in_flight, self._coalesce = max_in_flight, coalesce
+        self._source_lock = threading.Lock()  # held by the thread that takes an item
         self._changed = threading.Condition()  # guards what follows
-        self._done: dict[int, _Result[R]] = {}  # results that wait for their turn
+        self._done: dict[int, _Result[R]] = {}  # results that wait for those before them
         self._taken = 0  # items
         self._given = 0  # results that were taken by the consumer
         self._closed = False
@@ -112,9 +113,9 @@ class _Turns(Generic[T, R]):
             self._changed.notify_all()
 
     def _take(self) -> tuple[int, T] | None:
-        with self._turn:
+        with self._source_lock:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._taken - self._given < self._window)
+                self._changed.wait_for(lambda: self._closed or self._taken - self._given < self._max_in_flight)
                 if self._closed:
                     return None
             index, self._taken = self._taken, self._taken + 1
@@ -130,24 +131,24 @@ class _Turns(Generic[T, R]):
     def _put(self, index: int, result: _Result[R]) -> None:
         with self._changed:
             self._done[index] = result
-            if self._closed or self._taken - self._given >= self._window or not result.values:
+            if self._closed or self._taken - self._given >= self._max_in_flight or not result.values:
                 self._changed.notify_all()
 
     def _wake(self) -> None:
         """Wake the consumer where there is enough for it; fewer results are found by its next look.
 
-        It takes a core from a thread that works. Hence not for each result, and not from one that has the turn still
-        before it: all others would wait for that one.
+        It takes a core from a thread that works. Hence not for each result, and not from one that holds
+        the source still: all others would wait for that one.
         """
         with self._changed:
-            if len(self._done) >= self._together:
+            if len(self._done) >= self._coalesce:
                 self._changed.notify_all()
 
     def _next(self, stop: threading.Event | None) -> list[_Result[R]]:
         """The next results, at least one; an empty one once `stop` is set."""
         first_seen = math.inf
         with self._changed:
-            while not (ready := self._ready()) or (len(ready) < self._together and ready[-1].values):
+            while not (ready := self._ready()) or (len(ready) < self._coalesce and ready[-1].values):
                 now = time.monotonic()
                 first_seen = min(first_seen, now if ready else math.inf)
                 stopped = stop is not None and stop.is_set()
@@ -165,7 +166,7 @@ class _Turns(Generic[T, R]):
     def _ready(self) -> list[_Result[R]]:
         """The results that are done, from the next on, up to one without a value."""
         ready: list[_Result[R]] = []
-        while len(ready) < self._together and (result := self._done.get(self._given + len(ready))) is not None:
+        while len(ready) < self._coalesce and (result := self._done.get(self._given + len(ready))) is not None:
             ready.append(result)
             if not result.values:
                 break

@@ -1,6 +1,6 @@
 """Shards to predictions, in order: while some threads are in the model, another reads and decodes the next batch.
 
-A video's answer depends neither on its batch nor on threads, workers or restarts.
+A video's prediction depends neither on its batch nor on threads, workers or restarts.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.batching import Batch, batches
+from scorer.inputs.example import Schema
 from scorer.inputs.position import BEGINNING, Position
-from scorer.model.model import Model
+from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order
 from scorer.system.cores import usable_cores
 
 OnError: TypeAlias = Literal["fail", "skip"]
 
-_LANES_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
-_MORE_THREADS_FOR_GPU = 3  # than lanes, since it has to be fed faster
-TOGETHER = 2048
+_SLOTS_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
+_MORE_THREADS_FOR_GPU = 3  # than slots, since it has to be fed faster
+COALESCED_VIDEOS = 2048
 """Videos whose rows are made at once: of 256, making them takes twice as long a video."""
-_VIDEOS_AHEAD = 1 << 15  # whose answers, 0.2 KB each, may wait to be written while a disk is slow
+_VIDEOS_IN_FLIGHT = 1 << 15  # whose predictions, 0.2 KB each, may wait to be written while a disk is slow
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
 _WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
@@ -36,7 +37,7 @@ _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Answer:
+class PredictionBatch:
     """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
 
     batch: Batch
@@ -44,15 +45,15 @@ class Answer:
     labels: NDArray[np.int64]
 
 
-class Answers:
-    """A model over shards.
+class PredictionStream:
+    """A model's predictions over shards.
 
     workers: decoding processes at the moment; 0 decodes in a thread.
     """
 
     def __init__(
         self,
-        model: Model,
+        predictor: Predictor,
         shards: Sequence[str],
         k: int,
         *,
@@ -62,24 +63,26 @@ class Answers:
     ) -> None:
         """See `scorer.job.run.Job` for the options; `log` gets a line when workers are started on the way."""
         self.workers = workers or 0
-        self._model, self._shards, self._k = model, shards, k
+        self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
         self._may_add_workers = workers is None
-        more = model.lanes // _LANES_A_DECODER if model.device == "cpu" else _MORE_THREADS_FOR_GPU
-        self._threads = model.lanes + more
+        on_cpu = predictor.facts.device == "cpu"
+        more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
+        self._threads = predictor.slots + more
 
     def from_position(
         self, start: Position = BEGINNING, stop: threading.Event | None = None
-    ) -> Generator[list[Answer]]:
-        """The answers from `start` on, made ahead, those of about TOGETHER videos at a time where they come fast.
+    ) -> Generator[list[PredictionBatch]]:
+        """The predictions from `start` on, made ahead, those of about COALESCED_VIDEOS at a time where they come fast.
 
         The end comes early once `stop` is set.
 
-        Raises what `scorer.inputs.batching.batches` and `Model.run` raise, after the answers before it.
+        Raises what `scorer.inputs.batching.batches` and `Predictor.run` raise, after what comes before it.
         """
-        window = self._threads + _VIDEOS_AHEAD // self._model.batch_size
-        together = max(1, TOGETHER // self._model.batch_size)
-        return in_order(self._answered, self._decoded(start), self._threads, window, stop, together)
+        size = self._predictor.batch_size
+        max_in_flight = self._threads + _VIDEOS_IN_FLIGHT // size
+        coalesce = max(1, COALESCED_VIDEOS // size)
+        return in_order(self._predict, self._decoded(start), self._threads, max_in_flight, stop, coalesce)
 
     def _decoded(self, start: Position) -> Generator[Batch]:
         if self._may_add_workers and self._enough_to_read(start):
@@ -111,18 +114,18 @@ class Answers:
     def _batches(self, start: Position) -> Generator[Batch]:
         yield from batches(
             self._shards,
-            self._model.schema,
-            self._model.batch_size,
+            Schema(self._predictor.facts.inputs),
+            self._predictor.batch_size,
             start=start,
             on_error=self._on_error,
             workers=self.workers,
             depth=self._threads,
         )
 
-    def _answered(self, batch: Batch) -> Answer:
-        scores, labels = self._model.run(batch.features, self._k)
+    def _predict(self, batch: Batch) -> PredictionBatch:
+        scores, labels = self._predictor.run(batch.features, self._k)
         batch.release()
-        return Answer(batch, scores, labels)
+        return PredictionBatch(batch, scores, labels)
 
 
 def _size(path: str) -> int:

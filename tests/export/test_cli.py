@@ -39,15 +39,15 @@ def test_exported_files_obey_the_contract(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     assert files(out) == sorted(["default.onnx", f"{config.name}.onnx"])
     model = Model.open(str(out / f"{config.name}.onnx"), device="cpu")
-    assert model.inputs == dict(config.inputs)
-    assert model.labels == config.labels
+    assert model.facts.inputs == dict(config.inputs)
+    assert model.facts.labels == config.labels
     scores, labels = model.run({n: np.zeros((5, w), np.float32) for n, w in config.inputs}, k=min(20, config.labels))
     assert scores.shape == labels.shape == (5, min(20, config.labels))
     assert (np.diff(scores, axis=1) <= 0).all()
-    report = json.loads(model.metadata["yt8m.parity"])
+    report = json.loads(model.facts.metadata["yt8m.parity"])
     assert report["pytorch"]["max_difference"] <= 1e-5
     assert report["pytorch"]["batches"] == [1, 2, 3, 17, 256]
-    assert json.loads(model.metadata["yt8m.operators"]) == []
+    assert json.loads(model.facts.metadata["yt8m.operators"]) == []
 
 
 def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +184,10 @@ def test_int8_passes_its_gates_and_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "MAP@10 " in capsys.readouterr().out
     assert files(tmp_path / "models") == ["default.onnx", "lstm.fp16.onnx", "lstm.int8.onnx", "lstm.onnx"]
     model = Model.open(str(tmp_path / "models/lstm.int8.onnx"), device="cpu")
-    report = json.loads(model.metadata["yt8m.parity"])
+    report = json.loads(model.facts.metadata["yt8m.parity"])
     assert set(report["quality"]["quality"]) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
     assert report["independence"]["same_bits"]
-    assert model.metadata["yt8m.precision"] == "int8"
+    assert model.facts.metadata["yt8m.precision"] == "int8"
     default, int8 = (tmp_path / "models" / name for name in ("default.onnx", "lstm.int8.onnx"))
     assert default.read_bytes() == int8.read_bytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from export import parity
 from export.parity import check_independence, check_parity, check_quality
 from export.videos import Features, Videos, random_videos
 from scorer.errors import GateError
+from scorer.model.predictor import Predictions
+from tests.scorer.fakes import FACTS
 
 INPUTS = {"mean_rgb": 5}
 LABELS = 30
@@ -21,8 +24,8 @@ class Stub:
     """A model of one Dense layer whose answers a test may bend."""
 
     def __init__(self, noise: float = 0.0, company: float = 0.0, inputs: Mapping[str, int] = INPUTS) -> None:
-        self.inputs = dict(inputs)
-        self.labels = LABELS
+        self.facts = replace(FACTS, inputs=inputs, labels=LABELS)
+        self.batch_size, self.slots, self.notes = 256, 1, list[str]()
         self._noise, self._company = noise, company
         self.weight = np.random.default_rng(0).normal(size=(5, LABELS))
 
@@ -32,10 +35,10 @@ class Stub:
         logits = x @ self.weight + noise + self._company * x.max()
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
-    def run(self, features: Mapping[str, NDArray], k: int = 10) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def run(self, features: Mapping[str, NDArray], k: int = 10) -> Predictions:
         found = self.probabilities(features)
         order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(found, order, axis=1), order
+        return Predictions(np.take_along_axis(found, order, axis=1), order)
 
 
 def labelled(count: int) -> Videos:

@@ -40,7 +40,7 @@ def probabilities(graph: Graph, features: Features) -> np.ndarray:
 def answers(path: Path, features: Features) -> np.ndarray:
     """All probabilities (n, labels) of the file at `path`, in the order of the labels."""
     model = Model.open(str(path), device="cpu")
-    scores, labels = model.run(features, k=model.labels)
+    scores, labels = model.run(features, k=model.facts.labels)
     found = np.zeros_like(scores)
     np.put_along_axis(found, labels, scores, axis=1)
     return found

@@ -213,6 +213,16 @@ def test_buffers_are_reused_after_release_only(tmp_path: Path) -> None:
     assert len(released) <= 2
 
 
+def test_buffers_are_reused_after_the_last_of_several_users(tmp_path: Path) -> None:
+    reader = batches(write(tmp_path, [30]), SCHEMA, 3)
+    first = next(reader)
+    first.retain()
+    first.release()
+    assert not any(np.shares_memory(first.features["rgb"], next(reader).features["rgb"]) for _ in range(3))
+    first.release()
+    assert np.shares_memory(first.features["rgb"], next(reader).features["rgb"])
+
+
 def test_a_shard_of_bad_records_alone_keeps_batches_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_QUARANTINED", 10)
     path = shards.write_shard(tmp_path / "x", [b""] * 95)

@@ -6,32 +6,31 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from scorer.errors import DeviceError, InputError, ResumeError, ShardError
 from scorer.inputs.source import FileStat
 from scorer.job.spec import Job, Stopped
+from scorer.model.predictor import Features, Predictions
 from scorer.outputs.sink import ResumePolicy
 from tests import shards
-from tests.scorer.fakes import FakeModel, do, files_of, write_shards
+from tests.scorer.fakes import FACTS, FakePredictor, do, files_of, write_shards
 
 COUNTS = [9, 14, 7]  # batches of 8 end within each shard
 
 
-class FailingModel(FakeModel):
+class FailingModel(FakePredictor):
     """Fails at batch number `at`."""
 
     def __init__(self, at: int) -> None:
-        super().__init__(lanes=1)  # one thread in all, so that batches come in order
+        super().__init__(slots=1)  # one thread in all, so that batches come in order
         self.left = at
 
-    def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    def run(self, features: Features, k: int = 10) -> Predictions:
         self.left -= 1
         if self.left < 0:
             raise DeviceError("the device fell off")
@@ -40,7 +39,7 @@ class FailingModel(FakeModel):
 
 @pytest.fixture(autouse=True)
 def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", 1)
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def whole(job: Job, folder: Path) -> dict[str, bytes]:
 def broken_off(job: Job, batches: int) -> Job:
     """Commit `batches` batches of 8 videos and fail; returns the job that resumes."""
     with pytest.raises(DeviceError, match="fell off"):
-        do(job, FailingModel(batches))  # type: ignore[arg-type]
+        do(job, FailingModel(batches))
     return replace(job, leftovers="resume")
 
 
@@ -78,25 +77,25 @@ def files(job: Job) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-@pytest.mark.parametrize(("batch_size", "lanes"), [(8, 1), (1, 1), (5, 3), (100, 2)])
+@pytest.mark.parametrize(("batch_size", "slots"), [(8, 1), (1, 1), (5, 3), (100, 2)])
 def test_the_bytes_are_those_of_an_uninterrupted_run(
-    job: Job, expected: dict[str, bytes], batches: int, batch_size: int, lanes: int
+    job: Job, expected: dict[str, bytes], batches: int, batch_size: int, slots: int
 ) -> None:
     resumed = broken_off(job, batches)
     assert not Path(job.output).exists()
-    report = do(resumed, FakeModel(batch_size, lanes))  # type: ignore[arg-type]
+    report = do(resumed, FakePredictor(batch_size, slots))
     assert report.resumed == 8 * batches
     assert files(job) == expected
 
 
 def test_the_error_says_what_is_kept(job: Job) -> None:
     with pytest.raises(DeviceError, match="16 videos are kept, go on with --resume"):
-        do(job, FailingModel(2))  # type: ignore[arg-type]
+        do(job, FailingModel(2))
 
 
 def test_a_failure_before_the_first_commit_leaves_nothing(job: Job) -> None:
     with pytest.raises(DeviceError, match=r"fell off$"):
-        do(job, FailingModel(0))  # type: ignore[arg-type]
+        do(job, FailingModel(0))
     assert files(job) == {}
 
 
@@ -142,8 +141,8 @@ def test_a_torn_commit_and_what_followed_it_are_cut_off(job: Job, expected: dict
 def test_a_stop_keeps_the_batch_in_hand(job: Job, expected: dict[str, bytes]) -> None:
     stop = threading.Event()
 
-    class StoppingModel(FakeModel):
-        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    class StoppingModel(FakePredictor):
+        def run(self, features: Features, k: int = 10) -> Predictions:
             answer = super().run(features, k)
             if self.batch_size == 2:
                 stop.set()
@@ -151,7 +150,7 @@ def test_a_stop_keeps_the_batch_in_hand(job: Job, expected: dict[str, bytes]) ->
             return answer
 
     with pytest.raises(Stopped) as stopped:
-        do(replace(job, commit_seconds=1e9), StoppingModel(), stop)  # type: ignore[arg-type]
+        do(replace(job, commit_seconds=1e9), StoppingModel(), stop)
     report = do(replace(job, leftovers="resume"))
     assert report.resumed == stopped.value.scored
     assert files(job) == expected
@@ -163,7 +162,7 @@ def test_a_job_may_be_changed_where_its_rows_do_not(job: Job, tmp_path: Path) ->
     with pytest.raises(ShardError, match="24 videos are kept"):
         do(job)
     skipping = replace(job, on_error="skip")
-    do(replace(skipping, leftovers="resume"), FakeModel(3))  # type: ignore[arg-type]
+    do(replace(skipping, leftovers="resume"), FakePredictor(3))
     assert files(job) == whole(skipping, tmp_path / "whole")
 
 
@@ -262,10 +261,9 @@ def test_a_journal_of_another_format_is_refused(job: Job) -> None:
 
 def test_another_model_is_refused(job: Job) -> None:
     resumed = broken_off(job, 2)
-    model = FakeModel()
-    model.sha256 = "e" * 64
+    model = FakePredictor(facts=replace(FACTS, sha256="e" * 64))
     with pytest.raises(ResumeError, match=r"model_sha256 was f+ and is now e+; restore that, or begin again"):
-        do(resumed, model)  # type: ignore[arg-type]
+        do(resumed, model)
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
@@ -283,13 +281,13 @@ def test_a_shard_that_was_only_begun_may_be_replaced(job: Job, tmp_path: Path, b
 
 
 def test_a_shard_that_changes_while_the_job_runs_is_an_error(job: Job) -> None:
-    class Meddler(FakeModel):
-        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    class Meddler(FakePredictor):
+        def run(self, features: Features, k: int = 10) -> Predictions:
             touch(job.shards[2])
             return super().run(features, k)
 
     with pytest.raises(InputError, match=r"c\.tfrecord:? changed while"):
-        do(job, Meddler())  # type: ignore[arg-type]
+        do(job, Meddler())
     assert not Path(job.output).exists()
 
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from scorer.errors import InputError, RecordError, ResumeError, ShardError, UsageError
 from scorer.inputs.batching import Batch, batches
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress
+from scorer.model.predictor import Features, Predictions
 from scorer.outputs.journal import Commit
 from scorer.outputs.sink import Output
 from scorer.pipeline import predict
 from tests import shards
-from tests.scorer.fakes import INPUTS, FakeModel, do, fake_model, files_of, write_shards
+from tests.scorer.fakes import INPUTS, FakePredictor, do, files_of, write_shards
 
 
 @pytest.fixture(autouse=True)
 def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", 1)
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
 
 
 @pytest.fixture
@@ -56,22 +56,22 @@ def quarantine_of(job: Job) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 30, 1000])
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("together", [1, 20, 2048])
-def test_rows_do_not_depend_on_batches_and_lanes(
-    job: Job, batch_size: int, lanes: int, together: int, monkeypatch: pytest.MonkeyPatch
+def test_rows_do_not_depend_on_batches_and_slots(
+    job: Job, batch_size: int, slots: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.TOGETHER", together)
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", together)
     do(job)
     again = other(job, "again.csv")
-    do(again, fake_model(batch_size, lanes))
+    do(again, FakePredictor(batch_size, slots))
     assert rows_of(again) == rows_of(job)
     assert ids_of(job) == [f"{shard}-{row}" for shard, count in enumerate([9, 14, 7]) for row in range(count)]
 
 
 def test_the_watcher_sees_every_batch(job: Job) -> None:
     seen: list[Progress] = []
-    score(job, fake_model(), threading.Event(), seen.append)
+    score(job, FakePredictor(), threading.Event(), seen.append)
     assert [progress.scored for progress in seen] == [8, 16, 24, 30]
     assert seen[-1].shards == 3
     assert seen[-1].bytes == sum(Path(path).stat().st_size for path in job.shards)
@@ -170,27 +170,27 @@ def test_a_shard_that_vanishes_is_an_input_error_and_the_job_goes_on_once_it_is_
     lost = Path(job.shards[2])
     data = lost.read_bytes()
 
-    class Thief(FakeModel):
-        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    class Thief(FakePredictor):
+        def run(self, features: Features, k: int = 10) -> Predictions:
             lost.unlink(missing_ok=True)
             return super().run(features, k)
 
     with pytest.raises((InputError, ResumeError), match=r"c\.tfrecord"):
-        do(job, Thief(batch_size=1))  # type: ignore[arg-type]
+        do(job, Thief(batch_size=1))
     lost.write_bytes(data)
     do(replace(job, leftovers="resume"))
     assert len(ids_of(job)) == 30
 
 
 def test_a_bug_is_no_reason_to_lose_what_was_committed(job: Job) -> None:
-    class Bug(FakeModel):
-        def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    class Bug(FakePredictor):
+        def run(self, features: Features, k: int = 10) -> Predictions:
             if len(features["mean_rgb"]) < 8:
                 raise ZeroDivisionError
             return super().run(features, k)
 
     with pytest.raises(ZeroDivisionError):
-        do(job, Bug())  # type: ignore[arg-type]
+        do(job, Bug())
     assert do(replace(job, leftovers="resume")).resumed == 24
 
 
@@ -217,7 +217,7 @@ def test_decoding_processes_are_started_once_one_decoder_is_too_slow(job: Job, m
     monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
     told: list[str] = []
-    report = score(job, fake_model(), threading.Event(), lambda progress: None, told.append)
+    report = score(job, FakePredictor(), threading.Event(), lambda progress: None, told.append)
     assert asked == [0, 3]
     assert told == ["the model outruns one decoder: 3 decoding processes from here on"]
     assert report.workers == 3

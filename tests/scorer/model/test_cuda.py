@@ -1,6 +1,6 @@
-"""GPU lanes on a machine without a GPU: ONNX Runtime's CPU stands in for it behind the calls that CUDA would get.
+"""GPU slots on a machine without a GPU: ONNX Runtime's CPU stands in for it behind the calls that CUDA would get.
 
-What is tested is this project's part: buffers, copies, padding, lanes, memory that runs out, errors that must not turn
+What is tested is this project's part: buffers, copies, padding, slots, memory that runs out, errors that must not turn
 into answers from the CPU. benchmarks/gpu.py runs the same code on a GPU.
 """
 
@@ -185,7 +185,12 @@ def given() -> Features:
 def test_answers_are_the_cpus(gpu: Gpu, path: str, given: Features, videos: int, k: int) -> None:
     given = rows(given, slice(videos))
     model = Model.open(path, batch_size=64)
-    assert (model.device, model.provider, model.lanes, model.reason) == ("cuda:0", CUDA, 3, "CUDA opens here")
+    assert (model.facts.device, model.facts.provider, model.slots, model.facts.reason) == (
+        "cuda:0",
+        CUDA,
+        3,
+        "CUDA opens here",
+    )
     assert same(model.run(given, k), Model.open(path, device="cpu").run(given, k))
 
 
@@ -212,7 +217,7 @@ def test_a_small_batch_leaves_nothing_of_a_large_one_behind(gpu: Gpu, path: str,
         assert same(model.run(rows(given, piece)), (expected[0][piece], expected[1][piece]))
 
 
-def test_many_threads_share_the_lanes(gpu: Gpu, path: str, given: Features) -> None:
+def test_many_threads_share_the_slots(gpu: Gpu, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=16)
     expected = Model.open(path, device="cpu").run(given)
     with ThreadPoolExecutor(8) as pool:
@@ -221,17 +226,17 @@ def test_many_threads_share_the_lanes(gpu: Gpu, path: str, given: Features) -> N
 
 
 def test_exact_arithmetic_unless_tf32_is_asked_for(gpu: Gpu, path: str) -> None:
-    assert Model.open(path).runtime == "onnxruntime 1.99"
+    assert Model.open(path).facts.runtime == "onnxruntime 1.99"
     assert {choices["use_tf32"] for choices in gpu.choices} == {"0"}
     gpu.choices.clear()
-    assert Model.open(path, tf32=True).runtime == "onnxruntime 1.99 TF32"
+    assert Model.open(path, tf32=True).facts.runtime == "onnxruntime 1.99 TF32"
     assert {choices["use_tf32"] for choices in gpu.choices} == {"1"}
-    assert Model.open(path, device="cpu", tf32=True).runtime == "onnxruntime 1.99"
+    assert Model.open(path, device="cpu", tf32=True).facts.runtime == "onnxruntime 1.99"
 
 
-def test_several_gpus_have_a_session_per_lane(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+def test_several_gpus_have_a_session_per_slot(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
     model = Model.open(path, device="cuda:2,0", batch_size=16)
-    assert (model.device, model.lanes) == ("cuda:0,2", 6)
+    assert (model.facts.device, model.slots) == ("cuda:0,2", 6)
     assert [choices["device_id"] for choices in gpu.choices] == ["0", "0", "0", "2", "2", "2"]
     cudart.devices.clear()
     assert same(model.run(given), Model.open(path, device="cpu").run(given))
@@ -243,16 +248,16 @@ def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -
     with pytest.raises(DeviceError, match="cuda:0 does not open; `yt8m doctor`"):
         Model.open(path, device="cuda")
     model = Model.open(path, device="auto")
-    assert (model.device, model.provider, model.reason) == ("cpu", CPU, "cuda:0 does not open")
+    assert (model.facts.device, model.facts.provider, model.facts.reason) == ("cpu", CPU, "cuda:0 does not open")
 
 
 def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: Gpu, path: str) -> None:
     gpu.on_cpu = ["Shape", "MatMulInteger"]
     with pytest.raises(DeviceError, match="no kernel for MatMulInteger; use --device cpu"):
         Model.open(path, device="cuda:0")
-    assert Model.open(path).device == "cpu"
+    assert Model.open(path).facts.device == "cpu"
     gpu.on_cpu = ["Shape", "Gather"]
-    assert Model.open(path).device == "cuda:0"
+    assert Model.open(path).facts.device == "cuda:0"
 
 
 def test_a_device_that_fails_in_a_run_is_an_error_and_no_answer(gpu: Gpu, path: str, given: Features) -> None:
@@ -281,14 +286,14 @@ def test_memory_that_runs_out_in_a_run_halves_the_batch(
 ) -> None:
     model = Model.open(path, batch_size=64)
     expected = Model.open(path, device="cpu").run(given)
-    run = scorer.model.cuda.CudaLane.run
+    run = scorer.model.cuda.CudaSlot.run
 
-    def limited(lane: Any, piece: Any, k: int) -> Any:
+    def limited(slot: Any, piece: Any, k: int) -> Any:
         if model.batch_size > 16:
             raise RuntimeError("Failed to allocate memory for requested buffer of size 123")
-        return run(lane, piece, k)
+        return run(slot, piece, k)
 
-    monkeypatch.setattr(scorer.model.cuda.CudaLane, "run", limited)
+    monkeypatch.setattr(scorer.model.cuda.CudaSlot, "run", limited)
     assert same(model.run(given), expected)
     assert model.notes == [f"memory ran out: batches of {n} instead of {2 * n}" for n in (32, 16)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +17,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-import scorer.model.model
+import scorer.model.placement
+import scorer.model.slots
 from scorer.errors import DeviceError, ModelError, UsageError
 from scorer.model import runtime
-from scorer.model.model import CPU_BATCH, Model
+from scorer.model.model import Model
+from scorer.model.placement import CPU_BATCH
 from tests.onnx_models import build_model, metadata, reference, save_model
 
 INPUTS = {"mean_rgb": 8, "mean_audio": 4}
@@ -28,7 +30,7 @@ SMALL: dict[str, Any] = {"inputs": INPUTS, "labels": 30}
 Features = dict[str, NDArray[np.float32]]
 
 
-def features(videos: int, inputs: dict[str, int] = INPUTS, seed: int = 1) -> Features:
+def features(videos: int, inputs: Mapping[str, int] = INPUTS, seed: int = 1) -> Features:
     random = np.random.default_rng(seed)
     return {name: random.normal(size=(videos, width)).astype(np.float32) for name, width in inputs.items()}
 
@@ -48,13 +50,12 @@ def test_an_open_model_tells_what_it_is(tmp_path: Path) -> None:
     names = [f"label {i}" for i in range(30)]
     path = save_model(tmp_path / "m.onnx", **SMALL, names=names)
     model = Model.open(path)
-    assert (model.path, model.inputs, model.labels, model.names) == (path, INPUTS, 30, names)
-    assert model.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    assert (model.provider, model.device) == ("CPUExecutionProvider", "cpu")
-    assert model.metadata == metadata(30, names=names)
-    assert model.schema.inputs == INPUTS
-    assert "CUDA" in model.reason
-    assert Model.open(path, device="cpu").reason == "asked for"
+    assert (model.facts.path, model.facts.inputs, model.facts.labels, model.facts.names) == (path, INPUTS, 30, names)
+    assert model.facts.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert (model.facts.provider, model.facts.device) == ("CPUExecutionProvider", "cpu")
+    assert model.facts.metadata == metadata(30, names=names)
+    assert "CUDA" in model.facts.reason
+    assert Model.open(path, device="cpu").facts.reason == "asked for"
 
 
 @pytest.mark.parametrize("hidden", [0, 16])
@@ -148,9 +149,9 @@ def test_a_model_that_divides_by_the_norm_of_its_features_opens(tmp_path: Path) 
     assert np.isfinite(scores).all()
 
 
-def test_lanes_share_the_threads(tmp_path: Path) -> None:
+def test_slots_share_the_threads(tmp_path: Path) -> None:
     path = save_model(tmp_path / "m.onnx", **SMALL)
-    assert [Model.open(path, threads=n).lanes for n in (1, 2, 5, 40)] == [1, 2, 5, 16]
+    assert [Model.open(path, threads=n).slots for n in (1, 2, 5, 40)] == [1, 2, 5, 16]
     assert Model.open(path, threads=1).batch_size == CPU_BATCH
 
 
@@ -158,7 +159,7 @@ def test_lanes_share_the_threads(tmp_path: Path) -> None:
 def test_as_many_threads_compute_as_were_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """To the bit what one alone computes. A session of n threads starts n - 1; its callers, the lanes, are others."""
+    """To the bit what one alone computes. A session of n threads starts n - 1; its callers, the slots, are others."""
     path = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 1024}, labels=40, hidden=64)
     given = features(600, {"mean_rgb": 1024})
     expected = Model.open(path, threads=1).run(given)
@@ -168,9 +169,9 @@ def test_as_many_threads_compute_as_were_asked_for(
         started.append(count - 1)
         return runtime.open_cpu(module, model, count)
 
-    monkeypatch.setattr(scorer.model.model, "open_cpu", open_cpu)
+    monkeypatch.setattr(scorer.model.placement, "open_cpu", open_cpu)
     model = Model.open(path, threads=threads, batch_size=32)
-    assert sum(started) + model.lanes == threads
+    assert sum(started) + model.slots == threads
     assert same(model.run(given), expected)
 
 
@@ -237,7 +238,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_refused(tmp_path: Path, m
         os.replace(save_model(tmp_path / "other.onnx", **SMALL, seed=2), path)
         return open_cpu(*arguments)
 
-    monkeypatch.setattr(scorer.model.model, "open_cpu", replacing)
+    monkeypatch.setattr(scorer.model.placement, "open_cpu", replacing)
     with pytest.raises(ModelError, match="changed while it was opened"):
         Model.open(path)
 
@@ -282,10 +283,10 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path: Path) -> None:
         model = opens(tmp_path / "m.onnx", bytes(data))
         data[bit // 8] ^= 1 << bit % 8
         opened.append(model is not None)
-        if model and "mean_rgb" in model.inputs:
-            scores, labels = model.run(features(5, model.inputs), model.labels)
+        if model and "mean_rgb" in model.facts.inputs:
+            scores, labels = model.run(features(5, model.facts.inputs), model.facts.labels)
             assert np.isfinite(scores).all()
-            assert ((labels >= 0) & (labels < model.labels)).all()
+            assert ((labels >= 0) & (labels < model.facts.labels)).all()
     assert 0 < sum(opened) < len(opened)
 
 
@@ -478,14 +479,14 @@ def test_memory_that_is_not_enough_for_one_video_is_an_error(tmp_path: Path, mon
 
 def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Make the CPU fail as ONNX Runtime does when it cannot allocate, for more rows than `most`."""
-    run = scorer.model.model._CpuLane.run
+    run = scorer.model.slots.CpuSlot.run
 
-    def limited(lane: Any, given: Any, k: int) -> Any:
+    def limited(slot: Any, given: Any, k: int) -> Any:
         if len(given["mean_rgb"]) > most:
             raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for 9 bytes")
-        return run(lane, given, k)
+        return run(slot, given, k)
 
-    monkeypatch.setattr(scorer.model.model._CpuLane, "run", limited)
+    monkeypatch.setattr(scorer.model.slots.CpuSlot, "run", limited)
 
 
 def test_a_failure_is_told_in_one_line_without_places_in_the_source(
@@ -493,6 +494,6 @@ def test_a_failure_is_told_in_one_line_without_places_in_the_source(
 ) -> None:
     model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
     error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : /build/onnxruntime_src/core/x.cc:9 it broke\nStacktrace:")
-    monkeypatch.setattr(scorer.model.model._CpuLane, "run", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(scorer.model.slots.CpuSlot, "run", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(DeviceError, match=r"^cpu failed: x\.cc:9 it broke; see `yt8m doctor`$"):
         model.run(features(3))

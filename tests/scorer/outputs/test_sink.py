@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from scorer.errors import OutputError
 from scorer.job.spec import Job
+from scorer.model.predictor import Features, Predictions
 from scorer.outputs import sink
 from scorer.outputs.sink import places
 from tests import shards
-from tests.scorer.fakes import FakeModel, do, write_shards
+from tests.scorer.fakes import FakePredictor, do, write_shards
 
 OLD = b"what stood there before\n"
 
@@ -34,14 +32,14 @@ def job(tmp_path: Path) -> Job:
     return Job(paths, str(output), on_error="skip", commit_seconds=0.0)
 
 
-class Cleaner(FakeModel):
+class Cleaner(FakePredictor):
     """Removes a file while the job runs, as a cleaner of temporary files may."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(lanes=1)
+        super().__init__(slots=1)
         self.target = path
 
-    def run(self, features: Mapping[str, NDArray[np.float32]], k: int = 10) -> tuple[NDArray, NDArray]:
+    def run(self, features: Features, k: int = 10) -> Predictions:
         self.target.unlink(missing_ok=True)
         return super().run(features, k)
 
@@ -52,7 +50,7 @@ def test_work_that_was_removed_meanwhile_is_missed(job: Job, kind: str) -> None:
     removed = output.with_name(f".preds.csv.{kind}")
     for leftovers in ("refuse", "resume"):
         with pytest.raises(OutputError, match=rf"{removed.name}, which was removed .* --restart"):
-            do(replace(job, leftovers=leftovers), Cleaner(removed))  # type: ignore[arg-type]
+            do(replace(job, leftovers=leftovers), Cleaner(removed))
         assert output.read_bytes() == OLD, "an older output is left alone"
         assert output.with_name("preds.csv.done.json").read_bytes() == OLD
     do(replace(job, leftovers="restart"))

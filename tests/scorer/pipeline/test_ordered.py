@@ -34,13 +34,13 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize(("window", "together"), [(1, 1), (3, 1), (3, 2), (100, 7), (100, 1000)])
-def test_all_results_come_in_order_however_long_one_takes(threads: int, window: int, together: int) -> None:
+@pytest.mark.parametrize(("max_in_flight", "coalesce"), [(1, 1), (3, 1), (3, 2), (100, 7), (100, 1000)])
+def test_all_results_come_in_order_however_long_one_takes(threads: int, max_in_flight: int, coalesce: int) -> None:
     def slow(item: int) -> int:
         time.sleep((item * 7 % 5) / 2000)
         return item * 10
 
-    results = in_order(slow, numbers(50), threads, window, together=together)
+    results = in_order(slow, numbers(50), threads, max_in_flight, coalesce=coalesce)
     assert list(chain.from_iterable(results)) == [item * 10 for item in range(50)]
 
 
@@ -72,12 +72,12 @@ def test_an_error_in_the_work_comes_after_the_results_before_it_and_ends_the_sou
 
 
 def test_results_that_come_fast_come_together() -> None:
-    assert list(in_order(same, numbers(10), 2, 100, together=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert list(in_order(same, numbers(10), 2, 100, coalesce=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_a_result_does_not_wait_long_for_others() -> None:
     slow = threading.Event()
-    results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(3), 2, 100, together=3)
+    results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(3), 2, 100, coalesce=3)
     assert next(results) == [0, 1]
     slow.set()
     assert list(results) == [[2]]
@@ -86,7 +86,7 @@ def test_a_result_does_not_wait_long_for_others() -> None:
 def test_a_stop_gives_what_is_done_once() -> None:
     stop, slow = threading.Event(), threading.Event()
     timers = [threading.Timer(0.02, stop.set), threading.Timer(0.5, slow.set)]
-    results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(4), 4, 100, stop, together=10)
+    results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(4), 4, 100, stop, coalesce=10)
     for timer in timers:
         timer.start()
     assert list(results) == [[0, 1]]
@@ -95,7 +95,7 @@ def test_a_stop_gives_what_is_done_once() -> None:
 
 
 def test_an_error_comes_after_the_results_that_come_with_it() -> None:
-    results = in_order(same, numbers(3, fail=True), 2, 100, together=10)
+    results = in_order(same, numbers(3, fail=True), 2, 100, coalesce=10)
     assert next(results) == [0, 1, 2]
     with pytest.raises(ValueError, match="at the end"):
         next(results)
@@ -137,7 +137,7 @@ def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.
     while threading.active_count() > 1 and not closed:
         time.sleep(0.01)
     for thread in threading.enumerate():
-        if thread.name.startswith("lane"):
+        if thread.name.startswith("predict"):
             thread.join()
 
 

@@ -1,8 +1,8 @@
-"""Why the scorer runs a model in lanes of one thread: the same session's ways to use the cores, per batch size.
+"""Why the scorer runs a model in slots of one thread: the same session's ways to use the cores, per batch size.
 
-    python -m benchmarks.lanes --model models/bilstm.onnx --model models/bilstm.int8.onnx
+    python -m benchmarks.slots --model models/bilstm.onnx --model models/bilstm.int8.onnx
 
-`lanes` is one session of one thread called from as many threads as there are cores; `one call` is one session of that
+`slots` is one session of one thread called from as many threads as there are cores; `one call` is one session of that
 many threads, which at the end of every operator sleep (`sleeping`) or burn their cores (`spinning`) until the next.
 Features lie in memory; rounds alternate; printed are medians of videos/s and, which other programs disturb less, of the
 microseconds of a core that a video costs. A core that waits costs nothing there, one that spins does.
@@ -59,13 +59,13 @@ def rate(opened: Any, callers: int, features: dict[str, np.ndarray], seconds: fl
 
 def sweep(path: str, cores: int, batches: list[int], rounds: int, seconds: float) -> Table:
     ways = {
-        "lanes": (session(path, 1, False), cores),
+        "slots": (session(path, 1, False), cores),
         "one call, sleeping": (session(path, cores, False), 1),
         "one call, spinning": (session(path, cores, True), 1),
     }
     table = Table("batch", *ways, title=f"{path}; {machine()}", title_justify="left")
     random = np.random.default_rng(0)
-    inputs = Model.open(path, device="cpu", threads=1).inputs
+    inputs = Model.open(path, device="cpu", threads=1).facts.inputs
     for batch in batches:
         features = {name: random.normal(size=(batch, width)).astype(np.float32) for name, width in inputs.items()}
         rates = defaultdict(list)

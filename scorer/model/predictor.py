@@ -1,0 +1,76 @@
+"""What a job needs of a model: features in, the best labels out, and the facts that decide the bytes of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_K = 10
+
+Features: TypeAlias = Mapping[str, NDArray[Any]]
+"""Per input an array (n, width)."""
+
+
+class Predictions(NamedTuple):
+    """The k best labels of n videos, best first: scores float32 (n, k), labels int64 (n, k)."""
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an open model is.
+
+    path, sha256: the file. inputs: TFRecord feature -> width. dtype: the type of the file's own inputs.
+    labels: how many there are. names: theirs, if the file has them. metadata: every entry of the file.
+    runtime: name and version of the engine, and what else decides the bits of a score.
+    device: "cpu", "cuda:0" or "cuda:0,1". provider: the engine's name for it. reason: why this device.
+    """
+
+    path: str
+    sha256: str
+    inputs: Mapping[str, int]
+    dtype: str
+    labels: int
+    names: Sequence[str] | None
+    metadata: Mapping[str, str]
+    runtime: str
+    device: str
+    provider: str
+    reason: str
+
+
+class Predictor(Protocol):
+    """An open model. `run` may be called from several threads; as many calls as `slots` keep the device busy."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def batch_size(self) -> int:
+        """Videos that run at once in a slot; it may shrink during a job."""
+
+    @property
+    def slots(self) -> int:
+        """Batches that run at once."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user should know about the run, such as smaller batches for want of memory."""
+
+    def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:
+        """The `k` best labels of n videos, whose scores depend on neither n nor each other.
+
+        Args:
+            features: per input finite float32 (n, width).
+            k: 1 to `facts.labels`.
+
+        Raises:
+            UsageError: other features, shapes or k.
+            DeviceError: the device failed.
+        """

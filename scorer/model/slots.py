@@ -1,0 +1,158 @@
+"""Execution slots: a model computes one batch at a time in each, in smaller batches where memory runs out.
+
+On the CPU the slots share one session and have a thread each: that costs no more core time than one slot of all
+threads, for BiLSTM 5 to 10% less, and no slot waits for another at the end of an operator (benchmarks/slots.py). On
+GPUs every slot is a session of its own (scorer/model/cuda.py).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from scorer.errors import DeviceError
+from scorer.model.contract import OUTPUTS
+from scorer.model.predictor import Features, Predictions
+from scorer.model.runtime import Session, device_errors
+
+
+class Slot(Protocol):
+    """Where one batch at a time is computed."""
+
+    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
+        """Prepare for batches of `size` and `k` labels each; no other slot runs meanwhile. Raises MemoryError."""
+
+    def run(self, features: Features, k: int) -> Predictions:
+        """Predict n videos, where n and k are at most what the slot was fitted for."""
+
+
+class CpuSlot:
+    """A share of the CPU's session, which several threads may use at once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
+        """Nothing to prepare: memory is found while a batch runs."""
+
+    def run(self, features: Features, k: int) -> Predictions:
+        """A video alone runs as two: a matrix-vector kernel, where one is chosen, rounds otherwise."""
+        videos = len(next(iter(features.values())))
+        if videos == 1:
+            features = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}
+        scores, labels = self._session.run(OUTPUTS, {**features, "k": np.array([k], np.int64)})
+        return Predictions(scores[:videos], labels[:videos])
+
+
+class SlotPool:
+    """Shares a device's slots among threads.
+
+    batch_size: the most videos that run at once in a slot; halved when memory runs out, which `notes` tells.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        device: str,
+        inputs: Mapping[str, int],
+        dtype: Any,
+        batch_size: int,
+        k: int,
+        convert: Callable[[Features], Features] | None = None,
+    ) -> None:
+        """
+        Args:
+            inputs, dtype: what the slots are fitted for.
+            k: labels a video to expect; more refit the slots when they are asked for.
+            convert: turns features into those that the model reads.
+
+        Raises:
+            DeviceError: there is not enough memory for one video, or the device failed.
+        """
+        self.batch_size, self.notes = batch_size, list[str]()
+        self._device, self._inputs, self._dtype, self._convert = device, inputs, dtype, convert
+        self._count = len(slots)
+        self._k = 0  # the most labels that the slots are fitted for
+        self._refitting = threading.Lock()
+        self._idle: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in slots:
+            self._idle.put(slot)
+        self._refit(batch_size, k)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def run(self, features: Features, videos: int, k: int) -> Predictions:
+        """Predict `videos` >= 1, in pieces of at most `batch_size` that are spread over the slots.
+
+        Raises:
+            DeviceError: the device failed, or has not enough memory for one video.
+        """
+        parts = self._run_all(features, videos, k)
+        if len(parts) == 1:
+            return parts[0]
+        scores, labels = zip(*parts, strict=True)
+        return Predictions(np.concatenate(scores), np.concatenate(labels))
+
+    def _run_all(self, features: Features, videos: int, k: int) -> list[Predictions]:
+        """The predictions in pieces of at most `batch_size`, in order."""
+        size = self.batch_size
+        if videos <= size:
+            return self._run_piece(features, videos, k)
+        starts = range(0, videos, size)
+        pieces = [{name: values[start : start + size] for name, values in features.items()} for start in starts]
+        sizes = [min(size, videos - start) for start in starts]
+        with ThreadPoolExecutor(len(self)) as threads:
+            found = list(threads.map(self._run_piece, pieces, sizes, [k] * len(pieces)))
+        return [part for parts in found for part in parts]
+
+    def _run_piece(self, features: Features, videos: int, k: int) -> list[Predictions]:
+        """The predictions of a piece from one slot, or of smaller pieces where memory ran out."""
+        if k > self._k:
+            self._refit(self.batch_size, k)
+        slot, size = self._idle.get(), self.batch_size
+        try:
+            if videos <= size:
+                with device_errors(self._device):
+                    return [slot.run(self._convert(features) if self._convert else features, k)]
+        except MemoryError:
+            size = size // 2
+        finally:
+            self._idle.put(slot)
+        self._refit(size, k)
+        return self._run_all(features, videos, k)
+
+    def _refit(self, size: int, k: int) -> None:
+        """Fit all slots for batches of at most `size` and at least `k` labels; none of them runs meanwhile."""
+        with self._refitting:
+            size, k = min(size, self.batch_size), max(k, self._k)
+            if (size, k) == (self.batch_size, self._k):
+                return
+            slots = [self._idle.get() for _ in range(self._count)]
+            try:
+                size = self._fit(slots, size, k)
+            finally:
+                for slot in slots:
+                    self._idle.put(slot)
+            if size < self.batch_size:
+                self.notes.append(f"memory ran out: batches of {size:,} instead of {self.batch_size:,}")
+            self.batch_size, self._k = size, k
+
+    def _fit(self, slots: Sequence[Slot], size: int, k: int) -> int:
+        """Fit the slots for batches of `size`, halved until memory suffices; returns the size."""
+        while size >= 1:
+            try:
+                with device_errors(self._device):
+                    for slot in slots:
+                        slot.fit(self._inputs, self._dtype, size, k)
+                return size
+            except MemoryError:
+                size //= 2
+        raise DeviceError(
+            f"{self._device} has not enough memory for one video", remedy="free some, or take int8 or fp16"
+        )
