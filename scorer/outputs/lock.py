@@ -1,7 +1,9 @@
 """One output, one owner: a lock that the kernel drops when its holder dies, however it dies.
 
 A POSIX record lock (fcntl), since it belongs to the process: decoding workers that outlive a killed parent do not
-inherit it, and it holds on network file systems that support locks at all.
+inherit it, and it holds on network file systems that support locks at all. Such a lock does not keep out another thread
+of its own process, and goes with the first descriptor of its file that is closed; so the process itself keeps a list of
+what it holds, and opens none of it twice.
 """
 
 from __future__ import annotations
@@ -10,16 +12,19 @@ import errno
 import fcntl
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scorer.errors import OutputError, ResumeError
 from scorer.outputs.atomic import is_at
+from scorer.outputs.own import create, open_own
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
-# A link that someone else placed in a folder open to all would have its target emptied.
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_held: set[tuple[int, int]] = set()  # device and inode of each lock file that this process holds
+_guard = threading.Lock()  # of the list, and of the files while they are opened and closed
+os.register_at_fork(after_in_child=_held.clear)
 
 
 @contextmanager
@@ -27,34 +32,36 @@ def owned(path: Path, output: str) -> Iterator[None]:
     """Hold the lock file `path` for the output named `output`; the file is gone afterwards.
 
     Raises:
-        ResumeError: another live process holds it; the message says which.
-        OutputError: the lock file cannot be made or is a symbolic link, or the file system has no locks.
+        ResumeError: another live process or another thread holds it; the message says which.
+        OutputError: the lock file cannot be made or is not this user's own, or the file system has no locks.
     """
     try:
-        descriptor = _acquire(path, output)
+        with _guard:
+            descriptor = _acquire(path, output)
+            _held.add(_identity(os.fstat(descriptor)))
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        remedy = "write to a local folder" if error.errno in _NO_LOCKS else "mend that or choose another output"
+        remedy = "write to a local folder" if error.errno in _NO_LOCKS else "fix that or choose another output"
         raise OutputError(f"{output}: cannot lock {path}: {reason}", remedy=remedy) from error
     try:
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(path)  # while it is held: who opened it meanwhile sees that it is gone and starts over
-        os.close(descriptor)
+        with _guard:
+            _release(path, descriptor)
 
 
 def _acquire(path: Path, output: str) -> int:
     while True:
-        descriptor = os.open(path, _FLAGS, 0o666)
+        _check_not_held(path, output)
+        descriptor = _opened(path)
+        if descriptor is None:
+            continue
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
             os.close(descriptor)
-            raise ResumeError(
-                f"{output} is being written by {owner}", remedy="wait for it to end or choose another output"
-            ) from None
+            raise _busy(output, owner) from None
         except OSError:
             os.close(descriptor)
             raise
@@ -63,3 +70,36 @@ def _acquire(path: Path, output: str) -> int:
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor
         os.close(descriptor)
+
+
+def _opened(path: Path) -> int | None:
+    """The lock file, new or as it is; None where it went meanwhile."""
+    try:
+        return create(path)
+    except FileExistsError:
+        try:
+            return open_own(path)
+        except FileNotFoundError:
+            return None
+
+
+def _check_not_held(path: Path, output: str) -> None:
+    with suppress(FileNotFoundError):
+        if _identity(os.lstat(path)) in _held:
+            raise _busy(output, "another thread of this process")
+
+
+def _release(path: Path, descriptor: int) -> None:
+    _held.discard(_identity(os.fstat(descriptor)))
+    if is_at(descriptor, path):
+        with suppress(OSError):
+            os.unlink(path)  # while it is held: who opened it meanwhile sees that it is gone and starts over
+    os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _busy(output: str, owner: str) -> ResumeError:
+    return ResumeError(f"{output} is being written by {owner}", remedy="wait for it to end or choose another output")
