@@ -40,7 +40,8 @@ from train.config import DEFAULTS, PAPER, ModelConfig, TrainConfig
 from train.data import load
 from train.devices import choose_device, use_all_cores
 from train.distributed import World
-from train.loop import Data, Record, Training, evaluate
+from train.evaluate import Record, evaluate
+from train.training import Data, Training
 
 FRESH = "fresh MAP@10"
 BATCH = 10240
@@ -122,7 +123,7 @@ class Result:
 
 
 class FreshView:
-    """The view of a run (train/loop.py, View) that adds to each epoch's record MAP@10 with statistics taken afresh."""
+    """The view of a run (train/training.py) that adds to each epoch's record MAP@10 with statistics taken afresh."""
 
     def __init__(self, training: Training) -> None:
         self.training = training
@@ -132,10 +133,10 @@ class FreshView:
 
     def epoch(self, record: Record) -> None:
         training = self.training
-        fresh = with_fresh_statistics(training.average, training.sample_data.features)
+        fresh = with_fresh_statistics(training.state.average, training.sample_data.features)
         record[FRESH] = evaluate(fresh, training.valid_data, training.config.loss)["MAP@10"]
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         pass
 
 
@@ -181,7 +182,7 @@ def run(variant: Variant, data: Data, device: torch.device) -> dict[str, Any]:
             training.run(Path(folder), FreshView(training), lambda: False)
         except TrainingError as error:
             stopped = str(error)
-    return {"steps": training.plan.steps, "log": training.progress.log, "stopped": stopped}
+    return {"steps": training.plan.steps, "log": training.state.progress.log, "stopped": stopped}
 
 
 def table(side: str, results: Sequence[Result]) -> Table:

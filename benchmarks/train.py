@@ -5,7 +5,7 @@
 
 The straightforward loop is what one writes first: a DataLoader over the `tfrecord` package, dense multi-hot labels,
 torch.nn.LSTM as it is, float32, Adam, in a process of its own, since ours changes how its process gets memory. Ours is
-the step of train/loop.py on shards that were decoded once (the time for that is printed). Neither mixes videos nor
+the step of train/training.py on shards that were decoded once (the time for that is printed). Neither mixes videos nor
 averages weights. Rounds of the two alternate, so that a slow minute hits both; printed are medians.
 
 Model FLOP utilisation (MFU) counts the products of the model's own forward and backward pass (no recurrent weights at
@@ -42,8 +42,8 @@ from train.config import DEFAULTS, MODELS, ModelConfig, TrainConfig
 from train.data import Videos, load
 from train.devices import choose_device, use_all_cores
 from train.distributed import World
-from train.loop import Data, Training
 from train.models import Recurrent, build
+from train.training import Data, Training
 
 PEAK_SIZE = 4096
 """Rows and columns of the peak's matrices."""
@@ -123,7 +123,7 @@ def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list
 
 
 def _our_steps(training: Training) -> Iterator[int]:
-    """Step after step of the loop of train/loop.py; gives the videos of each."""
+    """Step after step of the loop of train/training.py; gives the videos of each."""
     training.model.train()
     done = 0
     for epoch in range(10**6):

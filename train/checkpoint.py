@@ -5,7 +5,7 @@ A run's folder holds two of them:
     best.safetensors   the weights (averaged ones where the run averages) of the epoch with the best MAP@10. Metadata:
                        format "1", config (ModelConfig as JSON), train (TrainConfig as JSON), metrics (JSON), and
                        sha256 (of the weights; files of before it was added are read without).
-    last.safetensors   everything that --resume needs (train/loop.py says what).
+    last.safetensors   everything that --resume needs (train/state.py says what).
 
 A file is written beside its place, flushed to the disk and renamed, so that a full disk, a kill or a power cut leaves
 the previous one.

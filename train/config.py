@@ -114,8 +114,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, per unit of learning rate."""
     soft: bool = False
-    """Learn the soft labels of train/kernel.py, at points around the videos, instead of the videos' own labels. Of more
-    than 45,000 videos there are none, and networks learn better from their own labels."""
+    """Learn the teacher's soft labels (train/distillation/), at points around the videos, instead of the videos' own
+    labels. Of more than 45,000 videos there are none, and networks learn better from their own labels."""
     mixup: float = 0.0
     """Alpha of mixup's Beta(alpha, alpha), drawn for each video where it learns its own labels; 0 mixes nothing."""
     ema: float = 0.0
@@ -225,14 +225,14 @@ PAPER = {
     "bilstm": ModelConfig("bilstm"),
 }
 
-_TAUGHT = TrainConfig(weights="he", batch=512, schedule="cosine", warmup=0.1, soft=True, mixup=0.4)
+_DISTILLATION = TrainConfig(weights="he", batch=512, schedule="cosine", warmup=0.1, soft=True, mixup=0.4)
 """What the recipes have in common. The rate falls to 0, so a weight average would change nothing."""
-_RECURRENT = replace(_TAUGHT, epochs=20, lr=1.2e-3, weight_decay=0.3)
+_RECURRENT = replace(_DISTILLATION, epochs=20, lr=1.2e-3, weight_decay=0.3)
 
 DEFAULTS = {
     "dmrnet": (
         replace(PAPER["dmrnet"], form="run", width=1792, dropout=0.1, scaling="fisher"),
-        replace(_TAUGHT, epochs=40, lr=1.5e-3),
+        replace(_DISTILLATION, epochs=40, lr=1.5e-3),
     ),
     "lstm": (replace(PAPER["lstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),
     "bilstm": (replace(PAPER["bilstm"], scaling="fisher", cell_dropout=0.1, dropout=0.1), _RECURRENT),

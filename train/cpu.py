@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def quicken(model: nn.Module, *, bf16: bool) -> None:
+def optimize_for_cpu(model: nn.Module, *, bf16: bool) -> None:
     """Turn the model's Dropout and, where it trains in bfloat16, Linear layers into those of this file, in place."""
     for module in model.modules():
         if type(module) is nn.Dropout:

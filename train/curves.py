@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from train.evaluate import Record
 from train.files import replace_file
-from train.loop import Record
 
 
 def draw(path: Path, title: str, log: Sequence[Record]) -> None:

@@ -118,7 +118,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
         return centred_BW * torch.rsqrt(var_W + self.eps) * self.weight + self.bias
 
 
-def spread(model: nn.Module) -> nn.Module:
+def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model, its BatchNorms synchronised in place, wrapped so that its gradients are those of all processes."""
     for module in model.modules():
         if type(module) is nn.BatchNorm1d:

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from train.loop import Record, View
+from train.evaluate import Record
+from train.training import View
 
 _SHOWN = 12
 _COLUMNS = ("loss", "MAP@10", "GAP@20", "Hit@1", "PERR")
@@ -38,7 +39,7 @@ class _Nothing:
     def epoch(self, record: Record) -> None:
         pass
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         pass
 
 
@@ -57,12 +58,12 @@ class _Lines:
 
     def epoch(self, record: Record) -> None:
         measures = "  ".join(f"{name} {record[name]:.4f}" for name in _COLUMNS)
-        self.say(
+        self.log(
             f"epoch {record['epoch']:.0f}/{self.epochs}  {measures}  "
             f"{record['videos_per_second']:,.0f} videos/s  {self._left()} left"
         )
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
     def _left(self) -> str:
@@ -98,7 +99,7 @@ class _LiveTable:
         self._bar.update(self._task, rate=f"{record['videos_per_second']:,.0f} videos/s")
         self.live.update(self._render())
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self.live.console.print(f"{self.name}: {line}", highlight=False, markup=False)
 
     def _render(self) -> Group:

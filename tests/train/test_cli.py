@@ -18,8 +18,8 @@ from tests.shards import example, flip_bit, write_shard
 from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
-from train.kernel import PASSES
-from train.loop import Training
+from train.distillation.soft_labels import PASSES
+from train.training import Training
 
 TINY = shlex.split(
     "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16 "
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("train.cli._TELL_SECONDS", (60.0, 60.0))  # on a slow machine errors would not stand alone
+    monkeypatch.setattr("train.runner._TELL_SECONDS", (60.0, 60.0))  # on a slow machine errors would not stand alone
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     write(tmp_path / "a.tfrecord", 120)
@@ -73,7 +73,7 @@ def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.Capt
 def test_soft_labels_are_found_once_and_a_wait_for_them_says_where_it_stands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.cli._TELL_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("train.runner._TELL_SECONDS", (0.0, 0.0))
     assert train("--model", "lstm", "--cache", "cache") == 0
     shown = capsys.readouterr().err
     last = rf"^train: finding soft labels of \d+ videos, once: pass {PASSES} of {PASSES} over the videos$"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.cpu import ByteDropout, TransposedLinear, quicken
+from train.cpu import ByteDropout, TransposedLinear, optimize_for_cpu
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5])
@@ -60,10 +60,10 @@ def test_linear_gives_the_gradients_of_torchs_own(bf16: bool, input_gradient: bo
         torch.testing.assert_close(found, expected, rtol=1e-2 if bf16 else 1e-6, atol=1e-2 if bf16 else 1e-5)
 
 
-def test_quicken_changes_no_weight() -> None:
+def test_optimize_for_cpu_changes_no_weight() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)))
     before = deepcopy(model.state_dict())
-    quicken(model, bf16=True)
+    optimize_for_cpu(model, bf16=True)
     assert [type(module) for module in model.modules() if not list(module.children())] == [
         TransposedLinear,
         ByteDropout,

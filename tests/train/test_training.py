@@ -14,12 +14,15 @@ import torch
 
 from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
 from tests.train.shards import recipe, videos
-from train import checkpoint, loop
+from train import checkpoint
+from train import training as training_module
 from train.config import MODELS, TrainConfig
+from train.distillation.soft_labels import PASSES
 from train.distributed import World
+from train.evaluate import Record, evaluate
 from train.gather import Resident, Streamed
-from train.kernel import PASSES
-from train.loop import CURVES, Data, Plan, Record, Stopped, Training, evaluate, learning_rate
+from train.state import CURVES
+from train.training import Data, Plan, Stopped, Training, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -34,7 +37,7 @@ class Silent:
     def epoch(self, record: Record) -> None:
         self.records.append(record)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         pass
 
 
@@ -82,7 +85,7 @@ def run_to_the_end(name: str, data: Data, folder: Path, **train: Any) -> Trainin
 @pytest.mark.parametrize("loss", ["listwise", "softmax", "bce"])
 def test_every_model_learns_with_every_loss(name: str, loss: str, data: Data, tmp_path: Path) -> None:
     run = run_to_the_end(name, data, tmp_path, epochs=25, lr=0.01, loss=loss, mixup=0.0)
-    first, last = run.progress.log[0], run.progress.log[-1]
+    first, last = run.state.progress.log[0], run.state.progress.log[-1]
     assert last["loss"] < first["loss"]
     assert last["train_MAP@10"] > 0.6 > 0.5 > first["train_MAP@10"]
 
@@ -99,7 +102,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(name: str, stop: int, data: D
         training(name, data, **settings).run(tmp_path / "cut", Silent(), after(stop))
     torch.manual_seed(99)
     resumed = training(name, data, **settings)
-    resumed.restore(*checkpoint.read(tmp_path / "cut" / checkpoint.LAST))
+    resumed.state.restore(*checkpoint.read(tmp_path / "cut" / checkpoint.LAST))
     resumed.run(tmp_path / "cut", Silent(), never)
     assert same(tmp_path / "whole", tmp_path / "cut")
 
@@ -114,8 +117,8 @@ def test_what_a_run_leaves(data: Data, tmp_path: Path) -> None:
     run = run_to_the_end("lstm", data, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     best = checkpoint.load(tmp_path / checkpoint.BEST)
-    assert lines == run.progress.log
-    assert best.config == run.model_config
+    assert lines == run.state.progress.log
+    assert best.config == run.state.model_config
     assert best.metrics["MAP@10"] == max(line["MAP@10"] for line in lines)
     found = evaluate(best.model(), Resident(data.valid, CPU), run.config.loss)
     assert {name: found[name] for name in best.metrics} == best.metrics
@@ -175,7 +178,7 @@ def test_other_videos_are_refused_on_resume(data: Data, tmp_path: Path) -> None:
     run_to_the_end("lstm", data, tmp_path)
     other = training("lstm", Data(videos(100, seed=2), data.valid))
     with pytest.raises(ResumeError, match="other videos"):
-        other.restore(*checkpoint.read(tmp_path / checkpoint.LAST))
+        other.state.restore(*checkpoint.read(tmp_path / checkpoint.LAST))
 
 
 @pytest.mark.parametrize("missing", ["model.dense.weight", "exp_avg.dense.weight", "exp_avg_sq.dense.weight", "losses"])
@@ -184,7 +187,7 @@ def test_a_state_with_a_hole_is_damaged(missing: str, data: Data, tmp_path: Path
     tensors, metadata = checkpoint.read(tmp_path / checkpoint.LAST)
     del tensors[missing]
     with pytest.raises(ModelError, match="damaged"):
-        training("lstm", data).restore(tensors, metadata)
+        training("lstm", data).state.restore(tensors, metadata)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(
@@ -245,7 +248,7 @@ def test_each_point_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) 
     run = training("dmrnet", data, soft=True)
     rows, number = torch.tensor([41, 3]), epoch % PASSES
     (((rgb, _), targets),) = run.batches([rows], epoch)
-    soft = data.soft_labels(run.model_config.labels)
+    soft = data.soft_labels(run.state.model_config.labels)
     assert soft is not None
     (first, second), share = soft.others[number, rows].long().unbind(1), soft.share[number, rows, None]
     values = torch.from_numpy(data.train.features[0])
@@ -255,7 +258,7 @@ def test_each_point_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) 
 
 
 def test_too_many_videos_learn_their_own_labels(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MOST_VIDEOS", len(data.train) - 1)
+    monkeypatch.setattr(training_module, "MOST_VIDEOS", len(data.train) - 1)
     monkeypatch.setattr(data, "_soft", None)
     assert training("dmrnet", data, soft=True).soft is None
 
@@ -266,10 +269,10 @@ def test_the_average_follows_the_weights(data: Data) -> None:
     batches = list(run.batches(order, 0))
     run._step(*batches[0], 0)
     run._step(*batches[1], 1)
-    expected = run.average.get_parameter("dense.weight").clone()
+    expected = run.state.average.get_parameter("dense.weight").clone()
     run._step(*batches[2], 100)
     torch.testing.assert_close(
-        run.average.get_parameter("dense.weight"),
+        run.state.average.get_parameter("dense.weight"),
         (expected + run.model.get_parameter("dense.weight")) / 2,
     )
 

@@ -1,52 +1,40 @@
 """The training loop: epochs over videos that live on the device, without a wait for it until an epoch ends.
 
 Whatever is random (order, dropout, mixup) is seeded by the run's seed and the number of the epoch or step, so that a
-run stopped after any step goes on to the very same weights. A state file (last.safetensors) therefore holds no
-generator; it holds the weights, Adam's moments and the weight average as tensors `model.*`, `exp_avg.*`,
-`exp_avg_sq.*`, `average.*`, the losses of the epoch under way, and in its metadata both configurations and `Progress`.
+run stopped after any step resumes to the very same weights (train/state.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from scorer.errors import ModelError, ResumeError, TrainingError
-from scorer.evaluation import metrics
-from train import checkpoint
+from scorer.errors import TrainingError
 from train.config import ModelConfig, TrainConfig
-from train.cpu import keep_freed_memory, quicken
+from train.cpu import keep_freed_memory, optimize_for_cpu
 from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
-from train.distributed import World, spread
-from train.files import remove_file, replace_file
+from train.distillation.cache import cached_soft_labels
+from train.distillation.soft_labels import MOST_VIDEOS, SoftLabels, point
+from train.distributed import World, wrap_ddp
+from train.evaluate import EVALUATED, Record, evaluate
 from train.gather import Resident, placed
-from train.kernel import MOST_VIDEOS, SoftLabels, kept_soft_labels, point
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.models import build, scalings, set_he, set_prior
+from train.state import State
 
-TOP = 20
-CURVES = "curves.png"
-SAVE_EVERY = 60.0
-"""Seconds between state files: a gigabyte for the paper's BiLSTM, so not after every epoch of a few seconds."""
-_EVALUATED = 2048
 _AGREE_EVERY = 20
 _LOWER_RATE = "what was saved before it stands; train with a lower rate, e.g. --set lr=0.0003"
-
-Record = dict[str, float]
-"""One epoch: epoch, loss, MAP@10, GAP@20, Hit@1, PERR, valid_loss, train_MAP@10, train_loss, videos_per_second, ..."""
 
 
 class View(Protocol):
@@ -58,7 +46,7 @@ class View(Protocol):
     def epoch(self, record: Record) -> None:
         """An epoch is done."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Something that the user should know."""
 
 
@@ -67,19 +55,8 @@ class Stopped(Exception):
 
 
 @dataclass
-class Progress:
-    """Where a run stands. epoch: epochs done. step: steps done of the next one. seconds: spent so far. best: MAP@10."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
-    log: list[Record] = field(default_factory=list)
-
-
-@dataclass
 class Data:
-    """Training and validation videos. soft_folder: where the training videos' soft labels are kept for later runs."""
+    """Training and validation videos. soft_folder: where the training videos' soft labels are cached for later runs."""
 
     train: Videos
     valid: Videos
@@ -90,12 +67,12 @@ class Data:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
     def soft_labels(self, labels: int, at: Callable[[str], None] = lambda step: None) -> SoftLabels | None:
-        """The training videos' soft labels (train/kernel.py), found once; None where there are too many videos.
+        """The training videos' soft labels (train/distillation), found once; None where there are too many videos.
 
         Raises OutputError, and what `at` raises, which is called with each step.
         """
         if self._soft is None and len(self.train) <= MOST_VIDEOS:
-            self._soft = kept_soft_labels(self.train, labels, self.soft_folder, at)
+            self._soft = cached_soft_labels(self.train, labels, self.soft_folder, at)
         return self._soft
 
 
@@ -123,34 +100,31 @@ class Plan:
 
 
 class Training:
-    """One model in training: its weights, their average, the optimiser and the progress."""
+    """One model in training: its state, its videos and its plan."""
 
     def __init__(self, model: ModelConfig, config: TrainConfig, data: Data, device: torch.device, world: World) -> None:
-        self.model_config, self.config, self.device, self.world = model, config, device, world
-        self.fingerprint = data.fingerprint()
+        self.config, self.device, self.world = config, device, world
         self.plan = Plan.of(len(data.train), config.batch, world)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
         self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
         self.valid_data = Resident(data.valid, device)
-        self.sample_data = Resident(_sample(data.train, min(len(data.valid), _EVALUATED)), device)
+        self.sample_data = Resident(_sample(data.train, min(len(data.valid), EVALUATED)), device)
         self.soft = data.soft_labels(model.labels) if config.soft else None
         torch.manual_seed(config.seed)
         self.model = build(model)
         if config.weights == "he":
             set_he(self.model)
         self.model.to(device)
-        self._measure(data.train)
-        self.average = deepcopy(self.model) if config.ema else self.model
-        self.optimizer = _optimizer(self.model, config)
+        _measure(self.model, model, config, data.train)
+        average = deepcopy(self.model) if config.ema else self.model
+        losses = torch.zeros(self.plan.steps, device=device)
+        optimizer = _optimizer(self.model, config)
+        self.state = State(model, config, data.fingerprint(), self.model, average, optimizer, losses)
         if device.type == "cpu":
-            quicken(self.model, bf16=self.bf16)
+            optimize_for_cpu(self.model, bf16=self.bf16)
             keep_freed_memory()
-        spread_model = spread(self.model) if world.size > 1 else self.model
-        self.forward = torch.compile(spread_model) if config.compile else spread_model
-        self.losses = torch.zeros(self.plan.steps, device=device)
-        self.progress = Progress()
-        self._best: dict[str, Tensor] | None = None
-        self._saved = time.monotonic()
+        forward = wrap_ddp(self.model) if world.size > 1 else self.model
+        self.forward = torch.compile(forward) if config.compile else forward
 
     @property
     def parameters(self) -> int:
@@ -165,21 +139,21 @@ class Training:
             TrainingError: the loss is not finite; the folder keeps what was last saved.
             OutputError: the folder cannot be written.
         """
-        while self.progress.epoch < self.config.epochs:
-            start, first = time.monotonic(), self.progress.step
+        while self.state.progress.epoch < self.config.epochs:
+            start, first = time.monotonic(), self.state.progress.step
             self._epoch(folder, view, stop)
             view.epoch(self._finish_epoch(self.plan.steps - first, time.monotonic() - start))
-            self._save(folder, force=self.progress.epoch == self.config.epochs)
+            self._save(folder, force=self.state.progress.epoch == self.config.epochs)
 
     def _epoch(self, folder: Path, view: View, stop: Callable[[], bool]) -> None:
         """The steps of the epoch under way that are still to be done."""
-        progress, steps = self.progress, self.plan.steps
+        progress, steps = self.state.progress, self.plan.steps
         order = self._order(progress.epoch)
         self.model.train()
         start = time.monotonic()
         for inputs, targets in self.batches(order[progress.step :].unbind(), progress.epoch):
             done = progress.epoch * steps + progress.step
-            self.losses[progress.step] = self._step(inputs, targets, done)
+            self.state.losses[progress.step] = self._step(inputs, targets, done)
             progress.step += 1
             view.step(done + 1, self.config.epochs * steps)
             if self._must_stop(stop):
@@ -191,7 +165,8 @@ class Training:
 
     def _must_stop(self, stop: Callable[[], bool]) -> bool:
         """Whether to stop; several processes ask each other now and then, since all must stop at the same step."""
-        if self.world.size > 1 and self.progress.step % _AGREE_EVERY and self.progress.step < self.plan.steps:
+        step = self.state.progress.step
+        if self.world.size > 1 and step % _AGREE_EVERY and step < self.plan.steps:
             return False
         return self.world.agree(stop(), self.device)
 
@@ -220,15 +195,15 @@ class Training:
     def _step(self, inputs: list[Tensor], targets: Targets, done: int) -> Tensor:
         """One step of the optimiser; the loss, still on the device."""
         torch.manual_seed(_seed(self.config.seed, "step", done, self.world.rank))
-        _set_rate(self.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
+        _set_rate(self.state.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
         if self.config.mixup and self.soft is None:
             inputs, targets = self._mix(inputs, targets, done)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.forward(*inputs)
         loss = LOSSES[self.config.loss](logits, targets)
         loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
         self._update_average(done)
         return loss.detach()
 
@@ -246,39 +221,34 @@ class Training:
         """The average follows the weights (and BatchNorm's statistics), faster in the beginning."""
         if self.config.ema:
             decay = min(self.config.ema, (1 + done) / (10 + done))
-            torch._foreach_lerp_(_floats(self.average), _floats(self.model), 1 - decay)
+            torch._foreach_lerp_(_floats(self.state.average), _floats(self.model), 1 - decay)
 
     def _mean_loss(self) -> float:
         """The mean loss of the steps done so far. Raises TrainingError when one is not finite."""
-        losses = self.world.mean(self.losses[: self.progress.step].clone()).cpu()
+        losses = self.world.mean(self.state.losses[: self.state.progress.step].clone()).cpu()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
-            step, epoch = int(bad[0]) + 1, self.progress.epoch + 1
+            step, epoch = int(bad[0]) + 1, self.state.progress.epoch + 1
             raise TrainingError(
-                f"{self.model_config.name}: the loss is {losses[step - 1]:g} at step {step} of epoch {epoch}",
+                f"{self.state.model_config.name}: the loss is {losses[step - 1]:g} at step {step} of epoch {epoch}",
                 remedy=_LOWER_RATE,
             )
         return float(losses.mean())
 
     def _finish_epoch(self, steps: int, seconds: float) -> Record:
         """Evaluate, note the epoch whose last `steps` took `seconds`, and keep the weights if they are the best."""
-        progress = self.progress
+        progress = self.state.progress
         record = {"epoch": progress.epoch + 1, "loss": self._mean_loss()}
         record["videos_per_second"] = steps * self.plan.size / seconds
         start = time.monotonic()
         if self.world.first:
-            record |= evaluate(self.average, self.valid_data, self.config.loss)
-            sample = evaluate(self.average, self.sample_data, self.config.loss)
+            record |= evaluate(self.state.average, self.valid_data, self.config.loss)
+            sample = evaluate(self.state.average, self.sample_data, self.config.loss)
             record |= {"train_loss": sample["valid_loss"], "train_MAP@10": sample["MAP@10"]}
         record = self.world.share(record)
         self._check_finite(record)
         seconds += time.monotonic() - start
-        if record["MAP@10"] > progress.best:
-            progress.best = record["MAP@10"]
-            self._best = {name: tensor.cpu().clone() for name, tensor in self.average.state_dict().items()}
-        progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
-        record["seconds"] = progress.seconds
-        progress.log.append(record)
+        self.state.finish_epoch(record, seconds)
         return record
 
     def _check_finite(self, record: Record) -> None:
@@ -286,84 +256,25 @@ class Training:
         for name in ("valid_loss", "train_loss"):
             if not math.isfinite(record[name]):
                 raise TrainingError(
-                    f"{self.model_config.name}: the {name} is {record[name]:g} after epoch {record['epoch']:.0f}",
+                    f"{self.state.model_config.name}: the {name} is {record[name]:g} after epoch {record['epoch']:.0f}",
                     remedy=_LOWER_RATE,
                 )
 
     def _save(self, folder: Path, *, force: bool) -> None:
-        """Write the best weights and the state, in this order: a best newer than the state is found again on resume."""
-        if not self.world.first or not (force or time.monotonic() - self._saved > SAVE_EVERY):
-            return
-        if self._best is not None:
-            shown = {name: self.best()[name] for name in ("MAP@10", "GAP@20", "Hit@1", "PERR")}
-            checkpoint.save(folder / checkpoint.BEST, self.model_config, self.config, self._best, shown)
-            self._best = None
-        self._write_logs(folder)
-        checkpoint.write(folder / checkpoint.LAST, self._tensors(), self._metadata())
-        if not self.progress.log:
-            _remove_results(folder)
-        self._saved = time.monotonic()
+        if self.world.first:
+            self.state.save(folder, force=force)
 
-    def best(self) -> Record:
-        """The epoch with the best MAP@10 so far."""
-        return max(self.progress.log, key=lambda record: record["MAP@10"])
 
-    def _write_logs(self, folder: Path) -> None:
-        config = {"model": asdict(self.model_config), "train": asdict(self.config), "data": self.fingerprint}
-        lines = "".join(json.dumps(record) + "\n" for record in self.progress.log)
-        replace_file(folder / "config.json", lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
-        replace_file(folder / "metrics.jsonl", lambda part: part.write_text(lines))
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.config.ema:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{kind}.{name}": moments[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moments}
-        return tensors | {"losses": self.losses}
-
-    def _metadata(self) -> dict[str, str]:
-        return {
-            "config": self.model_config.to_json(),
-            "train": self.config.to_json(),
-            "data": self.fingerprint,
-            "progress": json.dumps(asdict(self.progress)),
-        }
-
-    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        """Go on from what `_save` wrote. Raises ResumeError for other videos, ModelError for a damaged state."""
-        if metadata["data"] != self.fingerprint:
-            raise ResumeError("the run was trained on other videos", remedy="give the same --data and --valid")
-        try:
-            self.progress = Progress(**json.loads(metadata["progress"]))
-            self.model.load_state_dict(_under("model.", tensors))
-            if self.config.ema:
-                self.average.load_state_dict(_under("average.", tensors))
-            self.losses.copy_(tensors["losses"])
-            self._restore_moments(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"damaged training state: {error}", remedy="train anew with --restart") from None
-
-    def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
-        done = float(self.progress.epoch * self.plan.steps + self.progress.step)
-        for name, parameter in self.model.named_parameters():
-            if done and parameter.requires_grad:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(done, device=self.device),
-                    "exp_avg": tensors[f"exp_avg.{name}"].to(self.device),
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device),
-                }
-
-    def _measure(self, videos: Videos) -> None:
-        if self.model_config.scaling == "standard":
-            for scaling, (mean, std) in zip(scalings(self.model), statistics(videos), strict=True):
-                scaling.set_statistics(mean, std)
-        if self.model_config.scaling == "fisher":
-            for scaling, ratio in zip(scalings(self.model), fisher_ratios(videos), strict=True):
-                scaling.set_weight((ratio / ratio.mean()).sqrt())
-        if self.config.bias == "prior":
-            set_prior(self.model, log_odds(videos, self.model_config.labels))
+def _measure(model: nn.Module, model_config: ModelConfig, config: TrainConfig, videos: Videos) -> None:
+    """Set in a fresh model what is measured on the training videos: input scalings and the output bias."""
+    if model_config.scaling == "standard":
+        for scaling, (mean, std) in zip(scalings(model), statistics(videos), strict=True):
+            scaling.set_statistics(mean, std)
+    if model_config.scaling == "fisher":
+        for scaling, ratio in zip(scalings(model), fisher_ratios(videos), strict=True):
+            scaling.set_weight((ratio / ratio.mean()).sqrt())
+    if config.bias == "prior":
+        set_prior(model, log_odds(videos, model_config.labels))
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -374,31 +285,6 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return config.lr
     return config.lr * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
-
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, videos: Resident, loss: str) -> Record:
-    """valid_loss, MAP@10, GAP@20, Hit@1 and PERR of labelled videos, in float32 as the exported model computes."""
-    model.eval()
-    total = torch.zeros((), device=videos.labels.device)
-    tops = []
-    for inputs, labels in videos.batches(torch.arange(len(videos)).split(_EVALUATED)):
-        logits = model(*inputs)
-        total += LOSSES[loss](logits, targets_of(labels, loss)) * len(labels)
-        tops.append(_top(logits))
-    top_scores, top_labels = (torch.cat(parts).cpu().numpy() for parts in zip(*tops, strict=True))
-    truth = videos.labels.cpu().numpy()
-    known = truth >= 0
-    splits = np.concatenate([[0], np.cumsum(known.sum(axis=1))])
-    found = metrics.evaluate(top_labels, top_scores, truth[known].astype(np.int64), splits)
-    return {"valid_loss": float(total) / len(videos), **found}
-
-
-def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and labels (n, 20) of the best; fewer labels are filled up with one that is never true."""
-    scores, labels = logits.topk(min(TOP, logits.shape[1]))
-    missing = (0, TOP - scores.shape[1])
-    return functional.pad(scores.sigmoid(), missing), functional.pad(labels, missing, value=logits.shape[1])
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -429,16 +315,6 @@ def _mixture(x: Tensor, partner: Tensor, share_B1: Tensor) -> Tensor:
 def _sample(videos: Videos, count: int) -> Videos:
     """`count` videos evenly spread."""
     return videos.rows(np.linspace(0, len(videos) - 1, min(count, len(videos))).astype(np.int64))
-
-
-def _remove_results(folder: Path) -> None:
-    """Remove what an earlier run left and this one, before its first epoch's end, has nothing to put in place of."""
-    for name in (checkpoint.BEST, CURVES):
-        remove_file(folder / name)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _seed(*parts: int | str) -> int:

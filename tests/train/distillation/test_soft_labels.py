@@ -1,0 +1,86 @@
+"""Soft labels: at which points they are taken, and that they are the teacher's answers there."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.train.shards import LABELS, videos
+from train.data import fisher_ratios
+from train.distillation import soft_labels
+from train.distillation.kernel import NEIGHBOURS, Teacher, weighted
+from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, _parts, compute_soft_labels
+
+
+def dense(soft: SoftLabels) -> torch.Tensor:
+    """(P, N, L)"""
+    return torch.zeros(*soft.share.shape, LABELS).scatter_(2, soft.index.long(), soft.weight.float())
+
+
+def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
+    made = videos(400)
+    soft = compute_soft_labels(made, LABELS)
+    y = torch.zeros(400, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
+    near = soft.share < REACHES[0] / 4
+    assert (dense(soft) * y)[near].sum() / y.expand(PASSES, -1, -1)[near].sum() > 3 * dense(soft).mean()
+    assert 0 <= soft.weight.min() <= soft.weight.max() <= 1
+    assert soft.share.min() >= 0
+    assert soft.share[::2].max() <= REACHES[0] < soft.share[1::2].max() <= REACHES[1]
+
+
+def test_soft_labels_are_the_answers_at_their_points() -> None:
+    made = videos(60)
+    soft = compute_soft_labels(made, LABELS, bf16=False)
+    ratios = fisher_ratios(made)
+    features = [torch.from_numpy(values) for values in made.features]
+    y = torch.zeros(60, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
+    order = _parts(60)[0]
+    teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
+    first, second = soft.others[3].long().unbind(1)
+    points = [values + soft.share[3, :, None] * (values[first] - values[second]) for values in features]
+    expected = teacher.answer(weighted(points, ratios))
+    torch.testing.assert_close(soft.weight[3].float(), expected.gather(1, soft.index[3].long()), rtol=0, atol=2e-3)
+
+
+def test_every_second_pass_takes_the_difference_of_neighbours() -> None:
+    made = videos(80)
+    soft, ratios = compute_soft_labels(made, LABELS, bf16=False), fisher_ratios(made)
+    features, order = [torch.from_numpy(values) for values in made.features], _parts(80)[0]
+    y = torch.zeros(80, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
+    teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
+    seen = weighted([values[order] for values in features], ratios) @ teacher._metric_FF
+    distances = torch.cdist(seen, seen).fill_diagonal_(torch.inf)
+    near = teacher.neighbours()
+    assert near.shape == (80, NEIGHBOURS)
+    torch.testing.assert_close(distances.gather(1, near), distances.topk(NEIGHBOURS, largest=False).values)
+    allowed = torch.zeros(80, 80, dtype=torch.bool)
+    allowed[order[:, None], order[near]] = True
+    held = allowed[soft.others[:, :, 0].long(), soft.others[:, :, 1].long()]
+    assert held[1::2].all()
+    assert (~held[::2]).any(dim=1).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_videos_have_soft_labels_too(count: int) -> None:
+    assert compute_soft_labels(videos(count), LABELS).weight.isfinite().all()
+
+
+def test_equal_videos_have_soft_labels_too() -> None:
+    made = videos(8)
+    for values in made.features:
+        values[:] = values[0]
+    assert compute_soft_labels(made, LABELS).weight.isfinite().all()
+
+
+def test_parts_that_memory_has_room_for_cover_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_labels, "available_memory", lambda: 10 * 40**2)
+    assert sorted(torch.cat(_parts(100)).tolist()) == list(range(100))
+    assert max(map(len, _parts(100))) <= 40
+    assert dense(compute_soft_labels(videos(100), LABELS)).sum(2).min() > 0
+
+
+def test_memory_of_unknown_size_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_labels, "available_memory", lambda: math.inf)
+    assert len(_parts(100)) == 1

@@ -1,0 +1,146 @@
+"""What a run saves, and resumes from to the very same weights.
+
+A state file (last.safetensors) holds the weights, Adam's moments and the weight average as tensors `model.*`,
+`exp_avg.*`, `exp_avg_sq.*`, `average.*`, the losses of the epoch under way, and in its metadata both configurations,
+the videos' fingerprint and the progress. It holds no random generator: whatever is random is seeded by the run's seed
+and the number of the epoch or step.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scorer.errors import ModelError, ResumeError
+from train import checkpoint
+from train.config import ModelConfig, TrainConfig
+from train.evaluate import Record
+from train.files import remove_file, replace_file
+
+CURVES = "curves.png"
+SAVE_EVERY = 60.0
+"""Seconds between state files: a gigabyte for the report's BiLSTM, so not after every epoch of a few seconds."""
+
+
+@dataclass
+class TrainingProgress:
+    """Where a run stands. epoch: epochs done. step: steps done of the next one. seconds: spent so far. best: MAP@10."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -1.0
+    log: list[Record] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """A run's configurations, weights, their average, optimiser and progress.
+
+    fingerprint: of the videos. losses: float32 (steps of an epoch,), of the epoch under way. best_weights: those of the
+    best epoch where they are not saved yet.
+    """
+
+    model_config: ModelConfig
+    config: TrainConfig
+    fingerprint: str
+    model: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: Tensor
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+    best_weights: dict[str, Tensor] | None = None
+    saved: float = field(default_factory=time.monotonic)
+
+    def best(self) -> Record:
+        """The epoch with the best MAP@10 so far."""
+        return max(self.progress.log, key=lambda record: record["MAP@10"])
+
+    def finish_epoch(self, record: Record, seconds: float) -> None:
+        """Note an epoch that took `seconds`, and keep its weights if they are the best."""
+        progress = self.progress
+        if record["MAP@10"] > progress.best:
+            progress.best = record["MAP@10"]
+            self.best_weights = {name: tensor.cpu().clone() for name, tensor in self.average.state_dict().items()}
+        progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, progress.seconds + seconds
+        record["seconds"] = progress.seconds
+        progress.log.append(record)
+
+    def save(self, folder: Path, *, force: bool) -> None:
+        """Write the best weights and the state, in this order: a best newer than the state is found again on resume.
+
+        Unless `force`d, nothing is written within SAVE_EVERY of the last time. Raises OutputError.
+        """
+        if not force and time.monotonic() - self.saved <= SAVE_EVERY:
+            return
+        if self.best_weights is not None:
+            shown = {name: self.best()[name] for name in ("MAP@10", "GAP@20", "Hit@1", "PERR")}
+            checkpoint.save(folder / checkpoint.BEST, self.model_config, self.config, self.best_weights, shown)
+            self.best_weights = None
+        self._write_logs(folder)
+        checkpoint.write(folder / checkpoint.LAST, self._tensors(), self._metadata())
+        if not self.progress.log:
+            _remove_results(folder)
+        self.saved = time.monotonic()
+
+    def _write_logs(self, folder: Path) -> None:
+        config = {"model": asdict(self.model_config), "train": asdict(self.config), "data": self.fingerprint}
+        lines = "".join(json.dumps(record) + "\n" for record in self.progress.log)
+        replace_file(folder / "config.json", lambda part: part.write_text(json.dumps(config, indent=2) + "\n"))
+        replace_file(folder / "metrics.jsonl", lambda part: part.write_text(lines))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.config.ema:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{kind}.{name}": moments[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moments}
+        return tensors | {"losses": self.losses}
+
+    def _metadata(self) -> dict[str, str]:
+        return {
+            "config": self.model_config.to_json(),
+            "train": self.config.to_json(),
+            "data": self.fingerprint,
+            "progress": json.dumps(asdict(self.progress)),
+        }
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """Continue from what `save` wrote. Raises ResumeError for other videos, ModelError for a damaged state."""
+        try:
+            if metadata["data"] != self.fingerprint:
+                raise ResumeError("the run was trained on other videos", remedy="give the same --data and --valid")
+            self.progress = TrainingProgress(**json.loads(metadata["progress"]))
+            self.model.load_state_dict(_under("model.", tensors))
+            if self.config.ema:
+                self.average.load_state_dict(_under("average.", tensors))
+            self.losses.copy_(tensors["losses"])
+            self._restore_moments(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"damaged training state: {error}", remedy="train anew with --restart") from None
+
+    def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
+        done = float(self.progress.epoch * len(self.losses) + self.progress.step)
+        for name, parameter in self.model.named_parameters():
+            if done and parameter.requires_grad:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(done, device=self.losses.device),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(self.losses.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.losses.device),
+                }
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove what an earlier run left and this one, before its first epoch's end, has nothing to put in place of."""
+    for name in (checkpoint.BEST, CURVES):
+        remove_file(folder / name)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
