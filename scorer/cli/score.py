@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scorer.model.model import Model
 
 _MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
-_PRIVATE_COMMIT_SECONDS = "YT8M_COMMIT_SECONDS"  # for the crash test, which wants kills between commits
 
 _EPILOG = """\
 examples:
@@ -187,7 +186,6 @@ def _job(options: argparse.Namespace, shards: Sequence[str]) -> Job:
         on_error=options.on_error,
         max_errors=options.max_errors,
         leftovers="resume" if options.resume else "restart" if options.restart else "refuse",
-        commit_seconds=float(os.environ.get(_PRIVATE_COMMIT_SECONDS, "1")),
     )
 
 

@@ -10,7 +10,6 @@ one begins anew.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess
@@ -128,9 +127,19 @@ def _run_whole(shards: Sequence[str], model: str, output: Path, *options: str) -
 
 
 def _start(shards: Sequence[str], model: str, output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "scorer", *shards, "-o", str(output), "--model", model, "--quiet", *options]
-    environment = {**os.environ, "YT8M_COMMIT_SECONDS": "0"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.scorer.job.committing",
+        *shards,
+        "-o",
+        str(output),
+        "--model",
+        model,
+        "--quiet",
+        *options,
+    ]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 def _files_of(output: Path) -> dict[str, bytes]:

@@ -19,13 +19,21 @@ from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("limits")
     model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
-    return [sys.executable, "-m", "scorer", *write_shards(folder, [1000, 900]), "--model", model, "--batch-size", "50"]
+    return [
+        sys.executable,
+        "-m",
+        "tests.scorer.job.committing",
+        *write_shards(folder, [1000, 900]),
+        "--model",
+        model,
+        "--batch-size",
+        "50",
+    ]
 
 
 def score(command: list[str], output: Path, *options: str, limit: Callable[[], None] | None = None) -> tuple[int, str]:
-    environment = {"YT8M_COMMIT_SECONDS": "0", "PATH": ""}
     given = [*command, "-o", str(output), "--quiet", *options]
-    result = subprocess.run(given, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+    result = subprocess.run(given, env={"PATH": ""}, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
     return result.returncode, result.stderr
 
 

@@ -28,12 +28,20 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A job of 12,000 batches of one video."""
     folder = tmp_path_factory.mktemp("signals")
     model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
-    return [sys.executable, "-m", "scorer", *write_shards(folder, VIDEOS), "--model", model, "--batch-size", "1"]
+    return [
+        sys.executable,
+        "-m",
+        "tests.scorer.job.committing",
+        *write_shards(folder, VIDEOS),
+        "--model",
+        model,
+        "--batch-size",
+        "1",
+    ]
 
 
 def start(command: list[str], output: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "YT8M_COMMIT_SECONDS": "0"}
-    return subprocess.Popen([*command, "-o", str(output)], env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, "-o", str(output)], stderr=subprocess.PIPE, text=True)
 
 
 def wait_until(true: Callable[[], bool]) -> None:
