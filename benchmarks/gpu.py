@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from scorer.job.spec import Job
 from scorer.model.contract import OUTPUTS
 from scorer.model.model import Model
 from scorer.model.runtime import import_runtime, open_cuda, without_graph
+from scorer.system.signals import StopRequest
 
 K = 10
 GOAL, GOAL_RATIO = 1_000_000, 0.5
@@ -136,7 +136,7 @@ def end_to_end(model: Model, shard: Path, workers: int | None) -> float:
     """Videos/s of a whole job, from the shard to the committed file."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job([str(shard)], str(Path(folder) / "preds.csv"), workers=workers)
-        done = score(job, model, threading.Event(), lambda progress: None)
+        done = score(job, model, StopRequest(), lambda progress: None)
     return float(done.record["scored"] / done.seconds)
 
 

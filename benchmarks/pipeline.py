@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
 from scorer.pipeline.ordered import in_order
+from scorer.system.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def whole(model: Model, shards: list[str], workers: int) -> int:
     """Do a job."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
-        report = score(job, model, threading.Event(), lambda progress: None)
+        report = score(job, model, StopRequest(), lambda progress: None)
     return int(report.record["scored"])
 
 

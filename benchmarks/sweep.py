@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import threading
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
 from scorer.system.cores import usable_cores
+from scorer.system.signals import StopRequest
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
 WORKERS = (0, 1, 2)
@@ -58,7 +58,7 @@ def rate(path: str, shards: list[str], point: Point) -> float:
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "preds.csv")
         job = Job(shards, output, workers=point.workers)
-        report = score(job, model, threading.Event(), lambda progress: None)
+        report = score(job, model, StopRequest(), lambda progress: None)
     return float(report.record["scored"] / report.seconds)
 
 

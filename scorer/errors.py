@@ -10,15 +10,18 @@
     ├── OutputError              8    a result that cannot be written
     ├── ResumeError              9    leftovers, a changed job, or an output that another process holds
     ├── GateError               11    an exported model that does not match its checkpoint
-    └── TrainingError           12    training that cannot go on (NaN loss, no labels, too few videos)
+    └── TrainingError           12    training that cannot continue (NaN loss, no labels, too few videos)
 
-Codes without an exception: 0 done, 1 a bug of ours, 10 done with records set aside, 130 and 143 stopped by
+Codes without an exception: 0 done, 1 a bug of ours, 10 done with records quarantined, 130 and 143 stopped by
 SIGINT and SIGTERM, 141 the reader of a pipe has gone. The commands alone turn an error into one line on stderr and its
-exit code.
+exit code, and they alone name options: an error carries hints, for which each command has its own words
+(`scorer/cli/remedies.py`) and a Python program none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum, auto
 from typing import Any
 
 PARTIAL_SUCCESS = 10
@@ -30,18 +33,49 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+class Hint(Enum):
+    """What would help and is done differently by each command, or not at all: an option, most of the time."""
+
+    SKIP = auto()  # leave bad records out
+    FEATURES = auto()  # ask for the features that the records have
+    MORE_ERRORS = auto()  # allow more bad records
+    RESUME = auto()  # resume an unfinished run
+    RESUME_LATER = auto()  # resume it once the cause is gone
+    RESTART = auto()  # discard an unfinished run
+    NO_RESUME = auto()  # there is nothing to resume
+    IN_PROCESS = auto()  # decode without other processes
+    ON_CPU = auto()  # run the model on the CPU
+    OTHER_MODEL = auto()  # choose a model
+    SMALLER_BATCH = auto()  # fewer videos at a time
+
+
 class Yt8mError(Exception):
-    """What went wrong, where, and what to do: `str(error)` is the one line a user reads."""
+    """What went wrong, where, and what to do: `str(error)` is the one line a user of the Python interface reads.
+
+    message: what and where.
+    remedy: what to do, in words that hold for every caller.
+    hints: what else would help, as far as the caller has it.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
+    def __init__(self, message: str, *, remedy: str = "", hints: tuple[Hint, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.hints = hints
 
     def __str__(self) -> str:
-        line = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return self.line({})
+
+    def line(self, words: Mapping[Hint, str]) -> str:
+        """Message and remedy in one printable line, with a command's `words` for the hints that it has words for.
+
+        Words begin with "or" or "then" where a remedy may stand before them.
+        """
+        remedies = [self.remedy, *(words[hint] for hint in self.hints if hint in words)]
+        remedy = ", ".join(filter(None, remedies)).removeprefix("or ").removeprefix("then ")
+        line = f"{self.message}; {remedy}" if remedy else self.message
         return printable(line)  # a path with two spaces must stay one that can be pasted
 
 
@@ -56,20 +90,22 @@ class InputError(Yt8mError):
 class _LocatedError(Yt8mError):
     """An error at a known place: `record` is the 0-based index in the shard, `offset` the byte it starts at."""
 
-    def __init__(self, path: str, reason: str, *, record: int, offset: int, remedy: str = "") -> None:
-        super().__init__(f"{path}: record {record} at byte {offset}: {reason}", remedy=remedy)
+    def __init__(
+        self, path: str, reason: str, *, record: int, offset: int, remedy: str = "", hints: tuple[Hint, ...] = ()
+    ) -> None:
+        super().__init__(f"{path}: record {record} at byte {offset}: {reason}", remedy=remedy, hints=hints)
         self.path = path
         self.reason = reason
         self.record = record
         self.offset = offset
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _located, (type(self), self.path, self.reason, self.record, self.offset, self.remedy)
+        return _located, (type(self), self.path, self.reason, self.record, self.offset), self.__dict__
 
 
-def _located(kind: type[_LocatedError], path: str, reason: str, record: int, offset: int, remedy: str) -> _LocatedError:
+def _located(kind: type[_LocatedError], path: str, reason: str, record: int, offset: int) -> _LocatedError:
     """For pickle, which calls without keywords."""
-    return kind(path, reason, record=record, offset=offset, remedy=remedy)
+    return kind(path, reason, record=record, offset=offset)
 
 
 class ShardError(_LocatedError):

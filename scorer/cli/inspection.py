@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorer.cli.remedies import INSPECT
 from scorer.errors import BROKEN_PIPE, ModelError, Yt8mError
 from scorer.model.onnx_file import EXPORT_IT
+from scorer.system.terminal import print_stderr
 
 if TYPE_CHECKING:
     from scorer.model.model import Model
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return BROKEN_PIPE
     except Yt8mError as error:
-        print(f"inspect: {error}", file=sys.stderr)
+        print_stderr(f"inspect: {error.line(INSPECT)}")
         return error.exit_code
 
 

@@ -1,4 +1,4 @@
-"""What a person sees on standard error: a progress bar while a job runs, and a summary at its end.
+"""What a person sees on standard error while a job runs.
 
 Nothing of it may decide how a command ends: where standard error is closed or broken, what it was to say is lost.
 """

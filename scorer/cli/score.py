@@ -9,9 +9,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, UsageError, Yt8mError, printable
+from scorer.cli.remedies import SCORE
+from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, Hint, UsageError, Yt8mError, printable
 from scorer.system.signals import StopRequest, stop_on_signals
 from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
@@ -39,8 +40,8 @@ exit codes:
    7  a device or runtime is absent or failed
    8  the output cannot be written
    9  an earlier run left work, cannot be resumed, or is still running
-  10  done, but records were set aside
- 130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; --resume goes on
+  10  done, but records were quarantined
+ 130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; resume with --resume
  141  the reader of -o - closed the pipe
 """
 
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stop_on_signals() as stop:
             return _score(options, arguments, stop)
     except Yt8mError as error:
-        _report(f"score: {error}")
+        _report(f"score: {error.line(SCORE)}")
         return error.exit_code
     except MemoryError:
-        _report("score: out of memory; use a smaller --batch-size or fewer --workers")
+        _report(f"score: out of memory; {SCORE[Hint.SMALLER_BATCH]}")
         return DeviceError.exit_code
     except BrokenPipeError:
         return BROKEN_PIPE
@@ -104,16 +105,16 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_error_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--on-error", choices=("fail", "skip"), default="fail", help="stop at a bad record, or set it aside [fail]"
+        "--on-error", choices=("fail", "skip"), default="fail", help="stop at a bad record, or quarantine it [fail]"
     )
     group.add_argument(
-        "--max-errors", type=_at_least(0), metavar="N", help="stop when more than N records are set aside"
+        "--max-errors", type=_at_least(0), metavar="N", help="stop when more than N records are quarantined"
     )
     either = group.add_mutually_exclusive_group()
     either.add_argument(
-        "--resume", action="store_true", help="go on where an earlier run stopped; the bytes are the same"
+        "--resume", action="store_true", help="continue where an earlier run stopped; the bytes are the same"
     )
-    either.add_argument("--restart", action="store_true", help="throw away what an earlier run left")
+    either.add_argument("--restart", action="store_true", help="discard what an earlier run left")
 
 
 def _add_speed_options(group: argparse._ArgumentGroup) -> None:
@@ -154,12 +155,13 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.outputs.sink import places
 
     if options.max_errors is not None and options.on_error == "fail":
-        raise UsageError("--max-errors counts records that are set aside", remedy="add --on-error skip")
+        raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
     places(options.output)  # what is wrong with it is said before anything is opened
     path, origin = find_model(options.model)
     check_model_apart(path, options.output)
 
+    from scorer.cli.summary import print_summary
     from scorer.model.model import Model
     from scorer.system.memory import give_memory_back
 
@@ -171,7 +173,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     if report is None:
         return stop.exit_code
     if not options.quiet:
-        _summarise(report, model, origin, options.output)
+        print_summary(report, model, origin, options.output)
     return PARTIAL_SUCCESS if report.record["quarantined"] else 0
 
 
@@ -199,14 +201,14 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
             return score(job, model, stop, watch, lambda line: _report(f"score: {line}"))
     except Stopped as stopped:
         if stopped.scored:
-            _report(f"score: {stopped.scored:,} videos are kept; go on with: {_resuming(arguments)}")
+            _report(f"score: {stopped.scored:,} videos are kept; resume with: {_resuming(arguments)}")
         else:
             _report("score: stopped before anything was kept")
         return None
 
 
 def _resuming(arguments: Sequence[str]) -> str:
-    """The command that goes on with the job of `arguments`, to paste into a shell."""
+    """The command that resumes the job of `arguments`, to paste into a shell."""
     name = os.path.basename(sys.argv[0])
     program = {"score": ["score"], "yt8m score": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
     end = arguments.index("--") if "--" in arguments else len(arguments)  # names of shards follow
@@ -222,41 +224,6 @@ def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], N
 
     stamps = filter(None, map(FileStat.of, job.shards))
     return progress_bar(len(job.shards), sum(stamp.size for stamp in stamps))
-
-
-def _summarise(report: Report, model: Model, origin: str, output: str) -> None:
-    from scorer.outputs.sink import places
-    from scorer.system.terminal import print_lines
-
-    record = report.record
-    here = record["scored"] - report.resumed
-    rate = f"{here / report.seconds:,.0f} videos/s" if report.seconds else ""
-    lines = [
-        ("model", f"{model.facts.path} ({origin})"),
-        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
-        ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
-        ("records", _counts(record)),
-    ]
-    lines += [("note", note) for note in model.notes]
-    if report.resumed:
-        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
-    if record["metrics"]:
-        lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items())))
-    lines.append(("written", f"{output} ({record['output']['bytes']:,} bytes)"))
-    if record["quarantined"]:
-        where = "on standard error" if places(output) is None else f"in {output}.quarantine.jsonl"
-        lines.append(("set aside", f"listed {where}, {record['bytes_lost']:,} bytes lost with them"))
-    print_lines(lines)
-
-
-def _how(report: Report) -> str:
-    workers = f", {report.workers} decoding processes" if report.workers else ""
-    return f"batches of {report.batch_size:,}{workers}"
-
-
-def _counts(record: dict[str, Any]) -> str:
-    text = f"{record['read']:,} read = {record['scored']:,} scored + {record['quarantined']:,} set aside"
-    return text + (f"; {record['duplicates']:,} rows repeat an id" if record["duplicates"] else "")
 
 
 def _report(line: str) -> None:

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import RecordError, ShardError
+from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs import protobuf
 from scorer.inputs.layouts import Ints, Layouts
 from scorer.inputs.tfrecord import Block, Frames
@@ -29,7 +29,6 @@ Octets: TypeAlias = NDArray[np.uint8]
 _COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
 _GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
 _TOO_LONG = b"\1" * 9
-_REMEDY = "use --on-error skip to go on without it"
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, off
         return protobuf.parse(payload, inputs)
     except protobuf.InvalidExample as invalid:
         reason = str(invalid)
-    return RecordError(path, reason, record=record, offset=offset, remedy=_REMEDY)
+    return RecordError(path, reason, record=record, offset=offset, hints=(Hint.SKIP, Hint.FEATURES))
 
 
 class Decoder:

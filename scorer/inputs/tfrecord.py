@@ -22,7 +22,7 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from scorer.errors import InputError, RecordError, ShardError
+from scorer.errors import Hint, InputError, RecordError, ShardError
 
 BLOCK_BYTES = 2 << 20
 """Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile.
@@ -33,7 +33,7 @@ MAX_BLOCK_RECORDS = 4096
 
 _HEADER, _FOOTER = 12, 4
 _SLACK = 1 << 10
-_DOWNLOAD = "download the shard again, or use --on-error skip"
+_DOWNLOAD = "download the shard again"
 
 
 class Block:
@@ -200,7 +200,7 @@ class Shard:
         return self._rest_is_lost(offset, record, "the length fails its CRC32C, and with it all that follows is lost")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
-        lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy)
+        lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
         return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
@@ -216,7 +216,7 @@ class Shard:
         if stored == _mask(check):
             limit = self.block.capacity - _HEADER - _FOOTER
             reason = f"the record has {length} bytes; at most {limit} are read"
-            error = RecordError(self.path, reason, record=record, offset=offset, remedy="use --on-error skip")
+            error = RecordError(self.path, reason, record=record, offset=offset, hints=(Hint.SKIP,))
         end = stop + _FOOTER
         places = np.array([0, end - offset])
         return Frames(self.block, offset, record, places, last=end == self.size, bad={0: error})
@@ -230,7 +230,7 @@ class Shard:
 
     def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
-        return ShardError(self.path, reason, record=record, offset=offset, remedy=_DOWNLOAD)
+        return ShardError(self.path, reason, record=record, offset=offset, remedy=_DOWNLOAD, hints=(Hint.SKIP,))
 
     def _read(self, offset: int, count: int) -> int:
         """Read `count` bytes from `offset` into the block, fewer only at the end that the file had when opened."""

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import InputError, RecordError, ShardError, Yt8mError
+from scorer.errors import Hint, InputError, RecordError, ShardError, Yt8mError
 from scorer.inputs.blocks import Decoded, decoded
 from scorer.inputs.example import Schema
 from scorer.inputs.position import Position
@@ -103,7 +103,7 @@ class _Worker:
             message: tuple[Decoded, SharedRows] | Yt8mError = self._connection.recv()
         except (EOFError, ConnectionError):
             reason = f"a decoding process ended with status {self._process.wait()}"
-            raise InputError(reason, remedy="decode in the scorer's own process: --workers 0") from None
+            raise InputError(reason, remedy="give the machine more memory", hints=(Hint.IN_PROCESS,)) from None
         if isinstance(message, Yt8mError):
             raise message
         return message

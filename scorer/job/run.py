@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from scorer.errors import InputError, OutputError, RecordError, UsageError, Yt8mError
+from scorer.errors import Hint, InputError, OutputError, RecordError, UsageError, Yt8mError
 from scorer.evaluation.duplicates import count_duplicates, id_keys, measured, observe
 from scorer.evaluation.metrics import Metrics, note
 from scorer.inputs.batching import Batch, joined
@@ -31,6 +30,7 @@ from scorer.outputs.journal import Commit
 from scorer.outputs.sink import Output, opened, places
 from scorer.outputs.stream import Stream, streamed
 from scorer.pipeline.predict import PredictionBatch, PredictionStream
+from scorer.system.signals import StopRequest
 
 _LOOK_SECONDS = 0.05  # between looks for a reader of the output
 
@@ -38,7 +38,7 @@ _LOOK_SECONDS = 0.05  # between looks for a reader of the output
 def score(
     job: Job,
     predictor: Predictor,
-    stop: threading.Event,
+    stop: StopRequest,
     watch: Callable[[Progress], None],
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
@@ -56,7 +56,7 @@ def score(
     """
     facts = predictor.facts
     if not 1 <= job.top_k <= facts.labels:
-        raise UsageError(f"--top-k {job.top_k} is outside 1..{facts.labels}, the labels of {facts.path}")
+        raise UsageError(f"k is {job.top_k}, outside 1..{facts.labels}, the labels of {facts.path}")
     began = time.monotonic()
     stamps = [_stamp(path) for path in job.shards]
     with _sink(job, facts, stop) as sink:
@@ -107,7 +107,7 @@ class _Run:
         sink: Output | Stream,
         stamps: Sequence[FileStat],
         source: PredictionStream,
-        stop: threading.Event,
+        stop: StopRequest,
         watch: Callable[[Progress], None],
     ) -> None:
         self._job, self._facts, self._sink = job, facts, sink
@@ -125,8 +125,8 @@ class _Run:
     def complete(self) -> None:
         limit = self._job.max_errors
         if limit is not None and self._set_aside > limit:
-            already = f"{self._set_aside:,} records are set aside already and --max-errors is {limit}"
-            raise UsageError(already, remedy="raise it")
+            already = f"{self._set_aside:,} records are quarantined already, and {limit:,} may be"
+            raise UsageError(already, hints=(Hint.MORE_ERRORS,))
         if self._sink.last is None:
             self._sink.append(rows=HEADER)
         try:
@@ -183,8 +183,8 @@ class _Run:
         limit, set_aside = self._job.max_errors, [aside for batch in batches for aside in batch.quarantined]
         if limit is not None and self._set_aside > limit and set_aside:
             bad = set_aside[-1]
-            reason = f"{bad.reason}; {self._set_aside:,} records are set aside by now and --max-errors is {limit}"
-            raise RecordError(bad.path, reason, record=bad.record, offset=bad.offset)
+            reason = f"{bad.reason}; {self._set_aside:,} records are quarantined by now, and {limit:,} may be"
+            raise RecordError(bad.path, reason, record=bad.record, offset=bad.offset, hints=(Hint.MORE_ERRORS,))
 
     def _commit(self) -> None:
         if self._sink.last is None or self._sink.last.end != self._end:
@@ -196,11 +196,11 @@ class _Run:
             self._finished = []
 
     def _keep(self, error: Yt8mError) -> None:
-        """Commit what was done before `error`, and let its remedy say so."""
+        """Commit what was done before `error`, and let it say so."""
         if self._scored + self._set_aside and isinstance(self._sink, Output):
             self._commit()
-            kept = f"{self._scored:,} videos are kept, go on with --resume"
-            error.remedy = f"{error.remedy}; {kept}" if error.remedy else kept
+            error.message = f"{error.message} ({self._scored:,} videos are kept)"
+            error.hints += (Hint.RESUME_LATER,)
 
     def _record(self) -> dict[str, Any]:
         """The completion record. Neither times nor anything else that a restart would change."""
@@ -228,23 +228,23 @@ class _Run:
         }
 
 
-def _sink(job: Job, facts: ModelFacts, stop: threading.Event) -> AbstractContextManager[Output | Stream]:
+def _sink(job: Job, facts: ModelFacts, stop: StopRequest) -> AbstractContextManager[Output | Stream]:
     where = places(job.output)
     if where is not None:
         return opened(where, _options(job, facts), [absolute(path) for path in job.shards], job.leftovers)
     if job.leftovers == "resume":
-        raise UsageError(f"--resume needs a file, and {job.output} is none", remedy="leave --resume out")
+        raise UsageError(f"only a file can be resumed, and {job.output} is none", hints=(Hint.NO_RESUME,))
     return streamed(job.output, lambda: _wait(stop))
 
 
-def _wait(stop: threading.Event) -> None:
+def _wait(stop: StopRequest) -> None:
     """A moment. Raises Stopped where `stop` is set by then."""
     if stop.wait(_LOOK_SECONDS):
         raise Stopped(0)
 
 
 def _options(job: Job, facts: ModelFacts) -> dict[str, Any]:
-    """What decides the bytes of the rows. Batch size, workers, threads and --on-error do not."""
+    """What decides the bytes of the rows. Batch size, workers, threads and what a bad record does do not."""
     return {
         "model_sha256": facts.sha256,
         "provider": facts.provider,

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from scorer.errors import ModelError, UsageError
+from scorer.errors import Hint, ModelError, UsageError
 from scorer.inputs.discover import identity
 
 BUNDLED = Path(__file__).parents[1] / "bundled" / "default.onnx"
@@ -16,7 +16,7 @@ MODELS = Path("models")
 
 
 def find_model(name: str | None) -> tuple[str, str]:
-    """The model file for --model `name`, and in words where it came from.
+    """The model file for `name`, and in words where it came from.
 
     Raises:
         ModelError: neither a file nor a name in models/, no model at all, or one that may not be looked at.
@@ -25,10 +25,10 @@ def find_model(name: str | None) -> tuple[str, str]:
         for path, origin in ((MODELS / "default.onnx", "the last export"), (BUNDLED, "bundled")):
             if _is_file(path):
                 return str(path), origin
-        raise ModelError("there is no models/default.onnx and no bundled model", remedy="choose one with --model")
+        raise ModelError("there is no models/default.onnx and no bundled model", hints=(Hint.OTHER_MODEL,))
     for path in (Path(name), MODELS / f"{name}.onnx"):
         if _is_file(path):
-            return str(path), "--model"
+            return str(path), "as given"
     known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
     raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
 

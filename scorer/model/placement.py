@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scorer.errors import DeviceError, UsageError
+from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.contract import Contract, read_contract
 from scorer.model.runtime import CPU, CUDA, device_errors, open_cpu, open_cuda, without_graph
 from scorer.model.slots import CpuSlot, Slot
@@ -82,7 +82,7 @@ def _on_gpus(runtime: Any, path: str, gpus: Sequence[int], tf32: bool, reason: s
         with device_errors(device):
             contract = read_contract(path, opened[0][1], without_graph(runtime))
     except MemoryError:
-        raise DeviceError(f"{device} has no room for {path}", remedy="free its memory, or use --device cpu") from None
+        raise DeviceError(f"{device} has no room for {path}", remedy="free its memory", hints=(Hint.ON_CPU,)) from None
     cuda = CudaRuntime()
     slots = [CudaSlot(runtime, session, gpu, cuda) for gpu, session in opened]
     return Placement(contract, slots, device, CUDA, reason, CUDA_BATCH)

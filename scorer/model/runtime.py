@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from scorer.errors import DeviceError, ModelError, Yt8mError
+from scorer.errors import DeviceError, Hint, ModelError, Yt8mError
 from scorer.model.onnx_file import EXPORT_IT
 from scorer.system.cores import unbound
 
@@ -97,7 +97,7 @@ def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool) -> Sess
     if session.get_providers()[0] != CUDA:  # ONNX Runtime itself leaves out a provider that does not load
         raise DeviceError(f"cuda:{gpu} does not open", remedy="`yt8m doctor` says what is missing")
     if left := _heavy_on_cpu(session):
-        raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use --device cpu, or an fp16 model")
+        raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use an fp16 model", hints=(Hint.ON_CPU,))
     return session
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from crc32c import crc32c
 
-from scorer.errors import ResumeError
+from scorer.errors import Hint, ResumeError
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat
 from scorer.outputs.atomic import write_all
@@ -60,7 +60,7 @@ class AppendFile:
         if os.fstat(self._descriptor).st_size < self.mark.length or crc != self.mark.crc:
             raise ResumeError(
                 f"{self.path}: its first {self.mark.length} bytes are not what was committed",
-                remedy="use --restart to begin again",
+                hints=(Hint.RESTART,),
             )
 
     def append(self, data: bytes) -> None:
@@ -178,7 +178,7 @@ def entries(path: Path) -> Generator[Entry]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if damaged:
-                raise ResumeError(f"{path}: line {damaged} is damaged", remedy="use --restart to begin again")
+                raise ResumeError(f"{path}: line {damaged} is damaged", hints=(Hint.RESTART,))
             end = Checkpoint(end.length + len(line), crc32c(line, end.crc))
             try:
                 key, value = _parsed(line)
@@ -205,13 +205,12 @@ def _understood(path: Path, number: int, key: str, value: Any) -> Any:
             return Commit.from_json(value)
         _check_known(key, value)
     except (KeyError, TypeError, ValueError) as error:
-        raise ResumeError(
-            f"{path}: line {number} is not what a job writes", remedy="use --restart to begin again"
-        ) from error
+        raise ResumeError(f"{path}: line {number} is not what a job writes", hints=(Hint.RESTART,)) from error
     if key == "job" and value.get("format") != _FORMAT:
         raise ResumeError(
             f"{path}: line {number} has format {value.get('format')}, and this version goes on with {_FORMAT}",
-            remedy="use --restart to begin again, or the version that began it",
+            remedy="use the version that began it",
+            hints=(Hint.RESTART,),
         )
     return value
 

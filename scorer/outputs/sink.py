@@ -13,7 +13,7 @@ and once it is done `preds.csv`, `preds.csv.done.json` and, where records were s
 
 A commit flushes the growing files to the disk and only then appends a line with their lengths and CRC32Cs to the
 journal, so the last whole line always describes bytes that are there; what stands behind them is cut off on resume.
-Completion writes its record to the journal first. Each step after that may be repeated, so that `--resume` finishes a
+Completion writes its record to the journal first. Each step after that may be repeated, so that resuming finishes a
 job that was killed between any two of them.
 """
 
@@ -29,7 +29,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from scorer.errors import OutputError, ResumeError
+from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
 from scorer.outputs.atomic import LONGER, replace_bytes, sync_folder, writing
 from scorer.outputs.journal import (
@@ -290,7 +290,8 @@ class Output:
     def _refused(self, difference: str) -> ResumeError:
         return ResumeError(
             f"{self.where.final} cannot be resumed: {difference}",
-            remedy="restore that, or begin again with --restart",
+            remedy="restore that",
+            hints=(Hint.RESTART,),
         )
 
     def _open(self, marks: Mapping[str, Checkpoint], journal: Checkpoint) -> None:
@@ -335,7 +336,7 @@ def opened(
             else:
                 raise ResumeError(
                     f"{where.final}: an earlier run stopped after {left}",
-                    remedy="go on with --resume or begin again with --restart",
+                    hints=(Hint.RESUME, Hint.RESTART),
                 )
             yield output
 
@@ -378,5 +379,6 @@ def _check_there(source: Path, target: Path, mark: Checkpoint) -> None:
     if not there:
         raise OutputError(
             f"{target}: its rows or records were in {source}, which was removed or changed meanwhile",
-            remedy="begin again with --restart, in a folder that nothing cleans",
+            remedy="use a folder that nothing cleans",
+            hints=(Hint.RESTART,),
         )

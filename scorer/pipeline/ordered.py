@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from scorer.system.signals import StopRequest
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -26,7 +28,7 @@ def in_order(
     source: Generator[T],
     threads: int,
     max_in_flight: int,
-    stop: threading.Event | None = None,
+    stop: StopRequest | None = None,
     coalesce: int = 1,
 ) -> Generator[list[R]]:
     """`work(item)` for each item of `source`, in order, in `threads` threads.
@@ -52,7 +54,7 @@ def in_order(
             source.close()
 
 
-def _join(threads: Iterable[threading.Thread], stop: threading.Event | None) -> None:
+def _join(threads: Iterable[threading.Thread], stop: StopRequest | None) -> None:
     """Wait for the threads, but once `stop` is set, be it meanwhile, not for those that are stuck."""
     deadline = math.inf
     for thread in threads:
@@ -95,7 +97,7 @@ class _Shared(Generic[T, R]):
                 self.close()
             self._put(index, result)
 
-    def results(self, stop: threading.Event | None) -> Generator[list[R]]:
+    def results(self, stop: StopRequest | None) -> Generator[list[R]]:
         """The results in order, up to the first that is an error or the end."""
         while True:
             found = self._next(stop)
@@ -144,7 +146,7 @@ class _Shared(Generic[T, R]):
             if len(self._done) >= self._coalesce:
                 self._changed.notify_all()
 
-    def _next(self, stop: threading.Event | None) -> list[_Result[R]]:
+    def _next(self, stop: StopRequest | None) -> list[_Result[R]]:
         """The next results, at least one; an empty one once `stop` is set."""
         first_seen = math.inf
         with self._changed:

@@ -6,7 +6,6 @@ A video's prediction depends neither on its batch nor on threads, workers or res
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from scorer.inputs.position import BEGINNING, Position
 from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order
 from scorer.system.cores import usable_cores
+from scorer.system.signals import StopRequest
 
 OnError: TypeAlias = Literal["fail", "skip"]
 
@@ -71,7 +71,7 @@ class PredictionStream:
         self._threads = predictor.slots + more
 
     def from_position(
-        self, start: Position = BEGINNING, stop: threading.Event | None = None
+        self, start: Position = BEGINNING, stop: StopRequest | None = None
     ) -> Generator[list[PredictionBatch]]:
         """The predictions from `start` on, made ahead, those of about COALESCED_VIDEOS at a time where they come fast.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -14,10 +14,31 @@ _STDERR = 2
 _SHOW_CURSOR = "\033[?25h"  # the progress bar hides it
 
 
-class StopRequest(threading.Event):
-    """Set by the first signal, whose number it keeps."""
+class StopRequest:
+    """A request to stop: set once, asked for often.
 
-    signal = 0
+    No lock is in it, as one is in `threading.Event`: a signal handler runs in the main thread, between two of its
+    instructions, and would wait for ever for a lock that the main thread holds at that moment.
+
+    signal: the number of the signal that set it, 0 where none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._is_set = False
+
+    def set(self, signal: int = 0) -> None:
+        """Ask to stop; from any thread, and from a signal handler."""
+        self.signal, self._is_set = signal, True
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._is_set
+
+    def wait(self, seconds: float) -> bool:
+        """Whether to stop, in so many seconds from now; a request does not cut them short."""
+        time.sleep(seconds)
+        return self._is_set
 
     @property
     def exit_code(self) -> int:
@@ -38,8 +59,7 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
         if stop.is_set():
             _tell(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
             os._exit(128 + number)
-        stop.signal = number
-        stop.set()
+        stop.set(number)
         _tell(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
 
     heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress, Report
 from scorer.model.predictor import Features, ModelFacts, Predictions, Predictor
+from scorer.system.signals import StopRequest
 from tests import shards
 
 INPUTS = {"mean_rgb": 4, "mean_audio": 2}
@@ -63,9 +63,9 @@ def _record(random: np.random.Generator, name: str, labelled: bool) -> bytes:
     return shards.example(name, labels, features)
 
 
-def do(job: Job, predictor: Predictor | None = None, stop: threading.Event | None = None) -> Report:
+def do(job: Job, predictor: Predictor | None = None, stop: StopRequest | None = None) -> Report:
     """Run `job` with the fake predictor, unwatched."""
-    return score(job, predictor or FakePredictor(), stop or threading.Event(), _unwatched)
+    return score(job, predictor or FakePredictor(), stop or StopRequest(), _unwatched)
 
 
 def _unwatched(progress: Progress) -> None:

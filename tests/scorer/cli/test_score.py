@@ -143,14 +143,22 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "part of an option": (lambda: ["-o", "preds.csv", "--rest"], 2, "unrecognized arguments: --rest"),
     "no output": (lambda: [], 2, "required: -o"),
     "k of 0": (lambda: ["-o", "preds.csv", "--top-k", "0"], 2, "'0' is no whole number of at least 1"),
-    "k past the labels": (lambda: ["-o", "preds.csv", "--top-k", "31"], 2, r"--top-k 31 is outside 1\.\.30"),
+    "k past the labels": (lambda: ["-o", "preds.csv", "--top-k", "31"], 2, r"k is 31, outside 1\.\.30"),
     "a million threads": (lambda: ["-o", "preds.csv", "--threads", "1000000"], 2, "1000000 is more than 256"),
     "a thousand workers": (lambda: ["-o", "preds.csv", "--workers", "1000"], 2, "1000 is more than 64"),
     "a huge batch": (lambda: ["-o", "preds.csv", "--batch-size", "9999999999"], 2, "9999999999 is more than"),
     "batch size": (lambda: ["-o", "preds.csv", "--batch-size", "many"], 2, "'many' is no whole number"),
     "both leftovers": (lambda: ["-o", "preds.csv", "--resume", "--restart"], 2, "not allowed with"),
-    "errors that stop": (lambda: ["-o", "preds.csv", "--max-errors", "3"], 2, "--max-errors counts records"),
-    "resume of a stream": (lambda: ["-o", "-", "--resume"], 2, "--resume needs a file"),
+    "errors that stop": (
+        lambda: ["-o", "preds.csv", "--max-errors", "3"],
+        2,
+        "--max-errors counts quarantined records",
+    ),
+    "resume of a stream": (
+        lambda: ["-o", "-", "--resume"],
+        2,
+        "only a file can be resumed, and - is none; leave --resume out",
+    ),
     "output is a shard": (lambda: ["-o", "good.tfrecord"], 2, r"good\.tfrecord is a shard and the output"),
     "output links to a shard": (lambda: ["-o", link("good.tfrecord", "preds.csv")], 2, "is a shard and the output"),
     "no model": (lambda: ["-o", "preds.csv", "--model", "absent"], 6, "absent: no such model; .*models/"),
@@ -230,7 +238,7 @@ def test_rows_and_summary(run: Callable[..., Outcome]) -> None:
     assert rows[0] == "VideoId,LabelConfidencePairs"
     assert [row.split(",")[0] for row in rows[1:]] == ["v0", "v1", "v2", "v3", "v4"]
     assert all(len(row.split(",")[1].split()) == 20 for row in rows[1:])
-    for line in ("model ", "device ", "records  5 read = 5 scored + 0 set aside", "MAP@10", "written  preds.csv"):
+    for line in ("model ", "device ", "records  5 read = 5 scored + 0 quarantined", "MAP@10", "written  preds.csv"):
         assert line in outcome.err
     assert {path.name for path in Path().iterdir()} == {"good.tfrecord", "preds.csv", "preds.csv.done.json"}
 
@@ -291,12 +299,12 @@ def test_an_output_link_is_followed(run: Callable[..., Outcome]) -> None:
     assert {path.name for path in Path("elsewhere").iterdir()} == {"real.csv", "real.csv.done.json"}
 
 
-def test_bad_records_are_set_aside(run: Callable[..., Outcome]) -> None:
+def test_bad_records_are_quarantined(run: Callable[..., Outcome]) -> None:
     shard = good("bad.tfrecord")
     shards.damage_payload(shard, 1)
     outcome = run(shard, good("other.tfrecord"), "-o", "preds.csv", "--on-error", "skip")
     assert outcome.code == 10
-    assert "10 read = 9 scored + 1 set aside" in outcome.err
+    assert "10 read = 9 scored + 1 quarantined" in outcome.err
     assert "preds.csv.quarantine.jsonl" in outcome.err
     (entry,) = [json.loads(line) for line in Path("preds.csv.quarantine.jsonl").read_text().splitlines()]
     assert (entry["path"], entry["record"], entry["bytes_lost"]) == ("bad.tfrecord", 1, 0)
@@ -311,7 +319,8 @@ def test_more_bad_records_than_allowed_stop_the_job(run: Callable[..., Outcome])
     assert run(shard, "-o", "preds.csv", "--on-error", "skip", "--max-errors", "2").code == 10
     outcome = run(shard, "-o", "other.csv", "--on-error", "skip", "--max-errors", "1")
     assert outcome.code == 5
-    assert "2 records are set aside by now and --max-errors is 1" in outcome.err
+    assert "2 records are quarantined by now, and 1 may be" in outcome.err
+    assert outcome.err.endswith("; raise --max-errors, then resume with --resume\n")
     assert not Path("other.csv").exists()
     assert run(shard, "-o", "other.csv", "--on-error", "skip", "--resume").code == 10
     assert Path("other.csv").read_bytes() == Path("preds.csv").read_bytes()
@@ -361,7 +370,7 @@ def test_a_standard_error_that_is_closed_or_broken_changes_no_exit_code(
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2>&1 >&3 | :"])
-def test_records_set_aside_that_nobody_hears_of_change_no_exit_code(model: str, tmp_path: Path, stderr: str) -> None:
+def test_quarantined_records_that_nobody_hears_of_change_no_exit_code(model: str, tmp_path: Path, stderr: str) -> None:
     shard = good(str(tmp_path / "bad.tfrecord"))
     shards.damage_payload(shard, 1)
     score = f"{sys.executable} -m scorer {shard} -o - --on-error skip --model {model} >{tmp_path}/preds.csv"

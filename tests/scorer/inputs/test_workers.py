@@ -124,7 +124,7 @@ def test_killed_worker_is_an_error(tmp_path: Path) -> None:
     next(source)
     for child in children():
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(InputError, match=r"a decoding process ended with status -9; .*--workers 0"):
+    with pytest.raises(InputError, match=r"a decoding process ended with status -9; "):
         list(source)
 
 

@@ -21,6 +21,7 @@ from scorer.model.predictor import Features, Predictions
 from scorer.outputs.journal import Commit
 from scorer.outputs.sink import Output
 from scorer.pipeline import predict
+from scorer.system.signals import StopRequest
 from tests import shards
 from tests.scorer.fakes import INPUTS, FakePredictor, do, files_of, write_shards
 
@@ -71,7 +72,7 @@ def test_rows_do_not_depend_on_batches_and_slots(
 
 def test_the_watcher_sees_every_batch(job: Job) -> None:
     seen: list[Progress] = []
-    score(job, FakePredictor(), threading.Event(), seen.append)
+    score(job, FakePredictor(), StopRequest(), seen.append)
     assert [progress.scored for progress in seen] == [8, 16, 24, 30]
     assert seen[-1].shards == 3
     assert seen[-1].bytes == sum(Path(path).stat().st_size for path in job.shards)
@@ -119,9 +120,9 @@ def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
     skipping = replace(job, on_error="skip")
     whole = other(skipping, "whole.csv")
     do(whole)
-    with pytest.raises(RecordError, match="3 records are set aside by now and --max-errors is 2; 16 videos are kept"):
+    with pytest.raises(RecordError, match="3 records are quarantined by now, and 2 may be \\(16 videos are kept"):
         do(replace(skipping, max_errors=2))
-    with pytest.raises(UsageError, match="3 records are set aside already and --max-errors is 2; raise it"):
+    with pytest.raises(UsageError, match="3 records are quarantined already, and 2 may be"):
         do(replace(skipping, max_errors=2, leftovers="resume"))
     do(replace(skipping, leftovers="resume"))
     assert Path(f"{job.output}.quarantine.jsonl").read_bytes() == Path(f"{whole.output}.quarantine.jsonl").read_bytes()
@@ -130,9 +131,7 @@ def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
 
 def test_without_skip_the_first_bad_record_ends_the_job(job: Job) -> None:
     shards.damage_payload(job.shards[2], 6)
-    with pytest.raises(
-        ShardError, match=r"c\.tfrecord: record 6 at byte \d+: .*; 24 videos are kept, go on with --resume"
-    ):
+    with pytest.raises(ShardError, match=r"c\.tfrecord: record 6 at byte \d+: .* \(24 videos are kept\); download"):
         do(job)
     shards.damage_payload(job.shards[2], 6)  # mended
     do(replace(job, leftovers="resume"))
@@ -162,7 +161,7 @@ def test_only_labelled_shards_have_metrics(job: Job, tmp_path: Path) -> None:
 
 
 def test_the_model_decides_how_many_labels_there_are(job: Job) -> None:
-    with pytest.raises(UsageError, match=r"--top-k 31 is outside 1\.\.30"):
+    with pytest.raises(UsageError, match=r"k is 31, outside 1\.\.30"):
         do(replace(job, top_k=31))
 
 
@@ -217,7 +216,7 @@ def test_decoding_processes_are_started_once_one_decoder_is_too_slow(job: Job, m
     monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
     told: list[str] = []
-    report = score(job, FakePredictor(), threading.Event(), lambda progress: None, told.append)
+    report = score(job, FakePredictor(), StopRequest(), lambda progress: None, told.append)
     assert asked == [0, 3]
     assert told == ["the model outruns one decoder: 3 decoding processes from here on"]
     assert report.workers == 3

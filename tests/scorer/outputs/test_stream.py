@@ -12,6 +12,7 @@ import pytest
 
 from scorer.errors import OutputError
 from scorer.job.spec import Job, Stopped
+from scorer.system.signals import StopRequest
 from tests.scorer.fakes import do, write_shards
 
 
@@ -31,7 +32,7 @@ def test_a_pipe_may_get_its_reader_late(job: Job) -> None:
 
 
 def test_a_stop_ends_the_wait_for_a_reader(job: Job) -> None:
-    stop = threading.Event()
+    stop = StopRequest()
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(Stopped):
         do(job, stop=stop)

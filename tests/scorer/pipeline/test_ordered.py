@@ -10,6 +10,7 @@ from itertools import chain, count
 import pytest
 
 from scorer.pipeline.ordered import in_order
+from scorer.system.signals import StopRequest
 
 
 def numbers(end: int, *, fail: bool = False, closed: list[bool] | None = None) -> Generator[int]:
@@ -84,7 +85,7 @@ def test_a_result_does_not_wait_long_for_others() -> None:
 
 
 def test_a_stop_gives_what_is_done_once() -> None:
-    stop, slow = threading.Event(), threading.Event()
+    stop, slow = StopRequest(), threading.Event()
     timers = [threading.Timer(0.02, stop.set), threading.Timer(0.5, slow.set)]
     results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(4), 4, 100, stop, coalesce=10)
     for timer in timers:
@@ -120,7 +121,7 @@ def test_closing_early_ends_threads_and_source() -> None:
 
 def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scorer.pipeline.ordered._STUCK_SECONDS", 0.01)
-    stuck, stop = threading.Event(), threading.Event()
+    stuck, stop = threading.Event(), StopRequest()
     closed: list[bool] = []
 
     def source() -> Generator[int]:
@@ -144,7 +145,7 @@ def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.
 def test_a_stop_while_it_waits_for_a_stuck_source_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """An error ends the results, and the signal comes while the other thread is still waited for."""
     monkeypatch.setattr("scorer.pipeline.ordered._STUCK_SECONDS", 0.01)
-    reading, stuck, stop = threading.Event(), threading.Event(), threading.Event()
+    reading, stuck, stop = threading.Event(), threading.Event(), StopRequest()
 
     def source() -> Generator[int]:
         yield 1

@@ -74,7 +74,7 @@ def test_the_first_signal_keeps_the_work_and_names_the_command_that_resumes(
     assert not (tmp_path / ".preds.csv.lock").exists()
     told, kept = errors.splitlines()
     assert number.name in told
-    resume = shlex.split(kept.split("go on with: ")[1])
+    resume = shlex.split(kept.split("resume with: ")[1])
     assert resume.count("--resume") == 1
     subprocess.run([*resume, "--quiet"], check=True)
     assert files_of(output) == files_of(whole)
@@ -107,3 +107,33 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+IN_EVERY_LINE = """
+import itertools, signal, sys
+from scorer.system.signals import stop_on_signals
+
+def trace(frame, event, argument):
+    global lines
+    lines += event == "line"
+    if lines == wanted and event == "line":
+        signal.raise_signal(signal.SIGINT)
+    return trace
+
+for wanted in itertools.count(1):
+    lines = 0
+    with stop_on_signals() as stop:
+        sys.settrace(trace)
+        stop.wait(0.001)
+        sys.settrace(None)
+        if lines < wanted:
+            break
+        assert stop.is_set()
+print(wanted - 1)
+"""
+
+
+def test_a_signal_within_a_wait_for_it_does_not_deadlock() -> None:
+    """The handler runs at every line of `wait`; threading.Event holds a lock in some of them, and `set` wants it."""
+    done = subprocess.run([sys.executable, "-c", IN_EVERY_LINE], capture_output=True, text=True, timeout=60)
+    assert int(done.stdout) > 0, done.stderr

@@ -1,0 +1,21 @@
+"""What to do about an error, in the words of `score`: which of its options helps where an error hints at one."""
+
+from __future__ import annotations
+
+from scorer.errors import Hint
+
+SCORE = {
+    Hint.SKIP: "or use --on-error skip",
+    Hint.MORE_ERRORS: "or raise --max-errors",
+    Hint.RESUME: "resume it with --resume",
+    Hint.RESUME_LATER: "then resume with --resume",
+    Hint.RESTART: "or start again with --restart",
+    Hint.NO_RESUME: "leave --resume out",
+    Hint.IN_PROCESS: "or decode in this process with --workers 0",
+    Hint.ON_CPU: "or use --device cpu",
+    Hint.OTHER_MODEL: "or choose a model with --model",
+    Hint.SMALLER_BATCH: "use a smaller --batch-size or fewer --workers",
+}
+"""In the order of an error's hints they follow its remedy: see `Yt8mError.line`."""
+
+INSPECT = {Hint.OTHER_MODEL: "or name a model"}

@@ -1,0 +1,74 @@
+"""Options are named by the commands alone: what is below them gives hints, which each command puts in its own words."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scorer.cli import score
+from scorer.cli.remedies import SCORE
+from scorer.errors import Hint, RecordError, ResumeError, ShardError, Yt8mError
+
+ROOT = Path(__file__).parents[3]
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+COMMANDS = ("scorer/cli/",)
+
+
+def test_a_remedy_and_the_words_of_a_command_make_one_line() -> None:
+    damaged = ShardError("a.tfrecord", "torn", record=1, offset=9, remedy="download it again", hints=(Hint.SKIP,))
+    assert str(damaged) == "a.tfrecord: record 1 at byte 9: torn; download it again"
+    assert damaged.line(SCORE).endswith("torn; download it again, or use --on-error skip")
+
+
+def test_words_alone_do_not_begin_with_a_conjunction() -> None:
+    unfit = RecordError("a.tfrecord", "no id", record=1, offset=9, hints=(Hint.SKIP, Hint.RESUME_LATER))
+    assert unfit.line(SCORE).endswith("no id; use --on-error skip, then resume with --resume")
+    left = ResumeError("an earlier run stopped", hints=(Hint.RESUME, Hint.RESTART))
+    assert left.line(SCORE) == "an earlier run stopped; resume it with --resume, or start again with --restart"
+    assert str(left) == "an earlier run stopped"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Yt8mError("x", remedy="y", hints=(Hint.SKIP,)),
+        RecordError("x", "z", record=1, offset=2, remedy="y", hints=(Hint.SKIP,)),
+    ],
+)
+def test_an_error_keeps_all_of_it_on_its_way_between_processes(error: Yt8mError) -> None:
+    error.message += " (5 videos are kept)"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert vars(again) == vars(error)
+
+
+def test_the_words_of_score_name_its_own_options() -> None:
+    known = set(OPTION.findall(score._parser().format_help()))
+    assert {option for words in SCORE.values() for option in OPTION.findall(words)} <= known
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The string literals of a module with their lines, docstrings and the like left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.lineno, node.value
+
+
+@pytest.mark.parametrize("package", ["scorer"])
+def test_below_the_commands_no_text_names_an_option(package: str) -> None:
+    below = {path: path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
+    wrong = [
+        f"{name}:{line}: {text!r}"
+        for path, name in below.items()
+        if not name.startswith(COMMANDS)
+        for line, text in texts(path)
+        if OPTION.search(text) and "pip " not in text
+    ]
+    assert not wrong, "give the error a Hint, and the words for it to the commands' remedies"
