@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.ops import Graph, Op
+from export.graph import Graph, Operator
 
 _COLOURS = {
     "input": "#e8e8e8",
@@ -83,15 +83,15 @@ def _boxes(graph: Graph) -> dict[str, _Box]:
     return boxes
 
 
-def _follows(graph: Graph, op: Op) -> bool:
+def _follows(graph: Graph, op: Operator) -> bool:
     """Whether it belongs to the box of what it reads: element by element, and the only reader."""
     if len(op.inputs) != 1 or op.kind in ("dense", "dense8", "lstm", "concat"):
         return False
     source = op.inputs[0]
-    return len(graph.consumers(source)) == 1 and graph.ops[source].kind != "input"
+    return len(graph.readers[source]) == 1 and graph.ops[source].kind != "input"
 
 
-def _text(name: str, op: Op, graph: Graph) -> str:
+def _text(name: str, op: Operator, graph: Graph) -> str:
     match op.kind:
         case "input":
             return f"{name}  {op.width:,}"
@@ -108,7 +108,7 @@ def _text(name: str, op: Op, graph: Graph) -> str:
             return _NAMES[op.kind]
 
 
-def _affine_text(op: Op) -> str:
+def _affine_text(op: Operator) -> str:
     scale, shift = op.values["scale"], op.values["shift"]
     if not shift.any():
         return f"× {scale[0]:g}" if (scale == scale[0]).all() else "× per channel"

@@ -12,7 +12,7 @@ import torch
 from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
-from export.graph import RESERVED, check_inputs, finish, set_metadata
+from export.onnx_writer import RESERVED, check_inputs, finish, set_metadata
 from train.models import Recurrent
 
 

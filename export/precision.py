@@ -22,7 +22,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from export.ops import Array, Graph, Op, evaluate
+from export.evaluate import evaluate
+from export.graph import Array, Graph, Operator
 from export.videos import Features
 from scorer.errors import ModelError
 
@@ -53,7 +54,7 @@ def quantise(graph: Graph, features: Features) -> Graph:
     return _quantised_concats(_with_quantised(graph, ranges))
 
 
-def _dense(graph: Graph) -> dict[str, Op]:
+def _dense(graph: Graph) -> dict[str, Operator]:
     return {name: op for name, op in graph.ops.items() if op.kind == "dense"}
 
 
@@ -68,14 +69,14 @@ def smooth_inputs(graph: Graph, features: Features) -> Graph:
     rows = {name: values[:_BATCH] for name, values in features.items()}
     results = evaluate(graph, rows, np.float32)
     for x in dict.fromkeys(op.inputs[0] for op in _dense(graph).values()):
-        readers = [name for name in graph.consumers(x) if graph.ops[name].kind == "dense"]
+        readers = [name for name in graph.readers[x] if graph.ops[name].kind == "dense"]
         if graph.ops[x].kind in ("input", "affine", "normalise"):
             scales = _best_scales([graph.ops[name] for name in readers], results[x].astype(np.float64))
             graph = graph if np.all(scales == 1) else _smoothed(graph, x, readers, scales)
     return graph
 
 
-def _best_scales(readers: Sequence[Op], x: Array) -> Array:
+def _best_scales(readers: Sequence[Operator], x: Array) -> Array:
     """s (width,) for `x` (B, width): the exponent with the least squared error over all `readers`."""
     largest = np.abs(x).max(axis=0)
     largest = np.maximum(largest, max(float(largest.max()), _TINY) * _FLOOR)
@@ -85,13 +86,15 @@ def _best_scales(readers: Sequence[Op], x: Array) -> Array:
     return candidates[int(np.argmin(errors))] if min(errors) < _WORTH * errors[0] else candidates[0]
 
 
-def _error(op: Op, x: Array, scales: Array) -> float:
+def _error(op: Operator, x: Array, scales: Array) -> float:
     """Mean squared error of a Dense in int8 that reads x / scales."""
     smooth = x / scales
     values = _scale_and_zero(min(0.0, float(smooth.min())), max(0.0, float(smooth.max())))
     dense = _dense8(_rescaled(op, scales), "q", values)
     width = len(scales)
-    layer = Graph({"x": Op("input", width=width), "q": Op("quantise", ("x",), values, width), "y": dense}, "y")
+    layer = Graph(
+        {"x": Operator("input", width=width), "q": Operator("quantise", ("x",), values, width), "y": dense}, "y"
+    )
     exact = x @ op.values["weight"] + op.values["bias"]
     return float(np.square(evaluate(layer, {"x": smooth})["y"] - exact).mean())
 
@@ -100,12 +103,12 @@ def _smoothed(graph: Graph, x: str, readers: Sequence[str], scales: Array) -> Gr
     """A division by `scales` between `x` and its `readers`, whose weights make it good."""
     name = f"{x}.smooth"
     values = {"scale": 1 / scales, "shift": np.zeros(len(scales))}
-    divided = {name: Op("affine", (x,), values, graph.ops[x].width, graph.ops[x].block)}
+    divided = {name: Operator("affine", (x,), values, graph.ops[x].width, graph.ops[x].block)}
     graph = graph.insert_before(readers[0], divided)
     return graph.with_ops({r: replace(_rescaled(graph.ops[r], scales), inputs=(name,)) for r in readers})
 
 
-def _rescaled(dense: Op, scales: Array) -> Op:
+def _rescaled(dense: Operator, scales: Array) -> Operator:
     return replace(dense, values={**dense.values, "weight": dense.values["weight"] * scales[:, None]})
 
 
@@ -124,14 +127,14 @@ def activation_ranges(graph: Graph, names: set[str], features: Features) -> dict
 
 def _with_quantised(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> Graph:
     """Each Dense reads a quantised copy of its input, which all Dense of that input share."""
-    ops: dict[str, Op] = {}
+    ops: dict[str, Operator] = {}
     for name, op in graph.ops.items():
         if op.kind == "dense":
             x = op.inputs[0]
             quantised = f"{x}.quantised"
             if quantised not in ops:
                 values = _scale_and_zero(*ranges[x])
-                ops[quantised] = Op("quantise", (x,), values, graph.ops[x].width, graph.ops[x].block)
+                ops[quantised] = Operator("quantise", (x,), values, graph.ops[x].width, graph.ops[x].block)
             ops[name] = _dense8(op, quantised, ops[quantised].values)
         else:
             ops[name] = op
@@ -146,7 +149,7 @@ def _scale_and_zero(low: float, high: float) -> dict[str, Array]:
     return {"scale": np.asarray(scale), "zero": np.clip(np.round(-low / scale), 0, _ACTIVATION_LEVELS)}
 
 
-def _dense8(op: Op, quantised: str, activation: Mapping[str, Array]) -> Op:
+def _dense8(op: Operator, quantised: str, activation: Mapping[str, Array]) -> Operator:
     weight, bias = op.values["weight"], op.values["bias"]
     scales = _weight_scales(weight)
     unit = scales * activation["scale"]
@@ -190,13 +193,13 @@ def halve(graph: Graph) -> Graph:
     largest = max((float(np.abs(v).max()) for op in graph.ops.values() for v in op.values.values()), default=0.0)
     if largest > float(np.finfo(np.float16).max):
         raise ModelError(f"a weight of {largest:.3g} does not fit into fp16", remedy="choose --precision fp32")
-    ops: dict[str, Op] = {}
+    ops: dict[str, Operator] = {}
     half: dict[str, str] = {}
     for name, op in graph.ops.items():
         single = op.kind == "input" or (op.kind in ("affine", "normalise") and op.inputs[0] in half)
         ops[name] = op if single else replace(op, inputs=tuple(half.get(i, i) for i in op.inputs))
         if single:
             half[name] = f"{name}.half"
-            ops[half[name]] = Op("half", (name,), width=op.width, block=op.block)
-    logits = Op("single", (graph.output,), width=graph.labels)
+            ops[half[name]] = Operator("half", (name,), width=op.width, block=op.block)
+    logits = Operator("single", (graph.output,), width=graph.labels)
     return Graph({**ops, "logits": logits}, "logits").live()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from export.build import Exported, Source, write
-from export.graph import node_count
+from export.onnx_writer import node_count
 from export.plain import plain_export
 from export.speed import measure
 from export.videos import Videos

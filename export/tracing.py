@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.graph import check_inputs
-from export.ops import Array, Graph, Op
+from export.graph import Array, Graph, Operator
+from export.onnx_writer import check_inputs
 from train import models
 
 
@@ -30,7 +30,7 @@ def trace(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> Graph:
     input has the name of a part of the model.
     """
     tracer = _Tracer()
-    features = [tracer.add(name, Op("input", width=width)) for name, width in inputs]
+    features = [tracer.add(name, Operator("input", width=width)) for name, width in inputs]
     output = tracer.call(model, "", features)
     return Graph(tracer.ops, output)
 
@@ -39,9 +39,9 @@ class _Tracer:
     """Collects operators; `call` translates a module and gives the name of its result."""
 
     def __init__(self) -> None:
-        self.ops: dict[str, Op] = {}
+        self.ops: dict[str, Operator] = {}
 
-    def add(self, name: str, op: Op) -> str:
+    def add(self, name: str, op: Operator) -> str:
         if name in self.ops and self.ops[name].kind == "input":
             check_inputs([name], self.ops)
         if name in self.ops:
@@ -58,22 +58,22 @@ class _Tracer:
     def unary(self, name: str, kind: str, x: str, **values: float) -> str:
         """An operator that keeps its input's width."""
         arrays = {key: np.asarray(value, np.float64) for key, value in values.items()}
-        return self.add(name, Op(kind, (x,), arrays, self.ops[x].width, _block(name)))
+        return self.add(name, Operator(kind, (x,), arrays, self.ops[x].width, _block(name)))
 
     def scale(self, name: str, x: str, scale: Array | float, shift: Array | float = 0.0) -> str:
         width = self.ops[x].width
         values = {"scale": np.broadcast_to(scale, width).astype(np.float64),
                   "shift": np.broadcast_to(shift, width).astype(np.float64)}  # fmt: skip
-        return self.add(name, Op("affine", (x,), values, width, _block(name)))
+        return self.add(name, Operator("affine", (x,), values, width, _block(name)))
 
     def add_up(self, name: str, a: str, b: str) -> str:
-        return self.add(name, Op("add", (a, b), width=self.ops[a].width, block=_block(name)))
+        return self.add(name, Operator("add", (a, b), width=self.ops[a].width, block=_block(name)))
 
     def concat(self, name: str, inputs: list[str]) -> str:
         if len(inputs) == 1:
             return inputs[0]
         width = sum(self.ops[i].width for i in inputs)
-        return self.add(name, Op("concat", tuple(inputs), width=width, block=_block(name)))
+        return self.add(name, Operator("concat", tuple(inputs), width=width, block=_block(name)))
 
 
 def _block(name: str) -> str:
@@ -92,7 +92,7 @@ def _join(name: str, part: str) -> str:
 def _linear(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
     weight = _array(module.weight).T
     bias = _array(module.bias) if module.bias is not None else np.zeros(weight.shape[1])
-    op = Op("dense", (inputs[0],), {"weight": weight, "bias": bias}, weight.shape[1], _block(name))
+    op = Operator("dense", (inputs[0],), {"weight": weight, "bias": bias}, weight.shape[1], _block(name))
     return t.add(name, op)
 
 
@@ -139,7 +139,7 @@ def _recurrent(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
     }
     width = module.hidden_size * len(module.directions)
     cell: Literal["tanh", "relu"] = "tanh" if module.activation is torch.tanh else "relu"
-    return t.add(name, Op("lstm", (inputs[0],), values, width, _block(name), steps=module.steps, cell=cell))
+    return t.add(name, Operator("lstm", (inputs[0],), values, width, _block(name), steps=module.steps, cell=cell))
 
 
 def _recurrent_branch(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:

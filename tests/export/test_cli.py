@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from export.cli import main
-from export.ops import Graph
+from export.graph import Graph
 from export.reduce import reduce as original
 from export.tracing import Untranslatable
 from scorer.model.model import Model

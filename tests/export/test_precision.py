@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx.reference import ReferenceEvaluator
 
-from export.graph import to_onnx
-from export.ops import Graph, Op, evaluate
+from export.evaluate import evaluate
+from export.graph import Graph, Operator
+from export.onnx_writer import to_onnx
 from export.precision import _scale_and_zero, _weight_scales, halve, quantise, smooth_inputs
 from export.reduce import reduce
 from export.tracing import trace
@@ -99,7 +100,7 @@ def skewed() -> tuple[Graph, Features]:
     random = np.random.default_rng(5)
     sizes = np.logspace(-3, 0, 64)
     values = {"weight": random.normal(size=(64, 8)), "bias": np.zeros(8)}
-    ops = {"x": Op("input", width=64), "y": Op("dense", ("x",), values, 8)}
+    ops = {"x": Operator("input", width=64), "y": Operator("dense", ("x",), values, 8)}
     return Graph(ops, "y"), {"x": (random.normal(size=(400, 64)) * sizes).astype(np.float32)}
 
 
@@ -130,7 +131,7 @@ def test_features_of_one_size_are_left_alone() -> None:
 
 
 def test_int8_wants_a_dense() -> None:
-    graph = Graph({"x": Op("input", width=3), "y": Op("tanh", ("x",), width=3)}, "y")
+    graph = Graph({"x": Operator("input", width=3), "y": Operator("tanh", ("x",), width=3)}, "y")
     with pytest.raises(ModelError, match="Dense"):
         quantise(graph, {"x": np.zeros((2, 3), np.float32)})
 
@@ -145,7 +146,7 @@ def test_fp16_is_near(name: str, tmp_path: Path) -> None:
 def test_fp16_refuses_weights_that_it_cannot_hold() -> None:
     graph, _ = reduced("dmrnet")
     dense = graph.ops["classify"]
-    huge = Op("dense", dense.inputs, {**dense.values, "bias": dense.values["bias"] + 1e6}, dense.width)
+    huge = Operator("dense", dense.inputs, {**dense.values, "bias": dense.values["bias"] + 1e6}, dense.width)
     with pytest.raises(ModelError, match="fp16"):
         halve(graph.with_ops({"classify": huge}))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from export import reduce as rules
-from export.ops import Graph, Op, evaluate
+from export.editor import Editor
+from export.evaluate import evaluate
+from export.graph import Graph, Operator
 from export.tracing import Untranslatable, trace
 from tests.export.small import CONFIGS, small_model
 from train.config import ModelConfig
@@ -45,17 +48,60 @@ def test_reducing_changes_nothing(name: str) -> None:
     assert np.abs(result(reduced, features) - result(whole, features)).max() < EXACT
     assert reduced.parameters() < whole.parameters()
     assert not {op.kind for op in reduced.ops.values()} & {"dropout"}
+    assert list(rules.reduce(reduced).ops.values()) == list(reduced.ops.values()), (
+        "a rule applies where it was not tried again"
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_rule_is_left_to_apply(name: str) -> None:
+    config = CONFIGS[name]
+    reduced = rules.reduce(trace(small_model(config), config.inputs))
+    again = rules.apply(reduced, rules.RULES)
+    assert [again.ops[n] is op for n, op in reduced.ops.items()] == [True] * len(again.ops)
+
+
+def tries(blocks: int, form: Literal["average", "run"]) -> int:
+    """How often `reduce` tries a rule on a DMRNet of so many joint blocks."""
+    count = 0
+
+    def counted(rule: rules.Rule) -> rules.Rule:
+        def apply(graph: Editor, name: str) -> bool:
+            nonlocal count
+            count += 1
+            return rule(graph, name)
+
+        return apply
+
+    config = replace(CONFIGS["dmrnet"], joint_blocks=blocks, form=form)
+    graph = trace(small_model(config), config.inputs)
+    folded = rules.apply(graph, [counted(rule) for rule in rules.FOLDS])
+    rules.apply(folded, [counted(rule) for rule in rules.RULES])
+    return count
+
+
+@pytest.mark.parametrize("form", ["average", "run"])
+def test_the_work_grows_with_the_number_of_blocks(form: Literal["average", "run"]) -> None:
+    few, more, most = (tries(blocks, form) for blocks in (10, 20, 40))
+    assert most - more == pytest.approx(2 * (more - few), rel=0.02)
+
+
+def test_a_deep_network_keeps_no_multiplication_before_a_concatenation() -> None:
+    config = CONFIGS["dmrnet-deep"]
+    graph = rules.reduce(trace(small_model(config), config.inputs))
+    (concat,) = (op for op in graph.ops.values() if op.kind == "concat")
+    assert {graph.ops[source].kind for source in concat.inputs} == {"leaky_relu"}
 
 
 @pytest.mark.parametrize("rule", rules.RULES, ids=lambda rule: rule.__name__)
-def test_each_rule_alone_changes_nothing(rule: Callable[[Graph], Graph]) -> None:
+def test_each_rule_alone_changes_nothing(rule: rules.Rule) -> None:
     applied = 0
     for config in CONFIGS.values():
         graph, features = trace(small_model(config), config.inputs), features_of(config)
         for earlier in rules.RULES[: rules.RULES.index(rule)]:
-            graph = earlier(graph)
-        after = rule(graph)
-        applied += after is not graph
+            graph = rules.apply(graph, [earlier])
+        after = rules.apply(graph, [rule])
+        applied += dict(after.ops) != dict(graph.ops)
         assert np.abs(result(after, features) - result(graph, features)).max() < EXACT
     assert applied, "no model of these tests uses the rule"
 
@@ -84,10 +130,10 @@ def test_one_step_keeps_three_of_four_gates_and_no_recurrent_weights() -> None:
 def test_a_batch_norm_between_two_tanhs_stays() -> None:
     ones = np.ones(2)
     ops = {
-        "x": Op("input", width=2),
-        "first": Op("tanh", ("x",), width=2),
-        "norm": Op("affine", ("first",), {"scale": 2 * ones, "shift": ones}, 2),
-        "last": Op("tanh", ("norm",), width=2),
+        "x": Operator("input", width=2),
+        "first": Operator("tanh", ("x",), width=2),
+        "norm": Operator("affine", ("first",), {"scale": 2 * ones, "shift": ones}, 2),
+        "last": Operator("tanh", ("norm",), width=2),
     }
     graph = Graph(ops, "last")
     assert rules.reduce(graph).ops == ops
@@ -96,11 +142,11 @@ def test_a_batch_norm_between_two_tanhs_stays() -> None:
 def test_a_dense_that_others_read_takes_no_batch_norm() -> None:
     values = {"weight": np.eye(2), "bias": np.zeros(2)}
     ops = {
-        "x": Op("input", width=2),
-        "dense": Op("dense", ("x",), values, 2),
-        "norm": Op("affine", ("dense",), {"scale": np.array([2.0, -3.0]), "shift": np.ones(2)}, 2),
-        "act": Op("tanh", ("norm",), width=2),
-        "sum": Op("add", ("act", "dense"), width=2),
+        "x": Operator("input", width=2),
+        "dense": Operator("dense", ("x",), values, 2),
+        "norm": Operator("affine", ("dense",), {"scale": np.array([2.0, -3.0]), "shift": np.ones(2)}, 2),
+        "act": Operator("tanh", ("norm",), width=2),
+        "sum": Operator("add", ("act", "dense"), width=2),
     }
     graph, features = Graph(ops, "sum"), {"x": np.random.default_rng(0).normal(size=(5, 2))}
     reduced = rules.reduce(graph)
