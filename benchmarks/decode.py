@@ -127,7 +127,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
 
 def one_pass(shards: Sequence[str]) -> int:
     count = 0
-    for batch in batching.batches(shards, Schema(WIDTHS), 1024):
+    for batch in batching.batches(find_shards(shards), Schema(WIDTHS), 1024):
         count += len(batch)
         batch.release()
     return count
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     options = parser.parse_args()
-    shards = find_shards(options.data)
+    shards = [shard.address for shard in find_shards(options.data)]
     given = {name: Path(path) for name, _, path in (text.partition("=") for text in options.python)}
     pythons = dict.fromkeys(OURS, Path(sys.executable))
     for name in options.peers:

@@ -32,6 +32,7 @@ from export.videos import Videos, read_videos
 from scorer.errors import Yt8mError
 from scorer.evaluation.metrics import evaluate
 from scorer.inputs.discover import find_shards
+from scorer.inputs.source import Source
 from scorer.model.model import Model
 from scorer.model.predictor import Predictor
 from train.checkpoint import load
@@ -73,7 +74,9 @@ def machine_threads() -> int:
     return usable_cores()
 
 
-def bench(runs: Path, check: Sequence[str], calibrate: Sequence[str], batch: int, seconds: float) -> list[list[str]]:
+def bench(
+    runs: Path, check: Sequence[Source], calibrate: Sequence[Source], batch: int, seconds: float
+) -> list[list[str]]:
     """The table's rows, model by model."""
     rows = []
     for name in MODELS:
@@ -83,7 +86,7 @@ def bench(runs: Path, check: Sequence[str], calibrate: Sequence[str], batch: int
 
 
 def bench_model(
-    checkpoint: Path, check: Sequence[str], calibrate: Sequence[str], batch: int, seconds: float
+    checkpoint: Path, check: Sequence[Source], calibrate: Sequence[Source], batch: int, seconds: float
 ) -> list[list[str]]:
     """One model's rows: plain, fp32, fp16, int8."""
     source = open_source(load(checkpoint))

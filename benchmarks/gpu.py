@@ -67,7 +67,9 @@ def measure(options: argparse.Namespace) -> int:
     alone = {graph: Resident(options.model, model, gpu, options.tf32, graph=graph) for graph in (False, True)}
     rates = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        shard = join(find_shards(options.data), Path(folder) / "joined.tfrecord", options.gigabytes)
+        shard = join(
+            [shard.address for shard in find_shards(options.data)], Path(folder) / "joined.tfrecord", options.gigabytes
+        )
         for _ in range(options.rounds):
             rates["session alone"].append(alone[False].rate(options.seconds))
             rates["session alone, CUDA graph"].append(alone[True].rate(options.seconds))
@@ -135,7 +137,7 @@ def from_memory(model: Model, seconds: float) -> float:
 def end_to_end(model: Model, shard: Path, workers: int | None) -> float:
     """Videos/s of a whole job, from the shard to the committed file."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job([str(shard)], str(Path(folder) / "preds.csv"), workers=workers)
+        job = Job(find_shards([str(shard)]), str(Path(folder) / "preds.csv"), workers=workers)
         done = score(job, model, StopRequest(), lambda progress: None)
     return float(done.record["scored"] / done.seconds)
 

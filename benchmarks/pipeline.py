@@ -23,6 +23,7 @@ from pathlib import Path
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.discover import find_shards
 from scorer.inputs.example import Schema
+from scorer.inputs.source import Source
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
@@ -59,7 +60,7 @@ def resident(model: Model, held: list[Batch]) -> int:
     return sum(len(batch) for batch in held)
 
 
-def whole(model: Model, shards: list[str], workers: int) -> int:
+def whole(model: Model, shards: list[Source], workers: int) -> int:
     """Do a job."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
@@ -67,7 +68,7 @@ def whole(model: Model, shards: list[str], workers: int) -> int:
     return int(report.record["scored"])
 
 
-def clocked(model: Model, shards: list[str]) -> tuple[float, float]:
+def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:
     """Core-microseconds a video of the slots: reading and decoding, and the model."""
     decoding, computing, videos = 0.0, [], 0
 

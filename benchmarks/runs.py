@@ -35,6 +35,7 @@ from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import Yt8mError
 from scorer.inputs.discover import find_shards
+from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Shard
 from train.config import DEFAULTS, MODELS, ModelConfig
 from train.models import build
@@ -72,7 +73,7 @@ def read(folder: Path) -> Run:
 def seeds(options: argparse.Namespace) -> None:
     """Each model with each seed; mean and largest distance from it."""
     for seed in options.seeds:
-        train(options, options.model, find_shards(options.data), options.out / f"seed{seed}", "--seed", str(seed))
+        train(options, options.model, options.data, options.out / f"seed{seed}", "--seed", str(seed))
     made = Table(title=f"seeds {options.seeds}, {processor()}", title_justify="left")
     made.add_column("model")
     for name in (*MEASURES, "parameters", "epochs", "seconds"):
@@ -94,14 +95,14 @@ def spread(values: Sequence[float]) -> str:
 def curve(options: argparse.Namespace) -> None:
     """Each model on the first so many videos."""
     shards = find_shards(options.data)
-    counts = np.cumsum([videos_in(path) for path in shards])
+    counts = np.cumsum([videos_in(shard) for shard in shards])
     ends = [int(np.searchsorted(counts, wanted)) + 1 for wanted in options.videos if wanted < counts[-1]]
     points: dict[str, list[tuple[int, float]]] = {}
     for model in options.model:
         for end in [*ends, len(shards)]:
             epochs = round(DEFAULTS[model][1].epochs * math.sqrt(counts[-1] / counts[end - 1]))
             folder = options.out / f"{end}shards"
-            train(options, [model], shards[:end], folder, "--epochs", str(epochs))
+            train(options, [model], [shard.address for shard in shards[:end]], folder, "--epochs", str(epochs))
             points.setdefault(model, []).append((int(counts[end - 1]), read(folder / model).last["MAP@10"]))
     made = Table(title=f"MAP@10 by training videos, {processor()}", title_justify="left")
     made.add_column("model")
@@ -118,9 +119,9 @@ def curve(options: argparse.Namespace) -> None:
         plot(points, options.plot)
 
 
-def videos_in(path: str) -> int:
+def videos_in(source: Source) -> int:
     """Number of a shard's records."""
-    with Shard(path) as shard:
+    with Shard(source) as shard:
         return sum(len(frames) for frames in shard.blocks())
 
 

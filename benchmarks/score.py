@@ -103,7 +103,7 @@ def true_labels(shards: list[str]) -> Iterator[tuple[str, set[int]]]:
     from scorer.inputs.batching import batches
     from scorer.inputs.example import Schema
 
-    for batch in batches(shards, Schema({}), 4096):
+    for batch in batches(find_shards(shards), Schema({}), 4096):
         splits = batch.label_splits
         for row, name in enumerate(batch.ids):
             yield name.decode(), set(batch.label_values[splits[row] : splits[row + 1]].tolist())
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    shards = [os.path.abspath(path) for path in find_shards(options.data)]
+    shards = [shard.canonical for shard in find_shards(options.data)]
     with tempfile.TemporaryDirectory() as folder:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # torch here would count as everyone's peak memory
             plain = pool.submit(plain_file, options.plain, folder).result()

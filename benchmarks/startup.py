@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["../shared/data/yt8m/*.tfrecord"], metavar="SHARD")
     parser.add_argument("--rounds", type=int, default=11)
     options = parser.parse_args()
-    shards, model = [os.path.abspath(path) for path in find_shards(options.data)], os.path.abspath(options.model)
+    shards, model = [shard.canonical for shard in find_shards(options.data)], os.path.abspath(options.model)
     with tempfile.TemporaryDirectory() as folder:
         wheel, python = install(Path(folder))
         rows = [

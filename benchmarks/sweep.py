@@ -19,6 +19,7 @@ from rich.table import Table
 
 from benchmarks.machine import machine
 from scorer.inputs.discover import find_shards
+from scorer.inputs.source import Source
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
@@ -52,7 +53,7 @@ def points(threads: list[int]) -> list[Point]:
     ]
 
 
-def rate(path: str, shards: list[str], point: Point) -> float:
+def rate(path: str, shards: list[Source], point: Point) -> float:
     """Videos/s of one job."""
     model = Model.open(path, threads=point.threads, batch_size=point.batch_size)
     with tempfile.TemporaryDirectory() as folder:

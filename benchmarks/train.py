@@ -90,15 +90,15 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     use_all_cores()
     device = choose_device(options.device, 0)
-    paths = find_shards(options.data)
+    shards = find_shards(options.data)
     start = time.perf_counter()
     model = DEFAULTS["bilstm"][0]
-    videos = load(paths, model.inputs, model.labels)
+    videos = load(shards, model.inputs, model.labels)
     seconds = time.perf_counter() - start
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{len(videos):,} videos decoded once in {seconds:.2f} s")
-    rows = [_compare(name, options, videos, paths, device) for name in options.model]
+    rows = [_compare(name, options, videos, [shard.address for shard in shards], device) for name in options.model]
     _show(rows, options.batch)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from export.build import Exported, Source
     from export.report import Speed
     from export.videos import Videos
+    from scorer.inputs.source import Source as ShardSource
 
 SAMPLES = "samples/*.tfrecord"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -94,9 +95,9 @@ def _export(options: argparse.Namespace) -> int:
     checkpoints = _checkpoints(options)
     for checkpoint in checkpoints:
         metadata(checkpoint)  # all of them are there before the first is exported
-    paths = {name: find_shards(given) for name in ("check", "calibrate") if (given := getattr(options, name))}
+    shards = {name: find_shards(given) for name in ("check", "calibrate") if (given := getattr(options, name))}
     for checkpoint in checkpoints:
-        _export_one(options, checkpoint, paths)
+        _export_one(options, checkpoint, shards)
     return 0
 
 
@@ -106,7 +107,7 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
     return [options.runs / name / "best.safetensors" for name in (MODELS if options.all else [options.model])]
 
 
-def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, list[str]]) -> None:
+def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[str, Sequence[ShardSource]]) -> None:
     from export.build import export_to, open_source
     from export.names import read_names
     from export.report import show
@@ -116,7 +117,7 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, paths: dict[str, 
     names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
     source = open_source(loaded, names)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
-    check, calibration = _videos(paths, source, precisions)
+    check, calibration = _videos(shards, source, precisions)
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
@@ -144,7 +145,9 @@ def _speed(source: Source, written: Sequence[Exported], check: Videos) -> Speed 
     return None
 
 
-def _videos(paths: dict[str, list[str]], source: Source, precisions: Sequence[str]) -> tuple[Videos, Videos]:
+def _videos(
+    shards: Mapping[str, Sequence[ShardSource]], source: Source, precisions: Sequence[str]
+) -> tuple[Videos, Videos]:
     """The videos to check on and to calibrate on: those given, else the samples if they fit, else random vectors.
 
     Raises InputError where approximate precisions are to be checked on shards with too few labels, UsageError where
@@ -152,23 +155,23 @@ def _videos(paths: dict[str, list[str]], source: Source, precisions: Sequence[st
     """
     from export.videos import random_videos, read_videos
 
-    samples = _sample_videos(source.inputs) if "check" not in paths else None
-    check = read_videos(paths["check"], source.inputs) if "check" in paths else samples
-    if "check" in paths and check is not None and set(precisions) != {"fp32"}:
-        _want_labels(paths["check"], check)
-    calibration = read_videos(paths["calibrate"], source.inputs) if "calibrate" in paths else check
+    samples = _sample_videos(source.inputs) if "check" not in shards else None
+    check = read_videos(shards["check"], source.inputs) if "check" in shards else samples
+    if "check" in shards and check is not None and set(precisions) != {"fp32"}:
+        _want_labels(shards["check"], check)
+    calibration = read_videos(shards["calibrate"], source.inputs) if "calibrate" in shards else check
     if calibration is None and "int8" in precisions:
         raise UsageError("int8 takes its ranges from real videos", remedy="give shards with --calibrate or --check")
     check = check or random_videos(source.inputs, 1024)
     return check, calibration or check
 
 
-def _want_labels(paths: list[str], videos: Videos) -> None:
+def _want_labels(shards: Sequence[ShardSource], videos: Videos) -> None:
     from export.parity import LABELLED
 
     if videos.labelled < LABELLED:
         reason = f"--check has {videos.labelled:,} labelled videos, the quality of fp16 and int8 needs {LABELLED:,}"
-        raise InputError(f"{paths[0]}: {reason}", remedy="give more labelled shards, or leave --check out")
+        raise InputError(f"{shards[0].address}: {reason}", remedy="give more labelled shards, or leave --check out")
 
 
 def _sample_videos(inputs: dict[str, int]) -> Videos | None:
@@ -177,9 +180,10 @@ def _sample_videos(inputs: dict[str, int]) -> Videos | None:
 
     from export.videos import read_videos
     from scorer.errors import RecordError
+    from scorer.inputs.discover import find_shards
 
     try:
-        return read_videos(sorted(glob.glob(SAMPLES)), inputs) if glob.glob(SAMPLES) else None
+        return read_videos(find_shards([SAMPLES]), inputs) if glob.glob(SAMPLES) else None
     except RecordError:
         return None
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scorer.inputs.batching import batches
 from scorer.inputs.example import Schema
+from scorer.inputs.source import Source
 
 Features = dict[str, NDArray[np.float32]]
 
@@ -38,7 +39,7 @@ class Videos:
         return {name: values[chosen] for name, values in self.features.items()}
 
 
-def read_videos(paths: Sequence[str], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> Videos:
+def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> Videos:
     """Decode the first `limit` videos of shards with the scorer's reader.
 
     Raises InputError, ShardError or RecordError at the first fault, UsageError where there is no video at all.
@@ -47,7 +48,7 @@ def read_videos(paths: Sequence[str], inputs: Mapping[str, int], *, limit: int =
 
     parts: list[Features] = []
     values, counts, read = [], [], 0
-    for batch in batches(paths, Schema(dict(inputs)), min(_READ, limit)):
+    for batch in batches(shards, Schema(dict(inputs)), min(_READ, limit)):
         take = min(len(batch), limit - read)
         parts.append({name: rows[:take].copy() for name, rows in batch.features.items()})
         splits = batch.label_splits[: take + 1]
@@ -58,10 +59,10 @@ def read_videos(paths: Sequence[str], inputs: Mapping[str, int], *, limit: int =
         if read == limit:
             break
     if not read:
-        raise InputError(f"{paths[0]}: no videos", remedy="give shards that hold some")
+        raise InputError(f"{shards[0].address}: no videos", remedy="give shards that hold some")
     features = {name: np.concatenate([part[name] for part in parts]) for name in inputs}
     splits = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return Videos(features, np.concatenate(values), splits, f"{read} videos of {len(paths)} shards")
+    return Videos(features, np.concatenate(values), splits, f"{read} videos of {len(shards)} shards")
 
 
 def random_videos(inputs: Mapping[str, int], count: int) -> Videos:

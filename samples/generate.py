@@ -19,7 +19,6 @@ elementwise in float64, and features are rounded, so that no BLAS and no last bi
 from __future__ import annotations
 
 import argparse
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +62,11 @@ class Statistics:
 def read(patterns: Sequence[str]) -> tuple[NDArray, NDArray, NDArray]:
     """Features float32 (N, 1152), label values int64 (M,) and splits int64 (N + 1,) of the shards that match."""
     from scorer.inputs.batching import batches
+    from scorer.inputs.discover import find_shards
     from scorer.inputs.example import Schema
 
-    paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
     features, values, splits = [], [], [np.zeros(1, np.int64)]
-    for batch in batches(paths, Schema(WIDTHS), 1024):
+    for batch in batches(find_shards(patterns), Schema(WIDTHS), 1024):
         features.append(np.hstack([batch.features[name] for name in WIDTHS]))
         values.append(batch.label_values.copy())
         splits.append(batch.label_splits[1:] + splits[-1][-1])

@@ -16,6 +16,8 @@ import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.inputs.source import LocalFile, Source
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 HEADER_BYTES, FOOTER_BYTES = 12, 4
 
@@ -37,6 +39,11 @@ def write_shard(path: str | Path, records: Iterable[bytes]) -> str:
     with open(path, "wb") as file:
         file.writelines(frame(payload) for payload in records)
     return os.fspath(path)
+
+
+def sources(paths: Iterable[str]) -> list[Source]:
+    """The files at `paths` as they are now, as a command would find them."""
+    return [LocalFile.at(path) for path in paths]
 
 
 def varint(value: int) -> bytes:

@@ -119,7 +119,7 @@ def main() -> None:
     options, passed_on = parser.parse_known_args()
     from scorer.inputs.discover import find_shards
 
-    records = b"".join(Path(path).read_bytes() for path in find_shards(options.shards)) or own_records()
+    records = b"".join(Path(shard.address).read_bytes() for shard in find_shards(options.shards)) or own_records()
     with tempfile.TemporaryDirectory() as folder:
         result = soak(records, round(options.gigabytes * 1e9 / len(records)), Path(folder), *passed_on)
     print(result)

@@ -29,8 +29,9 @@ def decoded() -> tuple[NDArray, NDArray, NDArray, list[bytes]]:
     """Features (N, 1152), label values, label splits and ids of the committed samples."""
     from scorer.inputs.batching import batches
     from scorer.inputs.example import Schema
+    from scorer.inputs.source import LocalFile
 
-    (batch,) = batches([str(path) for path in SAMPLES], Schema(generate.WIDTHS), 1024)
+    (batch,) = batches([LocalFile.at(str(path)) for path in SAMPLES], Schema(generate.WIDTHS), 1024)
     features = np.hstack([batch.features[name] for name in generate.WIDTHS])
     return features, batch.label_values, batch.label_splits, batch.ids
 

@@ -15,19 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import InputError
+from scorer.inputs.source import Source
 
 _FORMAT = 1
 
 
-def name_of(paths: Sequence[str], *what: object) -> str:
-    """The folder's name. Raises InputError for an absent shard."""
+def name_of(shards: Sequence[Source], *what: object) -> str:
+    """The folder's name."""
     digest = hashlib.sha256(repr((_FORMAT, what)).encode())
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened: {error.strerror}", remedy="check the path") from None
-        digest.update(repr((os.path.abspath(path), status.st_size, status.st_mtime_ns)).encode())
+    for shard in shards:
+        digest.update(repr((shard.canonical, shard.stat.size, shard.stat.version)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorer.errors import InputError, RecordError, ShardError, TrainingError
+from scorer.errors import RecordError, ShardError, TrainingError
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.example import Schema
+from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Shard
 from scorer.outputs.atomic import new_folder, writing
 from train.cache import make_arrays, name_of, read, write_rest
@@ -65,7 +65,7 @@ class Videos:
 
 
 def load(
-    paths: Sequence[str],
+    shards: Sequence[Source],
     inputs: Inputs,
     labels: int,
     *,
@@ -76,7 +76,7 @@ def load(
     """Decode labelled shards.
 
     Args:
-        paths: TFRecord files, read in this order.
+        shards: read in this order.
         inputs: name and width of each feature.
         labels: number of labels that the model has.
         part: all videos, those "held" out for validation, or the others, "kept". Which are held out depends on their
@@ -91,36 +91,36 @@ def load(
         OutputError: the cache cannot be written.
     """
     if cache is None:
-        store = _Store(inputs, _in_memory(inputs, _capacity(paths, inputs)), part)
-        return _decode(paths, inputs, labels, store, check)
-    place = cache / name_of(paths, tuple(inputs), labels, part)
+        store = _Store(inputs, _in_memory(inputs, _capacity(shards, inputs)), part)
+        return _decode(shards, inputs, labels, store, check)
+    place = cache / name_of(shards, tuple(inputs), labels, part)
     if not place.exists():
-        capacity = _capacity(paths, inputs)
+        capacity = _capacity(shards, inputs)
         with new_folder(place) as folder, writing(place):
             store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), part)
-            videos = _decode(paths, inputs, labels, store, check)
+            videos = _decode(shards, inputs, labels, store, check)
             write_rest(folder, videos.labels, videos.ids)
     return Videos(*read(place))
 
 
-def _decode(paths: Sequence[str], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
-    for path in paths:
+def _decode(shards: Sequence[Source], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
+    for shard in shards:
         records, labelled = 0, False
-        for batch in _batches(path, inputs):
+        for batch in _batches(shard, inputs):
             check()
-            _check_labels(batch, path, records, labels)
+            _check_labels(batch, shard, records, labels)
             records, labelled = records + len(batch), labelled or batch.labelled
             store.append(batch)
             batch.release()
         if not labelled and records:
-            raise TrainingError(f"{path}: its videos have no labels", remedy="train on labelled shards")
+            raise TrainingError(f"{shard.address}: its videos have no labels", remedy="train on labelled shards")
     return store.videos(labels)
 
 
-def _batches(path: str, inputs: Inputs) -> Iterator[Batch]:
+def _batches(shard: Source, inputs: Inputs) -> Iterator[Batch]:
     """The shard's batches. An error's remedy is training's own: the reader's is an option that scoring alone has."""
     try:
-        yield from batches([path], Schema(dict(inputs)), _READ)
+        yield from batches([shard], Schema(dict(inputs)), _READ)
     except RecordError as error:
         error.remedy = "leave the shard out, or name the features and widths that it has with --inputs"
         raise
@@ -161,12 +161,9 @@ class _Store:
         return Videos(features, padded(values, counts, labels), self.ids)
 
 
-def _capacity(paths: Sequence[str], inputs: Inputs) -> int:
+def _capacity(shards: Sequence[Source], inputs: Inputs) -> int:
     """An upper bound of the videos in the shards: a record is never smaller than the floats in it."""
-    try:
-        sizes = sum(os.path.getsize(path) for path in paths)
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be opened: {error.strerror}", remedy="check the path") from None
+    sizes = sum(shard.stat.size for shard in shards)
     return sizes // (4 * sum(width for _, width in inputs)) + 1
 
 
@@ -190,7 +187,7 @@ def available_memory() -> float:
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
-def _check_labels(batch: Batch, path: str, before: int, labels: int) -> None:
+def _check_labels(batch: Batch, shard: Source, before: int, labels: int) -> None:
     """Raise RecordError for the first video of the batch with a label outside 0..labels-1."""
     values, splits = batch.label_values, batch.label_splits
     outside = np.flatnonzero((values < 0) | (values >= labels))
@@ -199,11 +196,11 @@ def _check_labels(batch: Batch, path: str, before: int, labels: int) -> None:
     record = before + int(np.searchsorted(splits, outside[0], side="right")) - 1
     reason = f"label {values[outside[0]]} is outside 0..{labels - 1}"
     remedy = f"leave the shard out, or train with --set labels={int(values.max()) + 1}"
-    raise RecordError(path, reason, record=record, offset=_offset(path, record), remedy=remedy)
+    raise RecordError(shard.address, reason, record=record, offset=_offset(shard, record), remedy=remedy)
 
 
-def _offset(path: str, record: int) -> int:
-    with Shard(path) as shard:
+def _offset(source: Source, record: int) -> int:
+    with Shard(source) as shard:
         for frames in shard.blocks():
             if record < frames.record + len(frames):
                 return frames.place(record - frames.record)[1]

@@ -5,10 +5,11 @@ from decoding import BATCH, WIDTHS, arguments, measure
 
 def one_pass(shards):
     from scorer.inputs.batching import batches
+    from scorer.inputs.discover import find_shards
     from scorer.inputs.example import Schema
 
     count = 0
-    for batch in batches(shards, Schema(WIDTHS), BATCH):
+    for batch in batches(find_shards(shards), Schema(WIDTHS), BATCH):
         count += len(batch)
         batch.release()
     return count

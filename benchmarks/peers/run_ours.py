@@ -2,6 +2,7 @@
 
 from common import arguments, report
 
+from scorer.inputs.discover import find_shards
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
@@ -10,5 +11,5 @@ from scorer.system.signals import StopRequest
 if __name__ == "__main__":
     options = arguments()
     model = Model.open(options.model, device="cpu", threads=options.threads, batch_size=options.batch)
-    job = Job(options.shards, options.output, leftovers="restart")
+    job = Job(find_shards(options.shards), options.output, leftovers="restart")
     report(lambda: score(job, model, StopRequest(), lambda progress: None).record["scored"])

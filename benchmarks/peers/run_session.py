@@ -7,6 +7,7 @@ import numpy as np
 from common import WIDTHS, arguments, session
 
 from scorer.inputs.batching import batches
+from scorer.inputs.discover import find_shards
 from scorer.inputs.example import Schema
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
@@ -16,7 +17,7 @@ VIDEOS = 8192
 def held(shards):
     """Features of at most VIDEOS videos."""
     features, videos = {name: [] for name in WIDTHS}, 0
-    for batch in batches(shards, Schema(WIDTHS), 1024):
+    for batch in batches(find_shards(shards), Schema(WIDTHS), 1024):
         for name in WIDTHS:
             features[name].append(batch.features[name].copy())
         videos += len(batch.ids)

@@ -17,6 +17,7 @@ from scorer.system.signals import StopRequest, stop_on_signals
 from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
 if TYPE_CHECKING:
+    from scorer.inputs.source import Source
     from scorer.job.spec import Job, Progress, Report
     from scorer.model.model import Model
 
@@ -177,7 +178,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     return PARTIAL_SUCCESS if report.record["quarantined"] else 0
 
 
-def _job(options: argparse.Namespace, shards: Sequence[str]) -> Job:
+def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
     from scorer.job.spec import Job
 
     return Job(
@@ -220,10 +221,8 @@ def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], N
     if quiet or not sys.stderr.isatty():
         return nullcontext(lambda progress: None)
     from scorer.cli.progress import progress_bar
-    from scorer.inputs.source import FileStat
 
-    stamps = filter(None, map(FileStat.of, job.shards))
-    return progress_bar(len(job.shards), sum(stamp.size for stamp in stamps))
+    return progress_bar(len(job.shards), sum(shard.stat.size for shard in job.shards))
 
 
 def _report(line: str) -> None:

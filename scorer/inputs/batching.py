@@ -16,6 +16,7 @@ from scorer.errors import RecordError, ShardError
 from scorer.inputs.blocks import Decoded, NativeDecoder, Rows, Run, compiled, decode
 from scorer.inputs.example import Decoder, Schema, unpacked
 from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Block, Shard
 from scorer.kernels.packed import PackedStrings
 
@@ -252,7 +253,7 @@ class _Batcher:
 
 
 def batches(
-    paths: Sequence[str],
+    shards: Sequence[Source],
     schema: Schema,
     size: int,
     *,
@@ -261,7 +262,7 @@ def batches(
     workers: int = 0,
     depth: int = 3,
 ) -> Generator[Batch]:
-    """The videos of the shards `paths` in order, `size` at a time, from `start` on.
+    """The videos of `shards` in order, `size` at a time, from `start` on.
 
     size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
@@ -280,23 +281,23 @@ def batches(
     if workers:
         from scorer.inputs.workers import decoded_by_workers
 
-        with closing(decoded_by_workers(paths, schema, start, workers)) as blocks:
+        with closing(decoded_by_workers(shards, schema, start, workers)) as blocks:
             for block in blocks:
                 yield from packer.add(block)
     else:
-        yield from _filled(packer, paths, schema, start)
+        yield from _filled(packer, shards, schema, start)
     yield from packer.rest()
 
 
-def _filled(packer: _Batcher, paths: Sequence[str], schema: Schema, start: Position) -> Generator[Batch]:
+def _filled(packer: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded here."""
     decoder, block = Decoder(schema), Block()
     filler = NativeDecoder(schema) if compiled(schema) else None
-    for index, path in list(enumerate(paths))[start.shard :]:
+    for index, source in list(enumerate(shards))[start.shard :]:
         place = start if index == start.shard else Position(index, 0, 0)
-        with Shard(path, block) as shard:
+        with Shard(source, block) as shard:
             while place.shard == index:
-                if filler:
+                if filler and shard.descriptor is not None:
                     place = yield from packer.read(shard, filler, place)
                 if place.shard == index:
                     found = decode(shard, decoder, place)

@@ -13,6 +13,7 @@ from scorer.errors import RecordError, ShardError
 from scorer.inputs.example import Decoder, Schema, parse
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
+from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Shard
 from scorer.kernels.compiled import native
 from scorer.kernels.packed import PackedStrings
@@ -137,7 +138,7 @@ class NativeDecoder:
         payload = shard.payload(start, size, record, offset)
         if not isinstance(payload, bytes):
             return payload
-        return parse(shard.path, payload, self._schema.inputs, record, offset)
+        return parse(shard.address, payload, self._schema.inputs, record, offset)
 
 
 class NativeBlock:
@@ -169,15 +170,15 @@ def compiled(schema: Schema) -> bool:
     return native is not None and len(schema.inputs) <= _MAX_INPUTS
 
 
-def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) -> Generator[Decoded]:
-    """The blocks of `shards`, pairs of index and path, in order; each is valid until the next one is asked for.
+def decoded(shards: Iterable[tuple[int, Source]], schema: Schema, start: Position) -> Generator[Decoded]:
+    """The blocks of `shards`, pairs of index and source, in order; each is valid until the next one is asked for.
 
     A shard of the index of `start` is read from there on. Raises InputError.
     """
     decoder, block, filled = Decoder(schema), Block(), NativeBlock(schema) if compiled(schema) else None
-    for index, path in shards:
+    for index, source in shards:
         place = start if index == start.shard else Position(index, 0, 0)
-        with Shard(path, block) as shard:
+        with Shard(source, block) as shard:
             while place.shard == index:
                 found = (filled and fill(shard, filled, place)) or decode(shard, decoder, place)
                 yield found
@@ -186,7 +187,7 @@ def decoded(shards: Iterable[tuple[int, str]], schema: Schema, start: Position) 
 
 def fill(shard: Shard, rows: NativeBlock, place: Position) -> Decoded | None:
     """As `decode`, by the compiled loops; None if there is nothing for them: no record, or none that is whole."""
-    if place.offset >= shard.size:
+    if shard.descriptor is None or place.offset >= shard.size:
         return None
     places = rows.fill(shard, place)
     last = place.offset + int(places[-1]) == shard.size
@@ -199,7 +200,7 @@ def fill(shard: Shard, rows: NativeBlock, place: Position) -> Decoded | None:
 def decode(shard: Shard, decoder: Decoder, place: Position) -> Decoded:
     """The block from `place` on, valid until the next one is read. Raises InputError."""
     frames = shard.frames(place.offset, place.record)
-    rows = decoder.decode(shard.path, frames)
+    rows = decoder.decode(shard.address, frames)
     if frames.last:
         shard.check_unchanged()
     return Decoded(place.shard, shard.size, frames.record, frames.offset, frames.places, frames.last, frames.lost, rows)

@@ -1,26 +1,172 @@
-"""Where a shard's bytes come from, and what tells whether they are still the same."""
+"""Where a shard's bytes come from: an address that is stat'ed once and read from any position.
+
+A `Source` is what commands find, what jobs, training and export take, and what a decoding process is sent. Whether its
+bytes are still those that were found is judged here: when it is opened, while it is read, and at its end.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Protocol
+
+from scorer.errors import InputError
 
 
 @dataclass(frozen=True)
 class FileStat:
-    """What tells whether a shard is still the file it was: its size in bytes and its modification time in ns."""
+    """What tells whether a shard is still the one it was.
+
+    size: in bytes.
+    version: of a local file its modification time in ns; elsewhere whatever changes with the content, such as an ETag.
+    """
 
     size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, path: str) -> FileStat | None:
-        """The stamp of the file at `path`; None where there is none to be had."""
-        try:
-            status = os.stat(path)
-        except OSError:
-            return None
-        return cls(status.st_size, status.st_mtime_ns)
+    version: int | str
 
     def __str__(self) -> str:
-        return f"{self.size} bytes modified at {self.mtime_ns} ns"
+        return f"{self.size} bytes modified at {self.version} ns"
+
+
+class Reader(Protocol):
+    """An open source. Every method raises InputError, which names the address."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """A local file's, which compiled loops read from; None where there is none."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` with the bytes from `offset` on; returns how many: fewer only where the source ends.
+
+        Raises InputError where `offset` is past the end, or the source proves to be shorter than when it was found.
+        """
+
+    def check_unchanged(self) -> None:
+        """Raise InputError where the source's stat is no longer what it was when it was found."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """A shard, found and not yet open. It can be pickled, and opened any number of times."""
+
+    @property
+    def address(self) -> str:
+        """As the user gave it, for messages."""
+
+    @property
+    def stat(self) -> FileStat:
+        """As it was when the source was found."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for two addresses of the same thing."""
+
+    @property
+    def canonical(self) -> str:
+        """The address as it holds in any folder, for what is kept on disk. Raises InputError where there is none."""
+
+    def open(self) -> Reader:
+        """Raises InputError where it cannot be read, or is not what was found."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A regular file. address: its path. identity: device and inode."""
+
+    address: str
+    stat: FileStat
+    identity: tuple[int, int]
+
+    @classmethod
+    def at(cls, path: str, status: os.stat_result | None = None) -> LocalFile:
+        """The file at `path`, whose `status` may be known. Raises InputError where it is not a readable file."""
+        status = status or status_of(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is not a regular file", remedy="copy what it gives into a file")
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{path}: permission denied", remedy="make it readable")
+        return cls(path, _stat(status), (status.st_dev, status.st_ino))
+
+    @property
+    def canonical(self) -> str:
+        return absolute(self.address)
+
+    def open(self) -> LocalReader:
+        return LocalReader(self)
+
+
+class LocalReader:
+    """An open LocalFile."""
+
+    def __init__(self, source: LocalFile) -> None:
+        self._source = source
+        try:
+            self.descriptor = os.open(source.address, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
+        except OSError as error:
+            reason = f"cannot be opened: {error.strerror}"
+            raise InputError(f"{source.address}: {reason}", remedy="check the path") from None
+        try:
+            self._check(os.fstat(self.descriptor), "since it was found")
+        except InputError:
+            self.close()
+            raise
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        address, size = self._source.address, self._source.stat.size
+        if offset > size:
+            raise InputError(f"{address}: has {size} bytes, but byte {offset} was to come next: it has changed")
+        count, done = min(len(buffer), size - offset), 0
+        while done < count:
+            try:
+                more = os.preadv(self.descriptor, [buffer[done:count]], offset + done)
+            except OSError as error:
+                raise InputError(f"{address}: cannot be read at byte {offset + done}: {error.strerror}") from None
+            if not more:
+                self.check_unchanged()
+                raise InputError(f"{address}: ends at byte {offset + done} of {size}")
+            done += more
+        return done
+
+    def check_unchanged(self) -> None:
+        """By the path: one that was removed or replaced meanwhile has changed too, though what was read is whole."""
+        try:
+            status = os.stat(self._source.address)
+        except OSError as error:
+            raise InputError(f"{self._source.address}: is gone ({error.strerror})", remedy=_AGAIN) from None
+        self._check(status, "while it was read")
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def _check(self, status: os.stat_result, when: str) -> None:
+        then, now = self._source.stat, _stat(status)
+        if then != now:
+            difference = f"{then.size} bytes then, {now.size} now"
+            raise InputError(f"{self._source.address}: changed {when} ({difference})", remedy=_AGAIN)
+
+
+_AGAIN = "run again once nothing writes to it"
+
+
+def status_of(path: str) -> os.stat_result:
+    """Raises InputError where there is nothing at `path`."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: {reason}", remedy="check the path") from None
+
+
+def absolute(path: str) -> str:
+    """`path` from the root of the file system. Raises InputError where the working folder was removed."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: the working folder is gone", remedy="change to another") from None
+
+
+def _stat(status: os.stat_result) -> FileStat:
+    return FileStat(status.st_size, status.st_mtime_ns)

@@ -9,8 +9,6 @@ Shards are read in blocks and never mapped: a mapped file that shrinks kills the
 
 from __future__ import annotations
 
-import os
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +20,8 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from scorer.errors import Hint, InputError, RecordError, ShardError
+from scorer.errors import Hint, RecordError, ShardError
+from scorer.inputs.source import Source
 
 BLOCK_BYTES = 2 << 20
 """Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile.
@@ -108,20 +107,16 @@ class Shard:
     """One open TFRecord file; a context manager.
 
     block: where to read to, shared by shards that are read one after the other.
+    descriptor: the open file's, None where the bytes are no local file's.
 
-    Raises InputError when the file is absent, unreadable or no regular file.
+    Raises InputError when the source cannot be opened, here, and when it cannot be read or has changed, everywhere.
     """
 
-    def __init__(self, path: str, block: Block | None = None) -> None:
-        self.path = path
+    def __init__(self, source: Source, block: Block | None = None) -> None:
+        self.address, self.size = source.address, source.stat.size
         self.block = block or Block()
-        try:
-            _check_regular(path)
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be opened: {_why(error)}", remedy="check the path") from None
-        self._state = os.fstat(self._file.fileno())
-        self.size = self._state.st_size
+        self._reader = source.open()
+        self.descriptor = self._reader.descriptor
 
     def __enter__(self) -> Shard:
         return self
@@ -132,16 +127,11 @@ class Shard:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        self._reader.close()
 
     def check_unchanged(self) -> None:
-        """Raise InputError when the file's size or time stamp is no longer what it was when it was opened."""
-        now = os.fstat(self._file.fileno())
-        if (now.st_size, now.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
-            raise InputError(
-                f"{self.path}: changed while it was read ({self.size} bytes then, {now.st_size} now)",
-                remedy="run again once nothing writes to it",
-            )
+        """Raise InputError when the source is no longer what it was when it was found."""
+        self._reader.check_unchanged()
 
     def blocks(self, offset: int = 0, record: int = 0) -> Iterator[Frames]:
         """The records from byte `offset` on, block by block; `record` is the index of the one at `offset`.
@@ -154,19 +144,12 @@ class Shard:
             frames = self.frames(frames.end, frames.record + len(frames))
             yield frames
 
-    @property
-    def descriptor(self) -> int:
-        """The open file's."""
-        return self._file.fileno()
-
     def frames(self, offset: int, record: int) -> Frames:
         """One block: at least one record, unless `offset` is the end or the rest is lost.
 
-        Raises InputError when the file cannot be read, shrank, or has no byte `offset`.
+        Raises InputError when the source cannot be read, shrank, or has no byte `offset`.
         """
-        if offset > self.size:
-            raise InputError(f"{self.path}: has {self.size} bytes, but byte {offset} was to come next: it has changed")
-        if self.size == 0:
+        if self.size == offset == 0:
             return self._rest_is_lost(offset, record, "the file is empty")
         size = self._read(offset, self.block.capacity)
         frames = self._scan(size, offset, record)
@@ -200,7 +183,7 @@ class Shard:
         return self._rest_is_lost(offset, record, "the length fails its CRC32C, and with it all that follows is lost")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
-        lost = ShardError(self.path, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
+        lost = ShardError(self.address, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
         return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
@@ -216,7 +199,7 @@ class Shard:
         if stored == _mask(check):
             limit = self.block.capacity - _HEADER - _FOOTER
             reason = f"the record has {length} bytes; at most {limit} are read"
-            error = RecordError(self.path, reason, record=record, offset=offset, hints=(Hint.SKIP,))
+            error = RecordError(self.address, reason, record=record, offset=offset, hints=(Hint.SKIP,))
         end = stop + _FOOTER
         places = np.array([0, end - offset])
         return Frames(self.block, offset, record, places, last=end == self.size, bad={0: error})
@@ -230,23 +213,11 @@ class Shard:
 
     def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
-        return ShardError(self.path, reason, record=record, offset=offset, remedy=_DOWNLOAD, hints=(Hint.SKIP,))
+        return ShardError(self.address, reason, record=record, offset=offset, remedy=_DOWNLOAD, hints=(Hint.SKIP,))
 
     def _read(self, offset: int, count: int) -> int:
-        """Read `count` bytes from `offset` into the block, fewer only at the end that the file had when opened."""
-        count = min(count, self.size - offset)
-        done = 0
-        try:
-            self._file.seek(offset)
-            while done < count:
-                more = self._file.readinto(self.block.view[done:count])
-                if not more:
-                    self.check_unchanged()
-                    raise InputError(f"{self.path}: ends at byte {offset + done} of {self.size}")
-                done += more
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be read at byte {offset}: {_why(error)}") from None
-        return done
+        """Read `count` bytes from `offset` into the block, fewer only at the end of the source."""
+        return self._reader.read_into(offset, self.block.view[:count])
 
 
 class _Sizes(dict[bytes, int]):
@@ -292,18 +263,6 @@ def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
     sums = np.array([crc32c(block.view[start:stop]) for start, stop in payloads], np.uint32)
     masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
     return places, np.flatnonzero(masked != block.halves[stops]).tolist()
-
-
-def _check_regular(path: str) -> None:
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise ValueError("it is a folder; name the shards in it")
-    if not stat.S_ISREG(mode):
-        raise ValueError("it is no regular file")
-
-
-def _why(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 _KNOWN_STARTS = (

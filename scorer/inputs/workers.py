@@ -28,6 +28,7 @@ from scorer.errors import Hint, InputError, RecordError, ShardError, Yt8mError
 from scorer.inputs.blocks import Decoded, decoded
 from scorer.inputs.example import Schema
 from scorer.inputs.position import Position
+from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import BLOCK_BYTES
 
 _SLOTS = 4
@@ -62,7 +63,7 @@ class SharedRows:
 
 @dataclass(frozen=True)
 class _Task:
-    shards: list[tuple[int, str]]
+    shards: list[tuple[int, Source]]
     schema: Schema
     start: Position
 
@@ -115,9 +116,9 @@ class _Worker:
         self._connection.close()
 
 
-def decoded_by_workers(paths: Sequence[str], schema: Schema, start: Position, count: int) -> Generator[Decoded]:
-    """What `decoded` gives for all of `paths`, from `count` processes. Raises InputError."""
-    shards = list(enumerate(paths))[start.shard :]
+def decoded_by_workers(sources: Sequence[Source], schema: Schema, start: Position, count: int) -> Generator[Decoded]:
+    """What `decoded` gives for all of `sources`, from `count` processes. Raises InputError."""
+    shards = list(enumerate(sources))[start.shard :]
     with ExitStack() as stack:
         workers = []
         for i in range(min(count, len(shards))):

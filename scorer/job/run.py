@@ -9,18 +9,17 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from scorer.errors import Hint, InputError, OutputError, RecordError, UsageError, Yt8mError
+from scorer.errors import Hint, OutputError, RecordError, UsageError, Yt8mError
 from scorer.evaluation.duplicates import count_duplicates, id_keys, measured, observe
 from scorer.evaluation.metrics import Metrics, note
 from scorer.inputs.batching import Batch, joined
-from scorer.inputs.discover import absolute
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.job.spec import Job, Progress, Report, Stopped
@@ -58,7 +57,6 @@ def score(
     if not 1 <= job.top_k <= facts.labels:
         raise UsageError(f"k is {job.top_k}, outside 1..{facts.labels}, the labels of {facts.path}")
     began = time.monotonic()
-    stamps = [_stamp(path) for path in job.shards]
     with _sink(job, facts, stop) as sink:
         resumed = sink.last.scored if sink.last else 0
         source = PredictionStream(predictor, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, log=log)
@@ -66,7 +64,7 @@ def score(
             assert isinstance(sink, Output)
             sink.finish()
         else:
-            _Run(job, facts, sink, stamps, source, stop, watch).complete()
+            _Run(job, facts, sink, source, stop, watch).complete()
         assert sink.completed is not None
         return Report(
             record=dict(sink.completed),
@@ -105,13 +103,12 @@ class _Run:
         job: Job,
         facts: ModelFacts,
         sink: Output | Stream,
-        stamps: Sequence[FileStat],
         source: PredictionStream,
         stop: StopRequest,
         watch: Callable[[Progress], None],
     ) -> None:
         self._job, self._facts, self._sink = job, facts, sink
-        self._stamps, self._source = stamps, source
+        self._source = source
         self._stop, self._watch = stop, watch
         last = sink.last or Commit(BEGINNING)
         self._end, self._scored, self._set_aside, self._lost = last.end, last.scored, last.set_aside, last.bytes_lost
@@ -120,7 +117,7 @@ class _Run:
         if sink.last is not None:
             with sink.notes("hits") as hits:
                 self._metrics = measured(hits, job.top_k)
-        self._bytes_before = [0, *itertools.accumulate(stamp.size for stamp in stamps)]
+        self._bytes_before = [0, *itertools.accumulate(shard.stat.size for shard in job.shards)]
 
     def complete(self) -> None:
         limit = self._job.max_errors
@@ -137,7 +134,7 @@ class _Run:
             self._keep(error)
             raise
         self._commit()
-        if self._end.shard < len(self._stamps):  # only a stop ends the predictions early without an error
+        if self._end.shard < len(self._job.shards):  # only a stop ends the predictions early without an error
             raise Stopped(self._scored if isinstance(self._sink, Output) else 0)
         self._sink.complete(self._record())
 
@@ -158,7 +155,7 @@ class _Run:
     def _append(self, written: _Written) -> None:
         """Append batches and count them. Nothing here may fail between the two: a commit must not see one alone."""
         batches = written.batches
-        finished = [(self._checked(i, size), records) for batch in batches for i, size, records in batch.finished]
+        finished = [(self._job.shards[i].stat, records) for batch in batches for i, _, records in batch.finished]
         set_aside = [aside for batch in batches for aside in batch.quarantined]
         self._sink.append(
             rows=written.rows,
@@ -173,12 +170,6 @@ class _Run:
         self._lost += sum(aside.bytes_lost for aside in set_aside)
         self._end = batches[-1].end
 
-    def _checked(self, index: int, size: int) -> FileStat:
-        stamp, path = self._stamps[index], self._job.shards[index]
-        if stamp != FileStat.of(path) or stamp.size != size:
-            raise InputError(f"{path} changed while the job ran", remedy="run again once nothing writes to it")
-        return stamp
-
     def _check_limit(self, batches: list[Batch]) -> None:
         limit, set_aside = self._job.max_errors, [aside for batch in batches for aside in batch.quarantined]
         if limit is not None and self._set_aside > limit and set_aside:
@@ -188,8 +179,8 @@ class _Run:
 
     def _commit(self) -> None:
         if self._sink.last is None or self._sink.last.end != self._end:
-            within = self._end.offset > 0 and self._end.shard < len(self._stamps)
-            begun = self._stamps[self._end.shard] if within else None
+            within = self._end.offset > 0 and self._end.shard < len(self._job.shards)
+            begun = self._job.shards[self._end.shard].stat if within else None
             self._sink.commit(
                 Commit(self._end, self._scored, self._set_aside, self._lost, tuple(self._finished), begun)
             )
@@ -222,8 +213,8 @@ class _Run:
             "duplicates": duplicates,
             "metrics": self._metrics.result(),
             "shards": [
-                {"path": absolute(path), "bytes": stamp.size, "mtime_ns": stamp.mtime_ns, "records": records}
-                for path, (stamp, records) in zip(job.shards, finished, strict=True)
+                {"path": shard.canonical, "bytes": stamp.size, "mtime_ns": stamp.version, "records": records}
+                for shard, (stamp, records) in zip(job.shards, finished, strict=True)
             ],
         }
 
@@ -231,7 +222,7 @@ class _Run:
 def _sink(job: Job, facts: ModelFacts, stop: StopRequest) -> AbstractContextManager[Output | Stream]:
     where = places(job.output)
     if where is not None:
-        return opened(where, _options(job, facts), [absolute(path) for path in job.shards], job.leftovers)
+        return opened(where, _options(job, facts), job.shards, job.leftovers)
     if job.leftovers == "resume":
         raise UsageError(f"only a file can be resumed, and {job.output} is none", hints=(Hint.NO_RESUME,))
     return streamed(job.output, lambda: _wait(stop))
@@ -251,9 +242,3 @@ def _options(job: Job, facts: ModelFacts) -> dict[str, Any]:
         "runtime": facts.runtime,
         "top_k": job.top_k,
     }
-
-
-def _stamp(path: str) -> FileStat:
-    if (stamp := FileStat.of(path)) is None:
-        raise InputError(f"{path}: no such file", remedy="check the path")
-    return stamp

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scorer.inputs.source import Source
 from scorer.outputs.sink import ResumePolicy
 from scorer.pipeline.predict import OnError
 
@@ -14,7 +15,7 @@ from scorer.pipeline.predict import OnError
 class Job:
     """What to score and where to.
 
-    shards: paths, in the order of the rows.
+    shards: in the order of the rows.
     output: a file, a pipe or a device; "-" is standard output.
     top_k: labels per video.
     workers: decoding processes; None to start them only when the model outruns the decoder.
@@ -24,7 +25,7 @@ class Job:
     commit_seconds: work that a crash may lose.
     """
 
-    shards: Sequence[str]
+    shards: Sequence[Source]
     output: str
     top_k: int = 10
     workers: int | None = None

@@ -121,8 +121,8 @@ class Commit:
             "scored": self.scored,
             "set_aside": self.set_aside,
             "bytes_lost": self.bytes_lost,
-            "finished": [[stamp.size, stamp.mtime_ns, records] for stamp, records in self.finished],
-            "begun": self.begun and [self.begun.size, self.begun.mtime_ns],
+            "finished": [[stamp.size, stamp.version, records] for stamp, records in self.finished],
+            "begun": self.begun and [self.begun.size, self.begun.version],
             "marks": {name: [mark.length, mark.crc] for name, mark in self.marks.items()},
         }
 
@@ -134,8 +134,8 @@ class Commit:
             scored=_number(entry["scored"]),
             set_aside=_number(entry["set_aside"]),
             bytes_lost=_number(entry["bytes_lost"]),
-            finished=tuple(_finished(*_numbers(shard)) for shard in entry["finished"]),
-            begun=None if entry["begun"] is None else FileStat(*_numbers(entry["begun"])),
+            finished=tuple(_finished(*shard) for shard in entry["finished"]),
+            begun=None if entry["begun"] is None else _stat(*entry["begun"]),
             marks={name: Checkpoint(*_numbers(entry["marks"][name])) for name in APPEND_FILES},
         )
         if commit.end.shard < 0 or min(mark.length for mark in commit.marks.values()) < 0:
@@ -153,8 +153,12 @@ def _numbers(values: Iterable[object]) -> list[int]:
     return [_number(value) for value in values]
 
 
-def _finished(size: int, mtime_ns: int, records: int) -> tuple[FileStat, int]:
-    return FileStat(size, mtime_ns), records
+def _finished(size: object, version: object, records: object) -> tuple[FileStat, int]:
+    return _stat(size, version), _number(records)
+
+
+def _stat(size: object, version: object) -> FileStat:
+    return FileStat(_number(size), version if isinstance(version, str) else _number(version))
 
 
 @dataclass(frozen=True)

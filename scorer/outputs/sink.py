@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from scorer.errors import Hint, OutputError, ResumeError
-from scorer.inputs.source import FileStat
+from scorer.inputs.source import FileStat, Source
 from scorer.outputs.atomic import LONGER, replace_bytes, sync_folder, writing
 from scorer.outputs.journal import (
     APPEND_FILES,
@@ -140,13 +140,14 @@ class Output:
         completed: the completion record once there is one; a resumed job may find it there.
     """
 
-    def __init__(self, where: OutputPaths, options: Mapping[str, Any], shards: Sequence[str]) -> None:
+    def __init__(self, where: OutputPaths, options: Mapping[str, Any], shards: Sequence[Source]) -> None:
         self.where = where
         self.last: Commit | None = None
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
         self._options = dict(options)
-        self._shards = list(shards)
+        self._stats = [shard.stat for shard in shards]
+        self._names = [shard.canonical for shard in shards]
         self._files: dict[str, AppendFile] = {}
         self._keep = True
 
@@ -215,7 +216,7 @@ class Output:
         with writing(self.where.final):
             self._remove_work()
             self._open({}, Checkpoint())
-            self._note(job_line(self._options, self._shards))
+            self._note(job_line(self._options, self._names))
             sync_folder(self.where.final.parent)
 
     def resume(self) -> None:
@@ -263,7 +264,7 @@ class Output:
         if self.completed is not None:
             return last, end
         self._check_finished()
-        if last is None or last.begun is None or last.begun == FileStat.of(self._shards[last.end.shard]):
+        if last is None or last.begun is None or last.begun == self._stats[last.end.shard]:
             return last, end
         del self.finished[earlier.end.shard if earlier else 0 :]
         return earlier, earlier_end
@@ -272,20 +273,19 @@ class Output:
         for key, old in job["options"].items():
             if old != self._options.get(key):
                 raise self._refused(f"{key} was {old} and is now {self._options.get(key)}")
-        for index, (old, new) in enumerate(zip_longest(job["shards"], self._shards)):
+        for index, (old, new) in enumerate(zip_longest(job["shards"], self._names)):
             if old != new:
                 raise self._refused(f"shard {index} was {old or 'not there'} and is now {new or 'not there'}")
 
     def _check_within(self, last: Commit | None) -> None:
         """Refuse a journal whose lines are each whole but do not belong together."""
-        if last and last.end.shard + (last.begun is not None) > len(self._shards):
+        if last and last.end.shard + (last.begun is not None) > len(self._names):
             raise self._refused(f"the lines of {self.where.journal} do not belong together")
 
     def _check_finished(self) -> None:
-        for path, (old, _) in zip(self._shards, self.finished, strict=False):
-            new = FileStat.of(path)
+        for name, new, (old, _) in zip(self._names, self._stats, self.finished, strict=False):
             if new != old:
-                raise self._refused(f"{path} changed since it was scored, from {old} to {new or 'no file'}")
+                raise self._refused(f"{name} changed since it was scored, from {old} to {new}")
 
     def _refused(self, difference: str) -> ResumeError:
         return ResumeError(
@@ -311,14 +311,14 @@ class Output:
 
 @contextmanager
 def opened(
-    where: OutputPaths, options: Mapping[str, Any], shards: Sequence[str], leftovers: ResumePolicy
+    where: OutputPaths, options: Mapping[str, Any], shards: Sequence[Source], leftovers: ResumePolicy
 ) -> Iterator[Output]:
     """Lock the output, then begin or go on.
 
     Args:
         where: the output's files.
         options: what decides the bytes of the rows, key by key; a resumed job must match it.
-        shards: absolute paths, in input order.
+        shards: in input order.
         leftovers: what to do about an unfinished earlier run. One that committed nothing is no obstacle.
 
     Raises:

@@ -5,7 +5,6 @@ A video's prediction depends neither on its batch nor on threads, workers or res
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.example import Schema
 from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.source import Source
 from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order
 from scorer.system.cores import usable_cores
@@ -54,7 +54,7 @@ class PredictionStream:
     def __init__(
         self,
         predictor: Predictor,
-        shards: Sequence[str],
+        shards: Sequence[Source],
         k: int,
         *,
         workers: int | None = None,
@@ -109,7 +109,11 @@ class PredictionStream:
         return start
 
     def _enough_to_read(self, start: Position) -> bool:
-        return usable_cores() > 2 and sum(map(_size, self._shards[start.shard :])) - start.offset > _WORTH_WORKERS
+        return usable_cores() > 2 and self._left(start) > _WORTH_WORKERS
+
+    def _left(self, start: Position) -> int:
+        """Bytes from `start` on."""
+        return sum(shard.stat.size for shard in self._shards[start.shard :]) - start.offset
 
     def _batches(self, start: Position) -> Generator[Batch]:
         yield from batches(
@@ -126,10 +130,3 @@ class PredictionStream:
         scores, labels = self._predictor.run(batch.features, self._k)
         batch.release()
         return PredictionBatch(batch, scores, labels)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # the reader will say what is wrong

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.kept import kept
 from benchmarks.runs import fit, spread, videos_in
+from tests.shards import sources
 from tests.train.shards import write
 
 
@@ -22,7 +23,7 @@ def test_spread_is_the_farthest_from_the_mean() -> None:
 
 
 def test_videos_in_counts_records(tmp_path: Path) -> None:
-    assert videos_in(write(tmp_path / "a.tfrecord", 7)) == 7
+    assert [videos_in(shard) for shard in sources([write(tmp_path / "a.tfrecord", 7)])] == [7]
 
 
 def test_a_kept_result_is_made_once_for_the_same_settings(tmp_path: Path) -> None:

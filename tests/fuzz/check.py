@@ -14,6 +14,7 @@ from scorer.inputs import blocks, tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
 from scorer.inputs.example import Decoder, Records, Schema, unpacked
 from scorer.inputs.position import Position
+from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Block, Frames, Shard
 from scorer.kernels.packed import PackedStrings
 from tests import shards
@@ -74,7 +75,7 @@ def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"".join(map(shards.frame, payloads)))
         file.flush()
-        with Shard(file.name, BLOCK) as shard:
+        with Shard(LocalFile.at(file.name), BLOCK) as shard:
             while place.record < len(payloads):
                 run = filler.fill(shard, place, features, sizes, (place.record, len(payloads)), 1)
                 assert run.records
@@ -98,7 +99,7 @@ def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
 def read(path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quarantined]]:
     """All videos of a shard, labels absent as empty, and what was set aside. Checks that both add up."""
     found, aside, count = [], [], 0
-    for batch in batches([path], schema, 7, on_error="skip"):
+    for batch in batches([LocalFile.at(path)], schema, 7, on_error="skip"):
         found += _rows(batch)
         aside += batch.quarantined
         count += sum(read for _, _, read in batch.finished)

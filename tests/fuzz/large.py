@@ -16,6 +16,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from scorer.inputs.batching import batches
+from scorer.inputs.source import LocalFile
 from tests import shards
 from tests.fuzz import check
 
@@ -44,7 +45,7 @@ def huge_record(path: str, size: int) -> None:
 def read(path: str) -> tuple[int, int]:
     """Good and bad records."""
     good = bad = 0
-    for batch in batches([path], check.SCHEMA, 4096, on_error="skip"):
+    for batch in batches([LocalFile.at(path)], check.SCHEMA, 4096, on_error="skip"):
         good, bad = good + len(batch), bad + len(batch.quarantined)
         batch.release()
     return good, bad

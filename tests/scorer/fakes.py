@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,12 @@ def _record(random: np.random.Generator, name: str, labelled: bool) -> bytes:
 
 
 def do(job: Job, predictor: Predictor | None = None, stop: StopRequest | None = None) -> Report:
-    """Run `job` with the fake predictor, unwatched."""
+    """Run `job` with the fake predictor, unwatched, over its shards as they are now."""
+    return do_as_found(replace(job, shards=shards.sources(shard.address for shard in job.shards)), predictor, stop)
+
+
+def do_as_found(job: Job, predictor: Predictor | None = None, stop: StopRequest | None = None) -> Report:
+    """As `do`, over the shards as they were when they were found."""
     return score(job, predictor or FakePredictor(), stop or StopRequest(), _unwatched)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from scorer.cli import score as command
 from scorer.errors import BROKEN_PIPE, InputError
-from scorer.inputs.discover import absolute
+from scorer.inputs.source import absolute
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scorer.errors import RecordError
 from scorer.inputs import protobuf
 from scorer.inputs.example import Decoder, Schema
+from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Shard
 from tests import shards
 from tests.fuzz.check import agree, frames_of, videos
@@ -238,7 +239,7 @@ def test_real_shards_agree_and_need_no_protobuf(pattern: str, monkeypatch: pytes
     widths = {"mean_rgb": 1024, "mean_audio": 128}
     decoder = Decoder(Schema(widths))
     for path in real_shards(pattern):
-        with Shard(str(path)) as shard:
+        with Shard(LocalFile.at(str(path))) as shard:
             for frames in shard.blocks():
                 expected = [reference.decode(frames.payload(row), widths) for row in range(len(frames))]
                 assert videos(decoder.decode("x", frames), Schema(widths)) == expected
@@ -247,7 +248,7 @@ def test_real_shards_agree_and_need_no_protobuf(pattern: str, monkeypatch: pytes
 
 def test_a_model_with_one_input_reads_real_shards_without_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protobuf, "parse", never)
-    with Shard(str(real_shards("yt8m/*.tfrecord")[0])) as shard:
+    with Shard(LocalFile.at(str(real_shards("yt8m/*.tfrecord")[0]))) as shard:
         records = Decoder(Schema({"mean_rgb": 1024})).decode("x", next(iter(shard.blocks())))
     assert not records.bad
 
@@ -263,7 +264,8 @@ def test_common_layouts_do_not_even_load_protobuf(tmp_path: Path) -> None:
     path = shards.write_shard(tmp_path / "x.tfrecord", LAYOUTS.values())
     code = (
         "import sys\nfrom scorer.inputs.batching import batches\nfrom scorer.inputs.example import Schema\n"
-        f"print(sum(map(len, batches([{path!r}], Schema({WIDTHS!r}), 4))), 'google.protobuf' in sys.modules)"
+        f"from scorer.inputs.source import LocalFile\nshards = [LocalFile.at({path!r})]\n"
+        f"print(sum(map(len, batches(shards, Schema({WIDTHS!r}), 4))), 'google.protobuf' in sys.modules)"
     )
     output = subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True, text=True)
     assert output.stdout == f"{len(LAYOUTS)} False\n"

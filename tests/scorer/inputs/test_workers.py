@@ -20,6 +20,7 @@ from scorer.inputs.batching import batches
 from scorer.inputs.blocks import decoded
 from scorer.inputs.example import Schema
 from scorer.inputs.position import Position
+from scorer.inputs.source import LocalFile, Source
 from scorer.inputs.workers import decoded_by_workers
 from tests import shards
 from tests.scorer.inputs.test_batching import SCHEMA, payload, rows, write
@@ -30,7 +31,7 @@ START = Position(0, 0, 0)
 def everything(paths: list[str], schema: Schema = SCHEMA, **options: Any) -> list[Any]:
     """All that batches hold, in plain types."""
     found = []
-    for batch in batches(paths, schema, 7, on_error="skip", **options):
+    for batch in batches(shards.sources(paths), schema, 7, on_error="skip", **options):
         features = {name: values.tolist() for name, values in batch.features.items()}
         labels = batch.label_values.tolist(), batch.label_splits.tolist(), batch.labelled
         found.append((batch.ids, features, labels, batch.end, batch.quarantined, batch.finished))
@@ -87,17 +88,26 @@ def test_wide_features(tmp_path: Path) -> None:
     assert everything([path], schema, workers=1) == everything([path], schema)
 
 
-@pytest.mark.parametrize(
-    ("fault", "error"), [(lambda path: shards.damage_payload(path, 3), ShardError), (os.unlink, InputError)]
-)
+def damaged_source(path: str) -> Source:
+    shards.damage_payload(path, 3)
+    return LocalFile.at(path)
+
+
+def vanished_source(path: str) -> Source:
+    source = LocalFile.at(path)
+    os.unlink(path)
+    return source
+
+
+@pytest.mark.parametrize(("fault", "error"), [(damaged_source, ShardError), (vanished_source, InputError)])
 def test_errors_come_through_after_the_batches_before_them(
-    tmp_path: Path, fault: Callable[[str], None], error: type[Exception]
+    tmp_path: Path, fault: Callable[[str], Source], error: type[Exception]
 ) -> None:
     paths = write(tmp_path, [10, 10, 10])
-    fault(paths[2])
+    found = [*shards.sources(paths[:2]), fault(paths[2])]
     messages = []
     for workers in (0, 2):
-        reader, seen = batches(paths, SCHEMA, 4, workers=workers), 0
+        reader, seen = batches(found, SCHEMA, 4, workers=workers), 0
         with pytest.raises(error) as raised:
             seen += sum(len(rows(batch)) for batch in reader)
         messages.append((str(raised.value), seen))
@@ -112,7 +122,7 @@ def test_errors_can_be_pickled() -> None:
 
 
 def test_early_end_leaves_no_process(damaged: list[str]) -> None:
-    reader = batches(damaged, SCHEMA, 2, on_error="skip", workers=2)
+    reader = batches(shards.sources(damaged), SCHEMA, 2, on_error="skip", workers=2)
     next(reader)
     assert len(children()) == 2
     reader.close()
@@ -120,7 +130,7 @@ def test_early_end_leaves_no_process(damaged: list[str]) -> None:
 
 
 def test_killed_worker_is_an_error(tmp_path: Path) -> None:
-    source = decoded_by_workers(write(tmp_path, [1] * 40), SCHEMA, START, 1)
+    source = decoded_by_workers(shards.sources(write(tmp_path, [1] * 40)), SCHEMA, START, 1)
     next(source)
     for child in children():
         os.kill(child, signal.SIGKILL)
@@ -131,7 +141,7 @@ def test_killed_worker_is_an_error(tmp_path: Path) -> None:
 def test_workers_do_not_outlive_a_killed_parent(damaged: list[str]) -> None:
     code = (
         "import os, signal\nfrom tests.scorer.inputs.test_workers import *\n"
-        f"reader = batches({damaged!r}, SCHEMA, 2, on_error='skip', workers=2)\n"
+        f"reader = batches(shards.sources({damaged!r}), SCHEMA, 2, on_error='skip', workers=2)\n"
         "next(reader)\nprint(*children(), flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     parent = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -144,7 +154,7 @@ def test_workers_do_not_outlive_a_killed_parent(damaged: list[str]) -> None:
 
 
 def test_interrupt_is_for_the_parent(damaged: list[str]) -> None:
-    with_workers = batches(damaged, SCHEMA, 2, on_error="skip", workers=2)
+    with_workers = batches(shards.sources(damaged), SCHEMA, 2, on_error="skip", workers=2)
     next(with_workers)
     assert all(os.getpgid(child) != os.getpgid(0) for child in children())
     with_workers.close()
@@ -153,5 +163,5 @@ def test_interrupt_is_for_the_parent(damaged: list[str]) -> None:
 def test_blocks_wait_for_the_parent(tmp_path: Path) -> None:
     """More blocks than a worker has slots for."""
     paths = [shards.write_shard(tmp_path / f"{i}", [payload(i)]) for i in range(40)]
-    found = [block.rows.ids for block in decoded_by_workers(paths, SCHEMA, START, 2)]
-    assert found == [block.rows.ids for block in decoded(enumerate(paths), SCHEMA, START)]
+    found = [block.rows.ids for block in decoded_by_workers(shards.sources(paths), SCHEMA, START, 2)]
+    assert found == [block.rows.ids for block in decoded(enumerate(shards.sources(paths)), SCHEMA, START)]

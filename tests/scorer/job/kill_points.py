@@ -71,7 +71,7 @@ def faulty_job(paths: list[str], folder: Path, *, old: bool) -> Job:
     output = folder / "preds.csv"
     if old:
         output.write_bytes(OLD)
-    return Job(paths, str(output), on_error="skip", commit_seconds=0.0, leftovers="resume")
+    return Job(shards.sources(paths), str(output), on_error="skip", commit_seconds=0.0, leftovers="resume")
 
 
 def kill_everywhere(folder: Path) -> int:

@@ -34,7 +34,8 @@ def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     (tmp_path / "out").mkdir()
-    return Job(write_shards(tmp_path / "shards", [9, 14, 7]), str(tmp_path / "out" / "preds.csv"), commit_seconds=0.0)
+    found = shards.sources(write_shards(tmp_path / "shards", [9, 14, 7]))
+    return Job(found, str(tmp_path / "out" / "preds.csv"), commit_seconds=0.0)
 
 
 def other(job: Job, name: str, **changes: Any) -> Job:
@@ -75,7 +76,7 @@ def test_the_watcher_sees_every_batch(job: Job) -> None:
     score(job, FakePredictor(), StopRequest(), seen.append)
     assert [progress.scored for progress in seen] == [8, 16, 24, 30]
     assert seen[-1].shards == 3
-    assert seen[-1].bytes == sum(Path(path).stat().st_size for path in job.shards)
+    assert seen[-1].bytes == sum(shard.stat.size for shard in job.shards)
 
 
 def test_work_is_committed_no_more_often_than_asked(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,23 +93,23 @@ def test_work_is_committed_no_more_often_than_asked(job: Job, monkeypatch: pytes
 
 
 def test_a_bad_payload_loses_one_record_and_a_bad_length_the_rest_of_its_shard(job: Job) -> None:
-    places = shards.starts(job.shards[1])
-    shards.damage_payload(job.shards[0], 2)
-    shards.damage_length(job.shards[1], 10)
+    places = shards.starts(job.shards[1].address)
+    shards.damage_payload(job.shards[0].address, 2)
+    shards.damage_length(job.shards[1].address, 10)
     report = do(replace(job, on_error="skip"))
     record = report.record
     assert (record["read"], record["scored"], record["quarantined"]) == (8 + 10 + 7 + 2, 25, 2)
     assert record["bytes_lost"] == places[-1] - places[10]
     one, rest = quarantine_of(job)
-    assert (one["path"], one["record"], one["bytes_lost"]) == (job.shards[0], 2, 0)
+    assert (one["path"], one["record"], one["bytes_lost"]) == (job.shards[0].address, 2, 0)
     assert (rest["record"], rest["offset"], rest["bytes_lost"]) == (10, places[10], places[-1] - places[10])
     assert [shard["records"] for shard in record["shards"]] == [9, 11, 7]
     assert ids_of(job)[-7:] == [f"2-{row}" for row in range(7)], "decoding goes on at the next shard"
 
 
 def test_a_job_of_bad_records_alone(job: Job) -> None:
-    for path in job.shards:
-        Path(path).write_bytes(b"not a TFRecord at all")
+    for shard in job.shards:
+        Path(shard.address).write_bytes(b"not a TFRecord at all")
     report = do(replace(job, on_error="skip"))
     assert (report.record["scored"], report.record["quarantined"]) == (0, 3)
     assert rows_of(job) == b"VideoId,LabelConfidencePairs\n"
@@ -116,7 +117,7 @@ def test_a_job_of_bad_records_alone(job: Job) -> None:
 
 def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
     for row in (1, 5, 8):
-        shards.damage_payload(job.shards[1], row)
+        shards.damage_payload(job.shards[1].address, row)
     skipping = replace(job, on_error="skip")
     whole = other(skipping, "whole.csv")
     do(whole)
@@ -130,10 +131,10 @@ def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
 
 
 def test_without_skip_the_first_bad_record_ends_the_job(job: Job) -> None:
-    shards.damage_payload(job.shards[2], 6)
+    shards.damage_payload(job.shards[2].address, 6)
     with pytest.raises(ShardError, match=r"c\.tfrecord: record 6 at byte \d+: .* \(24 videos are kept\); download"):
         do(job)
-    shards.damage_payload(job.shards[2], 6)  # mended
+    shards.damage_payload(job.shards[2].address, 6)  # mended
     do(replace(job, leftovers="resume"))
     assert len(ids_of(job)) == 30
 
@@ -143,20 +144,20 @@ HOSTILE = ["a,b", 'say "x"', "two\nlines", "=1+1", "+1", "@x", "-x", "\ttab", "Ã
 
 def test_hostile_ids_stay_in_their_cell(job: Job) -> None:
     features = {name: np.ones(width, np.float32) for name, width in INPUTS.items()}
-    shards.write_shard(job.shards[0], [shards.example(name, None, features) for name in HOSTILE])
+    shards.write_shard(job.shards[0].address, [shards.example(name, None, features) for name in HOSTILE])
     do(job)
     guarded = ["'" + name if name[0] in "=+@\t" else name for name in HOSTILE]
     assert ids_of(job)[: len(HOSTILE)] == guarded
 
 
 def test_repeated_ids_are_counted(job: Job) -> None:
-    Path(job.shards[1]).write_bytes(Path(job.shards[0]).read_bytes())
+    Path(job.shards[1].address).write_bytes(Path(job.shards[0].address).read_bytes())
     assert do(job).record["duplicates"] == 9
 
 
 def test_only_labelled_shards_have_metrics(job: Job, tmp_path: Path) -> None:
     assert set(do(job).record["metrics"]) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
-    bare = write_shards(tmp_path / "bare", [5], labelled=False)
+    bare = shards.sources(write_shards(tmp_path / "bare", [5], labelled=False))
     assert do(other(replace(job, shards=bare), "bare.csv")).record["metrics"] == {}
 
 
@@ -166,7 +167,7 @@ def test_the_model_decides_how_many_labels_there_are(job: Job) -> None:
 
 
 def test_a_shard_that_vanishes_is_an_input_error_and_the_job_goes_on_once_it_is_back(job: Job) -> None:
-    lost = Path(job.shards[2])
+    lost = Path(job.shards[2].address)
     data = lost.read_bytes()
 
     class Thief(FakePredictor):
@@ -196,7 +197,7 @@ def test_a_bug_is_no_reason_to_lose_what_was_committed(job: Job) -> None:
 def test_no_file_or_thread_stays_open(job: Job) -> None:
     threads = threading.active_count()
     do(job)
-    shards.damage_payload(job.shards[2], 6)
+    shards.damage_payload(job.shards[2].address, 6)
     with pytest.raises(ShardError):
         do(other(job, "other.csv"))
     assert threading.active_count() == threads

@@ -29,7 +29,7 @@ def job(tmp_path: Path) -> Job:
     output = tmp_path / "out" / "preds.csv"
     output.write_bytes(OLD)
     output.with_name("preds.csv.done.json").write_bytes(OLD)
-    return Job(paths, str(output), on_error="skip", commit_seconds=0.0)
+    return Job(shards.sources(paths), str(output), on_error="skip", commit_seconds=0.0)
 
 
 class Cleaner(FakePredictor):

@@ -14,12 +14,13 @@ from scorer.errors import OutputError
 from scorer.job.spec import Job, Stopped
 from scorer.system.signals import StopRequest
 from tests.scorer.fakes import do, write_shards
+from tests.shards import sources
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     os.mkfifo(tmp_path / "pipe")
-    return Job(write_shards(tmp_path / "shards", [9]), str(tmp_path / "pipe"))
+    return Job(sources(write_shards(tmp_path / "shards", [9])), str(tmp_path / "pipe"))
 
 
 def test_a_pipe_may_get_its_reader_late(job: Job) -> None:

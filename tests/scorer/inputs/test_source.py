@@ -1,0 +1,196 @@
+"""What every source must do, run over local files and over a toy; and that the toy is one file.
+
+A new source is one more case in `SOURCES`: how to make one of some bytes, change it and take it away.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import InputError, UsageError
+from scorer.inputs.discover import find_shards
+from scorer.inputs.source import Reader, Source
+from tests.scorer.inputs import toy_source
+
+CONTENT = bytes(range(251)) * 9
+
+
+class LocalCase:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def address(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
+        version = path.stat().st_mtime_ns + 1 if path.exists() else 0
+        path.write_bytes(content)
+        os.utime(path, ns=(0, version))
+
+    def remove(self, name: str) -> None:
+        (self._folder / name).unlink()
+
+
+class ToyCase:
+    def __init__(self, folder: Path) -> None:
+        toy_source.CONTENT.clear()
+
+    def address(self, name: str) -> str:
+        return f"toy://{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        version = toy_source.CONTENT.get(name, (0, b""))[0] + 1
+        toy_source.CONTENT[name] = version, content
+
+    def remove(self, name: str) -> None:
+        del toy_source.CONTENT[name]
+
+
+SOURCES: dict[str, Callable[[Path], LocalCase | ToyCase]] = {"local file": LocalCase, "toy": ToyCase}
+
+
+@pytest.fixture(params=SOURCES)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> LocalCase | ToyCase:
+    made = SOURCES[request.param](tmp_path)
+    made.write("folder/x.tfrecord", CONTENT)
+    return made
+
+
+@pytest.fixture
+def source(case: LocalCase | ToyCase) -> Source:
+    (found,) = find_shards([case.address("folder/x.tfrecord")])
+    return found
+
+
+@pytest.fixture
+def reader(source: Source) -> Reader:
+    return source.open()
+
+
+def read(reader: Reader, offset: int, count: int) -> bytes:
+    buffer = bytearray(b"\xee" * (count + 1))
+    done = reader.read_into(offset, memoryview(buffer)[:count])
+    assert buffer[done:] == b"\xee" * (count + 1 - done), "written past what was read"
+    return bytes(buffer[:done])
+
+
+def test_what_is_found(case: LocalCase | ToyCase, source: Source) -> None:
+    assert source.address == case.address("folder/x.tfrecord")
+    assert source.stat.size == len(CONTENT)
+    (again,) = find_shards([source.canonical])
+    assert (again.identity, again.stat) == (source.identity, source.stat)
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, 10), (700, 300), (0, len(CONTENT)), (5, 1), (5, 0)])
+def test_bytes_from_any_position_in_any_order(reader: Reader, offset: int, count: int) -> None:
+    for start in (offset, 0, offset):
+        assert read(reader, start, count) == CONTENT[start : start + count]
+    reader.check_unchanged()
+
+
+@pytest.mark.parametrize("left", [0, 1, 100])
+def test_the_end_is_the_only_short_read(reader: Reader, left: int) -> None:
+    assert read(reader, len(CONTENT) - left, 200) == CONTENT[len(CONTENT) - left :]
+
+
+def test_a_position_past_the_end_is_an_error(source: Source, reader: Reader) -> None:
+    with pytest.raises(InputError) as error:
+        read(reader, len(CONTENT) + 1, 10)
+    expected = f"{source.address}: has {len(CONTENT)} bytes, but byte {len(CONTENT) + 1} was to come next"
+    assert error.value.message.startswith(expected)
+
+
+def test_an_empty_source(case: LocalCase | ToyCase) -> None:
+    case.write("folder/empty.tfrecord", b"")
+    (empty,) = find_shards([case.address("folder/empty.tfrecord")])
+    assert empty.stat.size == 0
+    assert read(empty.open(), 0, 10) == b""
+
+
+def test_two_readers_do_not_disturb_each_other(source: Source) -> None:
+    first, second = source.open(), source.open()
+    assert read(first, 10, 5) == CONTENT[10:15]
+    assert read(second, 500, 5) == CONTENT[500:505]
+    first.close()
+    assert read(second, 20, 5) == CONTENT[20:25]
+    second.close()
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", CONTENT[::-1], b""])
+def test_a_change_before_it_is_opened(case: LocalCase | ToyCase, source: Source, content: bytes) -> None:
+    case.write("folder/x.tfrecord", content)
+    with pytest.raises(InputError, match=r"x\.tfrecord: changed since it was found"):
+        source.open()
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", CONTENT[::-1], b""])
+def test_a_change_while_it_is_read(case: LocalCase | ToyCase, source: Source, reader: Reader, content: bytes) -> None:
+    case.write("folder/x.tfrecord", content)
+    with pytest.raises(InputError, match=rf"changed while it was read \({len(CONTENT)} bytes then, {len(content)} now"):
+        reader.check_unchanged()
+
+
+def test_a_source_cut_short_while_it_is_read(case: LocalCase | ToyCase, reader: Reader) -> None:
+    """Bytes that were there when it was found are never silently missing."""
+    case.write("folder/x.tfrecord", CONTENT[:100])
+    with pytest.raises(InputError, match=r"x\.tfrecord: changed while it was read"):
+        read(reader, 50, 100)
+
+
+def test_a_source_that_is_gone(case: LocalCase | ToyCase, source: Source, reader: Reader) -> None:
+    case.remove("folder/x.tfrecord")
+    with pytest.raises(InputError, match=r"x\.tfrecord: is gone"):
+        reader.check_unchanged()
+    with pytest.raises(InputError, match=r"x\.tfrecord: cannot be opened"):
+        source.open()
+
+
+def test_an_absent_source(case: LocalCase | ToyCase) -> None:
+    with pytest.raises(InputError, match=r"y\.tfrecord: no such file"):
+        find_shards([case.address("folder/y.tfrecord")])
+
+
+def test_a_folder_is_the_shards_in_it_by_name(case: LocalCase | ToyCase) -> None:
+    for name in ("folder/b.tfrecord", "folder/a.tfrecord", "folder/c.csv"):
+        case.write(name, CONTENT)
+    found = find_shards([case.address("folder")])
+    assert [source.address for source in found] == [case.address(f"folder/{name}.tfrecord") for name in "abx"]
+
+
+def test_one_source_twice(case: LocalCase | ToyCase, source: Source) -> None:
+    with pytest.raises(UsageError, match="are the same shard"):
+        find_shards([source.address, source.canonical])
+
+
+def test_a_source_can_be_sent_to_another_process(source: Source) -> None:
+    again: Source = pickle.loads(pickle.dumps(source))
+    assert (again.address, again.stat, again.identity) == (source.address, source.stat, source.identity)
+    assert read(again.open(), 0, 10) == CONTENT[:10]
+
+
+def test_a_local_pipe_or_nul_in_a_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"):
+        find_shards([str(tmp_path / "pipe")])
+    with pytest.raises(InputError, match="null"):
+        find_shards(["a\0b"])
+
+
+def test_a_local_file_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = LocalCase(tmp_path)
+    case.write("x.tfrecord", CONTENT)
+    (source,) = find_shards([case.address("x.tfrecord")])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=r"x\.tfrecord: cannot be opened: Permission denied"):
+        source.open()

@@ -1,0 +1,87 @@
+"""A second kind of source, as one file: byte strings in memory behind addresses such as toy://folder/x.tfrecord."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scorer.errors import InputError
+from scorer.inputs.discover import register_scheme
+from scorer.inputs.source import FileStat
+
+CONTENT: dict[str, tuple[int, bytes]] = {}
+"""Version and bytes by name."""
+
+
+@dataclass(frozen=True)
+class ToySource:
+    address: str
+    stat: FileStat
+
+    @property
+    def identity(self) -> str:
+        return self.address
+
+    @property
+    def canonical(self) -> str:
+        return self.address
+
+    def open(self) -> ToyReader:
+        return ToyReader(self)
+
+
+class ToyReader:
+    descriptor = None
+
+    def __init__(self, source: ToySource) -> None:
+        self._source = source
+        if _stat(source.address) is None:
+            raise InputError(f"{source.address}: cannot be opened: it is gone")
+        self._check("since it was found")
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        address, size = self._source.address, self._source.stat.size
+        if offset > size:
+            raise InputError(f"{address}: has {size} bytes, but byte {offset} was to come next: it has changed")
+        self.check_unchanged()
+        found = CONTENT[_name(address)][1][offset : offset + len(buffer)]
+        buffer[: len(found)] = found
+        return len(found)
+
+    def check_unchanged(self) -> None:
+        self._check("while it was read")
+
+    def close(self) -> None:
+        pass
+
+    def _check(self, when: str) -> None:
+        then, now = self._source.stat, _stat(self._source.address)
+        if now is None:
+            raise InputError(f"{self._source.address}: is gone")
+        if now != then:
+            raise InputError(f"{self._source.address}: changed {when} ({then.size} bytes then, {now.size} now)")
+
+
+def find(address: str) -> list[ToySource]:
+    """The source at `address`, or those in the folder of that name."""
+    stat = _stat(address)
+    if stat:
+        return [ToySource(address, stat)]
+    inside = [f"toy://{name}" for name in sorted(CONTENT) if name.startswith(_name(address).rstrip("/") + "/")]
+    found = [ToySource(name, stat) for name in inside if name.endswith(".tfrecord") and (stat := _stat(name))]
+    if not found:
+        raise InputError(f"{address}: no such file")
+    return found
+
+
+def _name(address: str) -> str:
+    return address.removeprefix("toy://")
+
+
+def _stat(address: str) -> FileStat | None:
+    if _name(address) not in CONTENT:
+        return None
+    version, content = CONTENT[_name(address)]
+    return FileStat(len(content), f"v{version}")
+
+
+register_scheme("toy", find)
