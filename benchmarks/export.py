@@ -35,6 +35,7 @@ from scorer.inputs.discover import find_shards
 from scorer.inputs.source import Source
 from scorer.model.model import Model
 from scorer.model.predictor import Predictor
+from scorer.model.runtime import import_runtime
 from train.checkpoint import load
 from train.config import MODELS
 
@@ -46,8 +47,7 @@ class Peak:
     """One product of two large matrices, in the shape of a model so that it takes part in the same rounds."""
 
     def __init__(self, integers: bool) -> None:
-        import onnxruntime
-
+        onnxruntime = import_runtime()
         random = np.random.default_rng(0)
         left = random.integers(0, 255, (SIZE, SIZE)).astype(np.uint8 if integers else np.float32)
         right = random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8 if integers else np.float32)

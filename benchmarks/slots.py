@@ -18,12 +18,12 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
 from scorer.model.model import Model
+from scorer.model.runtime import import_runtime
 from scorer.system.cores import usable_cores
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
@@ -31,6 +31,7 @@ PAUSE_SECONDS = 0.2  # a session that spins goes on for a while after its last c
 
 
 def session(path: str, threads: int, spin: bool) -> Any:
+    onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads

@@ -1,13 +1,18 @@
 """ONNX Runtime: which package is installed, whether it imports, and sessions without silent fall-backs.
 
 The only module that imports onnxruntime. Its two packages, onnxruntime and onnxruntime-gpu, share one folder, and
-installing or removing one breaks the other; each such state is named together with the command that mends it.
+installing or removing one breaks the other; each such state is named together with the command that repairs it.
+
+Left alone, ONNX Runtime 1.29 and later sends telemetry and keeps a device id and a database in the user's cache folder,
+and every version prints warnings of its own. Both are turned off before anything else is asked of it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +31,8 @@ REINSTALL_CPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_CPU}"
 REINSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_GPU}"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
 
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_SILENT = 4  # the severity of nothing: what fails is told once, by the exception
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
@@ -38,14 +45,23 @@ def installed_runtimes() -> list[str]:
 
 
 def import_runtime() -> Any:
-    """The module onnxruntime. Raises DeviceError, with the command that mends it, where it is absent or broken."""
+    """The module onnxruntime, without telemetry (unless the user has set its variable) and without a log of its own.
+
+    Where the program has imported it already, both are left as that program has them.
+
+    Raises:
+        DeviceError: it is absent or broken; the remedy is the command that repairs it.
+    """
+    first = "onnxruntime" not in sys.modules
+    os.environ.setdefault(_NO_TELEMETRY, "1")  # read when it is imported
     try:
-        first = "onnxruntime" not in sys.modules
         with unbound() if first else contextlib.nullcontext():  # it takes Intel's AMX if that works from core to core
             import onnxruntime
 
         if not hasattr(onnxruntime, "InferenceSession"):  # what removing one of two packages leaves
             raise ImportError("the package is incomplete")
+        if first:
+            onnxruntime.set_default_logger_severity(_SILENT)
     except ImportError as error:
         installed = installed_runtimes()
         if len(installed) > 1:
@@ -95,7 +111,8 @@ def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool) -> Sess
         except Exception:  # a graph needs every operator on the GPU
             session = _open_on_gpu(runtime, model, gpu, tf32, graphs=False)
     if session.get_providers()[0] != CUDA:  # ONNX Runtime itself leaves out a provider that does not load
-        raise DeviceError(f"cuda:{gpu} does not open", remedy="`yt8m doctor` says what is missing")
+        why = _why_cuda_does_not_load(runtime)
+        raise DeviceError(f"cuda:{gpu} does not open{why}", remedy="`yt8m doctor` says what is missing")
     if left := _heavy_on_cpu(session):
         raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use an fp16 model", hints=(Hint.ON_CPU,))
     return session
@@ -107,6 +124,15 @@ def _open_on_gpu(runtime: Any, model: str | bytes, gpu: int, tf32: bool, *, grap
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     choices = {"device_id": str(gpu), "use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(graphs))}
     return _open(runtime, model, options, [(CUDA, choices)])
+
+
+def _why_cuda_does_not_load(runtime: Any) -> str:
+    """What the system's loader says of ONNX Runtime's CUDA provider, which ONNX Runtime itself only logs."""
+    try:
+        ctypes.CDLL(str(Path(runtime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return f": {error}"
+    return ""
 
 
 def without_graph(runtime: Any) -> Any:
@@ -138,7 +164,7 @@ def device_errors(device: str) -> Iterator[None]:
 
 def _options(runtime: Any) -> Any:
     options = runtime.SessionOptions()
-    options.log_severity_level = 4  # what fails is told once, by the exception
+    options.log_severity_level = _SILENT
     return options
 
 

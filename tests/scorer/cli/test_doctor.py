@@ -75,6 +75,7 @@ def gpu_runtime(opened_as: str) -> Any:
 
     return SimpleNamespace(
         __version__="1.99",
+        __file__="/absent/__init__.py",
         InferenceSession=session,
         SessionOptions=onnxruntime.SessionOptions,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],

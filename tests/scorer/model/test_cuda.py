@@ -108,7 +108,7 @@ class Gpu:
     CUDA graph takes longer. graph_error: what a capture raises.
     """
 
-    __version__ = "1.99"
+    __version__, __file__ = "1.99", "/absent/__init__.py"
     SessionOptions, RunOptions = onnxruntime.SessionOptions, onnxruntime.RunOptions
 
     def __init__(self) -> None:
@@ -245,10 +245,11 @@ def test_several_gpus_have_a_session_per_slot(gpu: Gpu, cudart: Cudart, path: st
 
 def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -> None:
     gpu.opened_as = [CPU]
-    with pytest.raises(DeviceError, match="cuda:0 does not open; `yt8m doctor`"):
+    with pytest.raises(DeviceError, match=r"cuda:0 does not open: .*libonnxruntime_providers_cuda.so.*; `yt8m doctor`"):
         Model.open(path, device="cuda")
     model = Model.open(path, device="auto")
-    assert (model.facts.device, model.facts.provider, model.facts.reason) == ("cpu", CPU, "cuda:0 does not open")
+    assert (model.facts.device, model.facts.provider) == ("cpu", CPU)
+    assert model.facts.reason.startswith("cuda:0 does not open: ")
 
 
 def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: Gpu, path: str) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -426,33 +424,6 @@ def test_a_gpu_asked_for_and_absent_is_an_error(tmp_path: Path) -> None:
 def test_a_device_that_does_not_exist_is_refused(tmp_path: Path, device: str) -> None:
     with pytest.raises(UsageError, match="no device is called"):
         Model.open(save_model(tmp_path / "m.onnx", **SMALL), device=device)
-
-
-def test_without_a_runtime_the_command_that_installs_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(DeviceError, match=r"is not installed; pip install 'yt8m-edge\[cpu\]'"):
-        runtime.import_runtime()
-
-
-def test_what_removing_one_of_two_runtimes_leaves_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "onnxruntime_gpu-1.28.0.dist-info").mkdir()
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
-    with pytest.raises(DeviceError, match="onnxruntime-gpu does not import: the package is incomplete; pip uninstall"):
-        runtime.import_runtime()
-
-
-def test_both_runtimes_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("onnxruntime-1.30.0", "onnxruntime_gpu-1.28.0", "onnxruntime_extensions-0.1"):
-        (tmp_path / f"{name}.dist-info").mkdir()
-    path = save_model(tmp_path / "m.onnx", **SMALL)
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert runtime.installed_runtimes() == ["onnxruntime", "onnxruntime-gpu"]
-    assert Model.open(path).notes == [runtime.BOTH_INSTALLED]
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(DeviceError, match="both installed and overwrite each other; pip uninstall -y onnxruntime"):
-        runtime.import_runtime()
 
 
 # ---- memory
