@@ -1,0 +1,54 @@
+"""docs/architecture.md is the map of the tree: a line for each module, and none for what is gone."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = "docs/architecture.md"
+PACKAGES = ("scorer", "train", "export")
+SUFFIXES = {".py", ".c", ".h"}
+LINE = re.compile(rf"^    ((?:{'|'.join(PACKAGES)})/\S+\.(?:py|c|h)) +(\S.*)$", re.MULTILINE)
+
+
+def listed() -> dict[str, str]:
+    """What the page says of each file."""
+    return dict(LINE.findall((ROOT / PAGE).read_text(encoding="utf-8")))
+
+
+def modules() -> set[str]:
+    """Every source file but those that only name a package or start it."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in SUFFIXES]
+    return {path.relative_to(ROOT).as_posix() for path in paths if not path.stem.startswith("__")}
+
+
+def line_for(path: str) -> str:
+    """The line that is missing: the path and the first sentence of the file's docstring."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    docstring = (ast.get_docstring(ast.parse(source)) if path.endswith(".py") else None) or "what it holds"
+    return f"    {path:<40} {docstring.splitlines()[0].rstrip('.')}"
+
+
+def test_every_module_has_its_line() -> None:
+    missing = [line_for(path) for path in sorted(modules() - listed().keys())]
+    assert not missing, f"add to {PAGE}, in your own words:\n" + "\n".join(missing)
+
+
+def test_no_line_is_of_a_file_that_is_gone() -> None:
+    gone = [f"    {path}" for path in sorted(listed().keys() - modules())]
+    assert not gone, f"remove from {PAGE}:\n" + "\n".join(gone)
+
+
+def test_the_lines_of_a_package_are_in_order() -> None:
+    for package in PACKAGES:
+        paths = [path for path in listed() if path.startswith(f"{package}/")]
+        folders = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
+        assert paths == [path for folder in folders for path in sorted(paths) if path.rpartition("/")[0] == folder]
+
+
+def test_what_the_page_links_to_is_there() -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / PAGE).read_text(encoding="utf-8"))
+    assert links
+    assert not [link for link in links if not (ROOT / "docs" / link).exists()]
