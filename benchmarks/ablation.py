@@ -36,27 +36,27 @@ from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import TrainingError, Yt8mError
 from scorer.inputs.discover import find_shards
-from train.config import DEFAULTS, PAPER, ModelConfig, TrainConfig
+from train.config import Recipe, TrainConfig
 from train.data import load
 from train.devices import choose_device, use_all_cores
 from train.distributed import World
 from train.evaluate import Record, evaluate
+from train.registry import spec
 from train.training import Data, Training
 
 FRESH = "fresh MAP@10"
 BATCH = 10240
-Recipe = tuple[ModelConfig, TrainConfig]
 
 THEIRS: Recipe = (
-    replace(PAPER["dmrnet"], bn_momentum=0.01),  # Keras' 0.99
+    replace(spec("dmrnet").published, bn_momentum=0.01),  # Keras' 0.99
     TrainConfig(loss="listwise", bias="zero", batch=BATCH, lr=1e-3, epochs=12),
 )
 """As near to the paper's as is known: its averaging form, features as they are, Keras' defaults and plain Adam. How
 deep its DMRNet was is not known, so it is tried with one block a part and with four."""
 DEEP = {"input_blocks": 4, "joint_blocks": 4}
 OURS: Recipe = (
-    replace(DEFAULTS["dmrnet"][0], width=PAPER["dmrnet"].width),
-    replace(DEFAULTS["dmrnet"][1], epochs=5, batch=1024, weights="torch"),
+    replace(spec("dmrnet").recipe[0], width=spec("dmrnet").published.width),
+    replace(spec("dmrnet").recipe[1], epochs=5, batch=1024, weights="torch"),
 )
 """The default recipe, which has the paper's loss, as wide as the paper's, in as many epochs as tell variants apart; in
 batches and from output weights that suit so few epochs."""

@@ -37,8 +37,8 @@ from train.data import Videos, fisher_ratios, load
 from train.devices import bf16_is_fast, choose_device, use_all_cores
 from train.evaluate import Record, evaluate
 from train.gather import Resident
+from train.layers import Scaling, scalings
 from train.losses import bce, targets_of
-from train.models import Scaling, scalings
 from train.training import learning_rate
 
 LABELS = 3862

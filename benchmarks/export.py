@@ -37,7 +37,7 @@ from scorer.model.model import Model
 from scorer.model.predictor import Predictor
 from scorer.model.runtime import import_runtime
 from train.checkpoint import load
-from train.config import MODELS
+from train.registry import names
 
 SIZE = 2048
 """Rows and columns of the peaks' matrices."""
@@ -79,7 +79,7 @@ def bench(
 ) -> list[list[str]]:
     """The table's rows, model by model."""
     rows = []
-    for name in MODELS:
+    for name in names():
         if (runs / name / "best.safetensors").exists():
             rows += bench_model(runs / name / "best.safetensors", check, calibrate, batch, seconds)
     return rows

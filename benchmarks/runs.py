@@ -37,8 +37,7 @@ from scorer.errors import Yt8mError
 from scorer.inputs.discover import find_shards
 from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Shard
-from train.config import DEFAULTS, MODELS, ModelConfig
-from train.models import build
+from train.registry import build, config_from_json, names, spec
 
 MEASURES = ("MAP@10", "GAP@20", "Hit@1", "PERR")
 PAPERS_VIDEOS = 230_000
@@ -65,7 +64,7 @@ def read(folder: Path) -> Run:
     """What a run left."""
     config = json.loads((folder / "config.json").read_text())
     with torch.device("meta"):
-        model = build(ModelConfig.from_json(json.dumps(config["model"])))
+        model = build(config_from_json(json.dumps(config["model"])))
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return Run(last, sum(parameter.numel() for parameter in model.parameters()))
 
@@ -100,7 +99,7 @@ def curve(options: argparse.Namespace) -> None:
     points: dict[str, list[tuple[int, float]]] = {}
     for model in options.model:
         for end in [*ends, len(shards)]:
-            epochs = round(DEFAULTS[model][1].epochs * math.sqrt(counts[-1] / counts[end - 1]))
+            epochs = round(spec(model).recipe[1].epochs * math.sqrt(counts[-1] / counts[end - 1]))
             folder = options.out / f"{end}shards"
             train(options, [model], [shard.address for shard in shards[:end]], folder, "--epochs", str(epochs))
             points.setdefault(model, []).append((int(counts[end - 1]), read(folder / model).last["MAP@10"]))
@@ -176,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         part = parts.add_parser(run.__name__, help=run.__doc__)
         part.set_defaults(run=run)
         add_split(part, "runs")
-        part.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+        part.add_argument("--model", nargs="+", choices=names(), default=list(names()))
         if run is seeds:
             part.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         else:

@@ -38,11 +38,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import processor
 from scorer.errors import TrainingError, Yt8mError
 from scorer.inputs.discover import find_shards
-from train.config import DEFAULTS, MODELS, ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig
 from train.data import Videos, load
 from train.devices import choose_device, use_all_cores
 from train.distributed import World
-from train.models import Recurrent, build
+from train.models.lstm import Recurrent
+from train.registry import build, names, spec
 from train.training import Data, Training
 
 PEAK_SIZE = 4096
@@ -77,7 +78,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=["../shared/data/yt8m/validate00[0-3]*.tfrecord"])
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--model", nargs="+", choices=names(), default=names())
     parser.add_argument("--batch", type=int, default=4096, help="videos a step, of both loops")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps a round of ours [1 on a CPU, 50 on a GPU]")
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     device = choose_device(options.device, 0)
     shards = find_shards(options.data)
     start = time.perf_counter()
-    model = DEFAULTS["bilstm"][0]
+    model = spec("bilstm").recipe[0]
     videos = load(shards, model.inputs, model.labels)
     seconds = time.perf_counter() - start
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
@@ -104,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list[str], device: torch.device) -> Row:
-    model, config = DEFAULTS[name]
+    model, config = spec(name).recipe
     config = replace(config, batch=options.batch, mixup=0.0, soft=False, ema=0.0, epochs=10**6, compile=options.compile)
     held = videos.rows(np.arange(HELD_OUT))
     training = Training(model, config, Data(videos, held), device, World())

@@ -135,7 +135,7 @@ def convert(source: Source, precision: str, calibration: Videos) -> ModelProto:
     """The ONNX model of `source` in `precision`. Raises ModelError where that cannot be."""
     metadata = {**source.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
     if source.after is None and precision != "fp32":
-        raise ModelError(f"{precision} needs a model of train/models.py", remedy="choose --precision fp32")
+        raise ModelError(f"{precision} needs a model of train/models/", remedy="choose --precision fp32")
     if source.after is None:
         proto = plain_export(source.model, source.checkpoint.config.inputs, metadata)
     elif precision == "int8":

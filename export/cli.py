@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mError
-from train.config import MODELS
+from train.registry import names
 
 if TYPE_CHECKING:
     from export.build import Exported, Source
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--model", choices=MODELS, help="the best checkpoint of RUNS/MODEL")
+    which.add_argument("--model", choices=names(), help="the best checkpoint of RUNS/MODEL")
     which.add_argument("--all", action="store_true", help="the three models")
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="any best.safetensors, wherever it was trained")
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
@@ -104,7 +104,7 @@ def _export(options: argparse.Namespace) -> int:
 def _checkpoints(options: argparse.Namespace) -> list[Path]:
     if options.checkpoint:
         return [options.checkpoint]
-    return [options.runs / name / "best.safetensors" for name in (MODELS if options.all else [options.model])]
+    return [options.runs / name / "best.safetensors" for name in (names() if options.all else [options.model])]
 
 
 def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[str, Sequence[ShardSource]]) -> None:
@@ -193,7 +193,7 @@ def _draw(path: Path, source: Source) -> None:
     from scorer.outputs.atomic import replacing, writing
 
     if source.before is None or source.after is None:
-        _tell("export: no picture of a model that train/models.py does not have")
+        _tell("export: no picture of a model that train/models/ does not have")
         return
     with replacing(path) as part, writing(path):
         draw(part, source.checkpoint.config.name, [("as trained", source.before), ("as exported", source.after)])

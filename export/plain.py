@@ -13,7 +13,7 @@ from onnx import GraphProto, ModelProto
 from torch import Tensor, nn
 
 from export.onnx_writer import RESERVED, check_inputs, finish, set_metadata
-from train.models import Recurrent
+from train.models.lstm import Recurrent
 
 
 def plain_export(model: nn.Module, inputs: Sequence[tuple[str, int]], metadata: Mapping[str, str]) -> ModelProto:

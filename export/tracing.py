@@ -1,8 +1,8 @@
 """PyTorch model -> Graph, operator by operator as `forward` runs it, nothing reduced.
 
-Each function mirrors the `forward` of one module of train/models.py. Parity with PyTorch is checked on every export, so
-a mirror that lags behind its module fails there, and a module without a mirror raises `Untranslatable`: it is then
-exported plainly.
+Each function mirrors the `forward` of one module of train/layers.py and train/models/. Parity with PyTorch is checked
+on every export, so a mirror that lags behind its module fails there, and a module without a mirror raises
+`Untranslatable`: it is then exported plainly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from export.graph import Array, Graph, Operator
 from export.onnx_writer import check_inputs
-from train import models
+from train import layers
+from train.models import dmrnet, lstm
 
 
 class Untranslatable(Exception):
@@ -26,8 +27,7 @@ class Untranslatable(Exception):
 def trace(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> Graph:
     """The graph of `model`, in evaluation mode, whose forward takes one (B, width) tensor per (name, width).
 
-    Raises Untranslatable for a module that is none of train/models.py's or torch's that they use, ModelError where an
-    input has the name of a part of the model.
+    Raises Untranslatable for a module without a mirror, ModelError where an input has the name of a part of the model.
     """
     tracer = _Tracer()
     features = [tracer.add(name, Operator("input", width=width)) for name, width in inputs]
@@ -51,9 +51,15 @@ class _Tracer:
 
     def call(self, module: nn.Module, name: str, inputs: list[str]) -> str:
         mirror = _MIRRORS.get(type(module))
+        own: Any = getattr(module, "trace", None)  # train/registry.py
+        if mirror is None and own is not None:
+            return str(own(self, name, inputs))
         if mirror is None:
             raise Untranslatable(f"no translation of {type(module).__name__}")
         return mirror(self, module, name, inputs)
+
+    def width(self, name: str) -> int:
+        return self.ops[name].width
 
     def unary(self, name: str, kind: str, x: str, **values: float) -> str:
         """An operator that keeps its input's width."""
@@ -127,7 +133,7 @@ def _scaling(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
     if module.scaling == "fisher":
         x = t.scale(_join(name, "weight"), x, _array(module.weight))
     width = t.ops[x].width
-    return t.scale(name, t.unary(_join(name, "unit"), "normalise", x, eps=models.EPSILON * width), width**0.5)
+    return t.scale(name, t.unary(_join(name, "unit"), "normalise", x, eps=layers.EPSILON * width), width**0.5)
 
 
 def _recurrent(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
@@ -216,13 +222,13 @@ _MIRRORS: dict[type, Callable[[_Tracer, Any, str, list[str]], str]] = {
     nn.LeakyReLU: _leaky_relu,
     nn.Dropout: _dropout,
     nn.Sequential: _sequential,
-    models.Scaling: _scaling,
-    models.Recurrent: _recurrent,
-    models.RecurrentBranch: _recurrent_branch,
-    models.RecurrentNet: _recurrent_net,
-    models.FcBlock: _fc_block,
-    models.Bottleneck: _bottleneck,
-    models.AverageBlock: _average_block,
-    models.MergeAndRun: _merge_and_run,
-    models.DMRNet: _dmrnet,
+    layers.Scaling: _scaling,
+    lstm.Recurrent: _recurrent,
+    lstm.RecurrentBranch: _recurrent_branch,
+    lstm.RecurrentNet: _recurrent_net,
+    dmrnet.FcBlock: _fc_block,
+    dmrnet.Bottleneck: _bottleneck,
+    dmrnet.AverageBlock: _average_block,
+    dmrnet.MergeAndRun: _merge_and_run,
+    dmrnet.DMRNet: _dmrnet,
 }

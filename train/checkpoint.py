@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from scorer.errors import ModelError
 from train.config import ModelConfig, TrainConfig
 from train.files import replace_file
-from train.models import build
+from train.registry import build, config_from_json
 
 FORMAT = "1"
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     Raises ModelError when it is absent, damaged, of another format or model, or holds a weight that is not finite.
     """
     tensors, metadata = read(Path(path))
-    config = ModelConfig.from_json(metadata.get("config", ""))
+    config = config_from_json(metadata.get("config", ""))
     check_fits(Path(path), config, tensors)
     if metadata.get("sha256", digest := _digest(tensors)) != digest:
         raise ModelError(f"{path}: the checkpoint is damaged: its weights have another sha256", remedy="train again")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from scorer.errors import DeviceError, Yt8mError, printable
 from scorer.system.terminal import print_stderr
-from train.config import DEFAULTS, MODELS
 from train.overrides import overridden, overrides_of
+from train.registry import names, spec
 
 SAMPLES = "samples/*.tfrecord"
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS, help="which to train [all three]")
+    parser.add_argument("--model", nargs="+", choices=names(), default=names(), help="which to train [all three]")
     data = parser.add_argument_group("data: files, quoted patterns, or folders")
     data.add_argument("--data", nargs="+", default=[SAMPLES], metavar="SHARD", help=f"to train on [{SAMPLES}]")
     data.add_argument(
@@ -102,7 +102,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
     overrides = overrides_of(options)
     for name in options.model:
-        overridden(DEFAULTS[name], overrides)
+        overridden(spec(name).recipe, overrides)
     find_shards([*options.data, *(options.valid or [])])
     with stop_on_signals("train", "saving after the step in hand") as stop:
         from train.runner import train_all
@@ -135,7 +135,7 @@ def _resume_command(options: argparse.Namespace, arguments: Sequence[str], begun
 def _without_models(arguments: Sequence[str]) -> list[str]:
     kept, model = [], False
     for argument in arguments:
-        model = argument == "--model" or (model and argument in MODELS)
+        model = argument == "--model" or (model and argument in names())
         if not model:
             kept.append(argument)
     return kept

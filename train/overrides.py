@@ -7,9 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from scorer.errors import UsageError
-from train.config import ModelConfig, TrainConfig
-
-Recipe = tuple[ModelConfig, TrainConfig]
+from train.config import ModelConfig, Recipe, TrainConfig
 
 _KINDS = {int: "a whole number", float: "a number"}
 

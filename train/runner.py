@@ -17,13 +17,14 @@ from scorer.inputs.discover import find_shards
 from scorer.outputs.lock import owned
 from scorer.system.terminal import print_stderr
 from train import checkpoint, curves
-from train.config import DEFAULTS, ModelConfig, TrainConfig
+from train.config import ModelConfig, Recipe, TrainConfig
 from train.data import Part, Videos, load
 from train.devices import choose_device, use_all_cores
 from train.distillation.soft_labels import MOST_VIDEOS
 from train.distributed import World, joined
 from train.evaluate import Record
-from train.overrides import Recipe, differences, overridden
+from train.overrides import differences, overridden
+from train.registry import config_from_json, spec
 from train.state import CURVES
 from train.training import Data, Stopped, Training
 from train.view import print_table, view
@@ -113,11 +114,11 @@ def _recipe(options: argparse.Namespace, name: str, overrides: dict[str, Any]) -
     Raises ResumeError when an unfinished run is in the way or was made with another recipe.
     """
     path = options.runs / name / checkpoint.LAST
-    default = overridden(DEFAULTS[name], overrides)
+    default = overridden(spec(name).recipe, overrides)
     if options.restart or not path.exists():
         return default, False
     metadata = checkpoint.metadata(path)
-    saved = ModelConfig.from_json(metadata.get("config", "")), TrainConfig.from_json(metadata.get("train", ""))
+    saved = config_from_json(metadata.get("config", "")), TrainConfig.from_json(metadata.get("train", ""))
     if options.resume:
         wanted = overridden(saved, overrides)
         difference = ", ".join(differences(saved[0], wanted[0]) + differences(saved[1], wanted[1]))

@@ -29,8 +29,9 @@ from train.distillation.soft_labels import MOST_VIDEOS, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.gather import Resident, placed
+from train.layers import scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
-from train.models import build, scalings, set_he, set_prior
+from train.registry import build
 from train.state import State
 
 _AGREE_EVERY = 20

@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.shards import example, write_shard
 from train.checkpoint import Checkpoint, save
-from train.config import PAPER, ModelConfig, TrainConfig
-from train.models import Scaling, build
+from train.config import ModelConfig, TrainConfig
+from train.layers import Scaling
+from train.registry import build, spec
 
 SIZES: dict[str, Any] = {
     "inputs": (("mean_rgb", 24), ("mean_audio", 6)),
@@ -25,19 +26,21 @@ SIZES: dict[str, Any] = {
 }
 
 CONFIGS = {
-    "bilstm": replace(PAPER["bilstm"], **SIZES),
-    "bilstm-relu": replace(PAPER["bilstm"], **SIZES, cell="relu"),
-    "bilstm-4-steps": replace(PAPER["bilstm"], **SIZES, steps=4),
-    "bilstm-2-steps-relu": replace(PAPER["bilstm"], **SIZES, steps=2, cell="relu"),
-    "lstm": replace(PAPER["lstm"], **{**SIZES, "embedding": 8}),
-    "lstm-wide": replace(PAPER["lstm"], **{**SIZES, "labels": 10, "embedding": 128, "hidden": 128, "head": 256}),
-    "lstm-l2": replace(PAPER["lstm"], **SIZES, scaling="l2"),
-    "lstm-rgb": replace(PAPER["lstm"], **{**SIZES, "inputs": (("mean_rgb", 24),)}, scaling="standard"),
-    "dmrnet": replace(PAPER["dmrnet"], **SIZES),
-    "dmrnet-deep": replace(PAPER["dmrnet"], **SIZES, input_blocks=3, joint_blocks=2),
-    "dmrnet-run": replace(PAPER["dmrnet"], **SIZES, form="run", scaling="l2"),
-    "dmrnet-fisher": replace(PAPER["dmrnet"], **SIZES, form="run", scaling="fisher"),
-    "dmrnet-run-deep": replace(PAPER["dmrnet"], **SIZES, form="run", input_blocks=2, joint_blocks=3),
+    "bilstm": replace(spec("bilstm").published, **SIZES),
+    "bilstm-relu": replace(spec("bilstm").published, **SIZES, cell="relu"),
+    "bilstm-4-steps": replace(spec("bilstm").published, **SIZES, steps=4),
+    "bilstm-2-steps-relu": replace(spec("bilstm").published, **SIZES, steps=2, cell="relu"),
+    "lstm": replace(spec("lstm").published, **{**SIZES, "embedding": 8}),
+    "lstm-wide": replace(
+        spec("lstm").published, **{**SIZES, "labels": 10, "embedding": 128, "hidden": 128, "head": 256}
+    ),
+    "lstm-l2": replace(spec("lstm").published, **SIZES, scaling="l2"),
+    "lstm-rgb": replace(spec("lstm").published, **{**SIZES, "inputs": (("mean_rgb", 24),)}, scaling="standard"),
+    "dmrnet": replace(spec("dmrnet").published, **SIZES),
+    "dmrnet-deep": replace(spec("dmrnet").published, **SIZES, input_blocks=3, joint_blocks=2),
+    "dmrnet-run": replace(spec("dmrnet").published, **SIZES, form="run", scaling="l2"),
+    "dmrnet-fisher": replace(spec("dmrnet").published, **SIZES, form="run", scaling="fisher"),
+    "dmrnet-run-deep": replace(spec("dmrnet").published, **SIZES, form="run", input_blocks=2, joint_blocks=3),
 }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tests.shards import example, write_shard
-from train.config import DEFAULTS, ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig
 from train.data import Videos, padded
+from train.registry import spec
 
 INPUTS = (("mean_rgb", 8), ("mean_audio", 4))
 LABELS = 25
@@ -28,7 +29,7 @@ def recipe(name: str, **train: Any) -> tuple[ModelConfig, TrainConfig]:
     """The default recipe of a model, tiny."""
     from dataclasses import replace
 
-    model, config = DEFAULTS[name]
+    model, config = spec(name).recipe
     return replace(model, **SMALL), replace(config, **{"epochs": 3, "batch": 16, "precision": "fp32", **train})
 
 

@@ -19,7 +19,7 @@ from scorer.errors import ModelError, OutputError
 from tests.shards import flip_bit
 from tests.train.shards import recipe
 from train import checkpoint
-from train.models import build
+from train.registry import build
 
 METRICS = {"MAP@10": 0.5, "GAP@20": 0.4, "Hit@1": 0.3, "PERR": 0.2}
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from scorer.errors import ModelError, UsageError
-from train.config import DEFAULTS, MODELS, ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig
+from train.registry import config_from_json, names, spec
 
 MODEL_FAULTS: list[dict[str, Any]] = [
     {"dropout": -0.1},
@@ -39,10 +40,10 @@ WRONG_TYPES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names())
 def test_json_and_back(name: str) -> None:
-    model, train = DEFAULTS[name]
-    assert ModelConfig.from_json(model.to_json()) == model
+    model, train = spec(name).recipe
+    assert config_from_json(model.to_json()) == model
     assert TrainConfig.from_json(train.to_json()) == train
 
 
@@ -62,12 +63,12 @@ def test_a_training_that_cannot_be(fault: dict[str, Any]) -> None:
 def test_wrong_types_in_a_checkpoint(fault: dict[str, Any]) -> None:
     values = json.loads(ModelConfig("dmrnet").to_json()) | fault
     with pytest.raises(ModelError, match="not a model configuration"):
-        ModelConfig.from_json(json.dumps(values))
+        config_from_json(json.dumps(values))
 
 
 def test_json_that_is_no_object() -> None:
     for text in ("[]", "1", "null", "{"):
         with pytest.raises(ModelError):
-            ModelConfig.from_json(text)
+            config_from_json(text)
         with pytest.raises(ModelError):
             TrainConfig.from_json(text)

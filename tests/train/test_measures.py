@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from train.config import PAPER
 from train.data import FISHER_FLOOR, FISHER_VIDEOS, Videos, fisher_ratios, log_odds
-from train.models import Scaling, build, set_he, set_prior
+from train.layers import Scaling, set_he, set_prior
+from train.registry import build, names, spec
 
 
 def videos(seed: int = 0, count: int = 400) -> Videos:
@@ -53,9 +53,9 @@ def test_fisher_scaling_weighs_then_normalises() -> None:
     torch.testing.assert_close(scaling(x), weighted / weighted.square().mean(dim=1, keepdim=True).sqrt())
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", names())
 def test_he_weights_have_a_variance_of_2_over_their_inputs(name: str) -> None:
-    model = build(replace(PAPER[name], embedding=4, hidden=2, head=600, width=600))
+    model = build(replace(spec(name).published, embedding=4, hidden=2, head=600, width=600))
     set_he(model)
     assert model.get_parameter("classify.weight").var().item() == pytest.approx(2 / 600, rel=0.01)
 
@@ -65,7 +65,9 @@ def test_prior_is_the_log_odds_of_the_labels() -> None:
     odds = log_odds(data, 3)
     torch.testing.assert_close(odds[:2], torch.tensor([3.0, 1.0]).log())
     assert odds[2] == pytest.approx(np.log(1e-5), rel=1e-3)
-    for name in PAPER:
-        model = build(replace(PAPER[name], inputs=(("x", 2),), labels=3, embedding=4, hidden=2, head=4, width=4))
+    for name in names():
+        model = build(
+            replace(spec(name).published, inputs=(("x", 2),), labels=3, embedding=4, hidden=2, head=4, width=4)
+        )
         set_prior(model, odds)
         assert torch.equal(model.get_parameter("classify.bias").detach(), odds)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from scorer.errors import ModelError, UsageError
-from train.config import DEFAULTS, MODELS, PAPER, ModelConfig, TrainConfig
-from train.models import AverageBlock, MergeAndRun, MergeAndRunBlock, Recurrent, build, scalings
+from train.config import ModelConfig, TrainConfig
+from train.layers import scalings
+from train.models.dmrnet import AverageBlock, MergeAndRun, MergeAndRunBlock
+from train.models.lstm import Recurrent
+from train.registry import build, config_from_json, names, spec
 
 SMALL: dict[str, Any] = {"embedding": 12, "hidden": 5, "head": 11, "width": 8, "labels": 7}
 
@@ -42,14 +45,14 @@ def test_parameters_of_the_papers_bilstm() -> None:
     branches = sum(dense(f, 1024) + norm(1024) + 2 * cell(1024, 1024) + norm(2048) for f in (1024, 128))
     head = dense(4096, 4096) + norm(4096) + dense(4096, 3862)
     with torch.device("meta"):
-        assert count(build(PAPER["bilstm"])) == branches + head == 67_393_302
+        assert count(build(spec("bilstm").published)) == branches + head == 67_393_302
 
 
 def test_parameters_of_the_papers_lstm() -> None:
     branches = sum(dense(f, 512) + norm(512) + cell(512, 1024) + norm(1024) for f in (1024, 128))
     head = dense(2048, 4096) + norm(4096) + dense(4096, 3862)
     with torch.device("meta"):
-        assert count(build(PAPER["lstm"])) == branches + head == 37_419_798
+        assert count(build(spec("lstm").published)) == branches + head == 37_419_798
 
 
 @pytest.mark.parametrize(("form", "residuals"), [("average", 1), ("run", 2)])
@@ -61,17 +64,17 @@ def test_parameters_of_dmrnet(form: Any, residuals: int) -> None:
     branches = sum(dense(f, 1024) + norm(1024) + block(1024) for f in (1024, 128))
     rest = block(2048) + dense(2048, 1024) + norm(1024) + dense(1024, 3862)
     with torch.device("meta"):
-        assert count(build(replace(PAPER["dmrnet"], form=form))) == branches + rest
+        assert count(build(replace(spec("dmrnet").published, form=form))) == branches + rest
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize(
     "inputs", [(("mean_rgb", 6),), (("mean_rgb", 6), ("mean_audio", 3)), (("a", 1), ("b", 2), ("c", 3))]
 )
 @pytest.mark.parametrize("scaling", ["raw", "l2", "standard"])
 def test_any_inputs_give_logits(name: Any, inputs: tuple[tuple[str, int], ...], scaling: Any) -> None:
     for form in ("average", "run"):
-        model = build(replace(PAPER[name], **SMALL, inputs=inputs, scaling=scaling, form=form))
+        model = build(replace(spec(name).published, **SMALL, inputs=inputs, scaling=scaling, form=form))
         assert model(*(torch.randn(4, width) for _, width in inputs)).shape == (4, 7)
 
 
@@ -93,7 +96,8 @@ def papers_cell(x: Tensor, h: Tensor, c: Tensor, cell: Recurrent, suffix: str) -
 @pytest.mark.parametrize("name", ["lstm", "bilstm"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_recurrent_layer_is_the_papers_equations(name: Any, steps: int, activation: Any) -> None:
-    recurrent = Recurrent(3, ModelConfig(name, embedding=3 * steps, hidden=5, steps=steps, cell=activation))
+    config = ModelConfig(name, embedding=3 * steps, hidden=5, steps=steps, cell=activation)
+    recurrent = Recurrent(3, config, bidirectional=name == "bilstm")
     x = torch.randn(6, steps, 3)
     outputs = []
     for suffix in ("", "_reverse") if name == "bilstm" else ("",):
@@ -108,7 +112,7 @@ def test_recurrent_layer_is_the_papers_equations(name: Any, steps: int, activati
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_recurrent_layer_is_torch_lstm(steps: int, bidirectional: bool) -> None:
     config = ModelConfig("bilstm" if bidirectional else "lstm", embedding=4 * steps, hidden=5, steps=steps)
-    recurrent = Recurrent(4, config)
+    recurrent = Recurrent(4, config, bidirectional=bidirectional)
     reference = nn.LSTM(4, 5, batch_first=True, bidirectional=bidirectional)
     reference.load_state_dict(recurrent.state_dict())
     x = torch.randn(6, steps, 4)
@@ -123,7 +127,7 @@ def test_recurrent_layer_is_torch_lstm(steps: int, bidirectional: bool) -> None:
 
 
 def test_of_one_step_the_recurrent_weights_are_left_alone() -> None:
-    recurrent = Recurrent(4, ModelConfig("bilstm", embedding=4, hidden=5))
+    recurrent = Recurrent(4, ModelConfig("bilstm", embedding=4, hidden=5), bidirectional=True)
     recurrent(torch.randn(6, 1, 4)).sum().backward()
     assert recurrent.weight_hh_l0.grad is None
     assert recurrent.weight_hh_l0_reverse.grad is None
@@ -134,7 +138,7 @@ def test_of_one_step_the_recurrent_weights_are_left_alone() -> None:
 
 
 def test_blocks_are_their_formulas() -> None:
-    config = replace(PAPER["dmrnet"], width=8)
+    config = replace(spec("dmrnet").published, width=8)
     x = torch.randn(4, 8)
     average = AverageBlock(8, config).eval()
     torch.testing.assert_close(average(x), nn.functional.leaky_relu((x + average.residual(x)) / 2, 0.3))
@@ -152,18 +156,21 @@ def test_blocks_are_their_formulas() -> None:
 
 def test_scalings() -> None:
     x = torch.randn(4, 6) * 3 + 1
-    (l2,) = scalings(build(replace(PAPER["lstm"], **SMALL, inputs=(("x", 6),), scaling="l2")))
+    (l2,) = scalings(build(replace(spec("lstm").published, **SMALL, inputs=(("x", 6),), scaling="l2")))
     torch.testing.assert_close(l2(x), nn.functional.normalize(x) * 6**0.5)
     assert not l2(torch.zeros(1, 6)).any()
-    (standard,) = scalings(build(replace(PAPER["lstm"], **SMALL, inputs=(("x", 6),), scaling="standard")))
+    (standard,) = scalings(build(replace(spec("lstm").published, **SMALL, inputs=(("x", 6),), scaling="standard")))
     standard.set_statistics(x.mean(0), x.std(0))
     torch.testing.assert_close(standard(x).mean(0), torch.zeros(6), atol=1e-6, rtol=0)
     assert {"mean", "std"} <= set(standard.state_dict())
 
 
-@pytest.mark.parametrize("config", [config for pair in DEFAULTS.values() for config in pair] + list(PAPER.values()))
+@pytest.mark.parametrize(
+    "config", [config for name in names() for config in (*spec(name).recipe, spec(name).published)]
+)
 def test_configurations_survive_json(config: ModelConfig | TrainConfig) -> None:
-    assert type(config).from_json(config.to_json()) == config
+    parse = TrainConfig.from_json if isinstance(config, TrainConfig) else config_from_json
+    assert parse(config.to_json()) == config
 
 
 @pytest.mark.parametrize(
@@ -171,10 +178,10 @@ def test_configurations_survive_json(config: ModelConfig | TrainConfig) -> None:
 )
 def test_another_configuration_is_a_model_error(text: str) -> None:
     with pytest.raises(ModelError):
-        ModelConfig.from_json(text)
+        config_from_json(text)
 
 
 @pytest.mark.parametrize("values", [{"steps": 3}, {"steps": 0}, {"inputs": ()}, {"form": "walk"}, {"cell": "gru"}])
 def test_impossible_models_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        replace(PAPER["bilstm"], **values)
+        replace(spec("bilstm").published, **values)

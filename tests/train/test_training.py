@@ -16,11 +16,12 @@ from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
 from tests.train.shards import recipe, videos
 from train import checkpoint
 from train import training as training_module
-from train.config import MODELS, TrainConfig
+from train.config import TrainConfig
 from train.distillation.soft_labels import PASSES
 from train.distributed import World
 from train.evaluate import Record, evaluate
 from train.gather import Resident, Streamed
+from train.registry import names
 from train.state import CURVES
 from train.training import Data, Plan, Stopped, Training, learning_rate
 
@@ -81,7 +82,7 @@ def run_to_the_end(name: str, data: Data, folder: Path, **train: Any) -> Trainin
     return whole
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("loss", ["listwise", "softmax", "bce"])
 def test_every_model_learns_with_every_loss(name: str, loss: str, data: Data, tmp_path: Path) -> None:
     run = run_to_the_end(name, data, tmp_path, epochs=25, lr=0.01, loss=loss, mixup=0.0)
