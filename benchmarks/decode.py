@@ -47,7 +47,7 @@ OURS = ("ours", "numpy")
 WIDTHS = {"mean_rgb": 1024, "mean_audio": 128}
 STAGES: dict[str, tuple[Any, str]] = {
     "read a block": (tfrecord.Shard, "_read"),
-    "from the file to the batch, compiled": (batching.Batch, "fill"),
+    "from the file to the batch, compiled": (batching.Batch, "decode"),
     "framing, both CRCs": (tfrecord.Shard, "_scan"),
     "find the features": (layouts.Layouts, "find"),
     "ids": (example, "_ids"),

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
 
-from scorer.evaluation import duplicates, metrics
-from scorer.inputs import blocks
-from scorer.kernels import compiled
-from scorer.outputs import formats
+from scorer.kernels import loops as module
+from scorer.kernels import numpy_loops
 
-HERE = ["compiled", "numpy"] if compiled.native else ["numpy"]
+INSTALLED = module.active
+SETS = {loops.NAME: loops for loops in (INSTALLED, numpy_loops)}
+HERE = list(SETS)
 """Those that this installation has."""
+needs_both = pytest.mark.skipif(len(HERE) < 2, reason=f"no compiled loops: {module.missing}")
 
 
 @contextmanager
 def using(loops: str) -> Iterator[None]:
     """Use these, in this process."""
-    native = compiled.native if loops == "compiled" else None
-    with ExitStack() as stack:
-        for module in (blocks, metrics, formats, duplicates):
-            stack.enter_context(mock.patch.object(module, "native", native))
+    with mock.patch.object(module, "active", SETS[loops]):
         yield
 
 
@@ -31,6 +29,6 @@ def using(loops: str) -> Iterator[None]:
 def loops(request: pytest.FixtureRequest) -> Iterator[None]:
     """To be imported by modules whose tests are to run with both."""
     if request.param not in HERE:
-        pytest.skip("the package was installed without a C compiler")
+        pytest.skip(f"no compiled loops: {module.missing}")
     with using(request.param):
         yield

@@ -89,9 +89,9 @@ def _cores() -> Finding:
 
 
 def _decoder() -> Finding:
-    from scorer.kernels.compiled import missing, native
+    from scorer.kernels.loops import missing
 
-    return Finding("decoder", "compiled" if native else f"in NumPy, at less than half the speed ({missing})")
+    return Finding("decoder", "compiled" if not missing else f"in NumPy, at less than half the speed ({missing})")
 
 
 def _cpu_features(path: Path = Path("/proc/cpuinfo")) -> str:

@@ -1,1 +1,1 @@
-"""What predictions are worth: metrics, and ids that stand twice."""
+"""What predictions are worth: metrics, and duplicate ids."""

@@ -18,21 +18,20 @@ Positives are a video's distinct labels. A label that the model does not know is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.kernels.compiled import native
+from scorer.kernels import loops
+from scorer.kernels.limits import BINS, MAP_DEPTH
+from scorer.kernels.numpy_loops import count_hits, find_hits
+from scorer.kernels.packed import metric_record
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 
-_MAP_DEPTH = 10
-_BIN_SHIFT = 13  # of a float32's 23 bits of fraction the bins keep ten
-_HALF_BINS = int(np.float32(0.5).view(np.int32)) >> _BIN_SHIFT
-_UNKNOWN = 1 << 31  # labels from here on belong to no model
-_TRUTHS_AT_ONCE = 1 << 16
+_BLOCK_RECORDS = 1 << 13
 _EULER_GAMMA = 0.57721566490153286
 
 
@@ -51,24 +50,13 @@ class Metrics:
         self.videos = 0
         self._positives = 0
         self._hits = _Hits.none(k)
-        self._histogram = np.zeros((2, 2 * _HALF_BINS + 2), np.int64)  # rows: predictions, hits
+        self._histogram = np.zeros((2, BINS), np.int64)  # rows: predictions, hits
 
-    def add(self, hits: NDArray[np.bool_], positives: Ints, scores: NDArray[np.float32]) -> None:
-        """Add n videos of which `find_hits` is known: hits and scores (n, k), positives (n,), each at least 1."""
-        self.videos += len(hits)
-        self._positives += int(positives.sum())
-        self._hits += _Hits.of(hits, positives)
-        bins = _bins(scores)
-        np.add.at(self._histogram[0], bins.ravel(), 1)
-        np.add.at(self._histogram[1], bins[hits], 1)
-
-    def add_notes(self, notes: NDArray[np.void]) -> None:
-        """`add` of notes, each of type `note(k)`."""
-        if native is None:
-            self.add(notes["hits"], notes["positives"].astype(np.int64), notes["scores"])
-            return
-        self._positives += native.count(notes, self.k, self._hits.up_to, self._hits.first, self._histogram)
-        self.videos += len(notes)
+    def add(self, records: NDArray[np.void]) -> None:
+        """Add n labelled videos, each a `metric_record(k)`. ValueError for scores that are not in [0, 1]."""
+        hits = self._hits
+        self._positives += loops.active.count_metrics(records, hits.up_to, hits.first, self._histogram)
+        self.videos += len(records)
 
     def result(self) -> dict[str, float]:
         """{"MAP@10", "GAP@k", "Hit@1", "PERR"}, each in [0, 1]; empty when no video had labels."""
@@ -78,9 +66,13 @@ class Metrics:
         return _named(self._hits.means(self.videos), gap, self.k)
 
 
-def note(k: int) -> np.dtype[Any]:
-    """What the metrics need of a video."""
-    return np.dtype([("positives", "<i4"), ("scores", "<f4", (k,)), ("hits", "?", (k,))])
+def read_metrics(records: BinaryIO, k: int) -> Metrics:
+    """The metrics of a file of metric records."""
+    metrics = Metrics(k)
+    records.seek(0)
+    while len(block := np.fromfile(records, metric_record(k), _BLOCK_RECORDS)):
+        metrics.add(block)
+    return metrics
 
 
 def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
@@ -95,33 +87,10 @@ def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, labe
     known = positives > 0
     if not known.any():
         return {}
-    means = _Hits.of(hits[known], positives[known]).means(int(known.sum()))
+    counts = _Hits.none(labels.shape[1])
+    count_hits(hits[known], positives[known], counts.up_to, counts.first)
     gap = global_average_precision(hits[known], scores[known], int(positives.sum()))
-    return _named(means, gap, labels.shape[1])
-
-
-def find_hits(labels: Ints, label_values: Ints, label_splits: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Which predictions (n, k), all in 0..2^31-1, are true, and each video's number of distinct true labels (n,)."""
-    rows, values = _distinct(label_values[label_splits[0] : label_splits[-1]], np.diff(label_splits))
-    hits = np.zeros(labels.shape, bool)
-    for start in range(0, len(rows), _TRUTHS_AT_ONCE):
-        part = slice(start, start + _TRUTHS_AT_ONCE)
-        truths, places = np.nonzero(labels[rows[part]] == values[part, None])
-        hits[rows[part][truths], places] = True
-    return hits, np.bincount(rows, minlength=len(labels))
-
-
-def _distinct(values: Ints, lengths: Ints) -> tuple[Ints, Ints]:
-    """The row and value of every true label, each once; values that no model has become others that none has."""
-    odd = (values < 0) | (values >= _UNKNOWN)
-    if odd.any():
-        values = values.copy()
-        values[odd] = _UNKNOWN + np.unique(values[odd], return_inverse=True)[1]
-    keys = np.repeat(np.arange(len(lengths)) << 32, lengths) + values
-    keys.sort()
-    if len(keys):
-        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
-    return keys >> 32, keys & 0xFFFFFFFF
+    return _named(counts.means(int(known.sum())), gap, labels.shape[1])
 
 
 def global_average_precision(hits: NDArray[np.bool_], scores: NDArray[np.float32], positives: int) -> float:
@@ -146,24 +115,8 @@ class _Hits:
 
     @classmethod
     def none(cls, k: int) -> _Hits:
-        depth = min(k, _MAP_DEPTH)
+        depth = min(k, MAP_DEPTH)
         return cls(np.zeros((depth, depth), np.int64), np.zeros(k, np.int64))
-
-    @classmethod
-    def of(cls, hits: NDArray[np.bool_], positives: Ints) -> _Hits:
-        """Of n videos: hits (n, k), positives (n,), each at least 1."""
-        counts, (videos, k) = cls.none(hits.shape[1]), hits.shape
-        depth, so_far = len(counts.up_to), np.cumsum(hits, axis=1)
-        found, places = np.nonzero(hits[:, :depth])
-        np.add.at(counts.up_to, (np.minimum(positives[found], depth) - 1, places), so_far[found, places])
-        last = np.minimum(positives, k) - 1
-        np.add.at(counts.first, last, so_far[np.arange(videos), last])
-        return counts
-
-    def __iadd__(self, other: _Hits) -> _Hits:
-        self.up_to += other.up_to
-        self.first += other.first
-        return self
 
     def means(self, videos: int) -> list[float]:
         """MAP, Hit@1 and PERR over so many videos."""
@@ -176,15 +129,7 @@ class _Hits:
 
 def _named(means: list[float], gap: float, k: int) -> dict[str, float]:
     precision, hit, perr = means
-    return {f"MAP@{min(k, _MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
-
-
-def _bins(scores: NDArray[np.float32]) -> Ints:
-    """The bin of each score in [0, 1], ascending: the leading bits of p below 1/2, above it those of 1 - p (exact)."""
-    upper = scores >= 0.5
-    small = np.where(upper, 1 - scores, scores + np.float32(0)).astype(np.float32)  # -0 becomes 0
-    bins = (small.view(np.int32) >> _BIN_SHIFT).astype(np.int64)
-    return np.where(upper, 2 * _HALF_BINS + 1 - bins, bins)
+    return {f"MAP@{min(k, MAP_DEPTH)}": precision, f"GAP@{k}": gap, "Hit@1": hit, "PERR": perr}
 
 
 def _expected_gap(totals: Ints, found: Ints, positives: int) -> float:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import RecordError, ShardError
-from scorer.inputs.blocks import Decoded, NativeDecoder, Rows, Run, compiled, decode
-from scorer.inputs.example import Decoder, Schema, unpacked
+from scorer.inputs.blocks import Decoded, NativeDecoder, Rows, Run, decode, native_decoder
+from scorer.inputs.example import Decoder, Schema
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Block, Shard
-from scorer.kernels.packed import PackedStrings
+from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
 MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
@@ -62,7 +62,7 @@ class Batch:
         self._users, self._users_lock = 1, threading.Lock()
         self._ids: list[bytes] = []  # joined, those of a block at a time
         self._labels: list[bytes] = []
-        self._sizes = np.empty((4, ring.size), np.int64)  # as Filler has them; without it the last two are not used
+        self._sizes = RowSizes(ring.size)  # without compiled loops the last two are not used
         self._label_bytes = 0
         self.labelled = False
         self.end = start
@@ -95,7 +95,7 @@ class Batch:
 
     @cached_property
     def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return unpacked(joined([self])[1])
+        return unpack_varints(joined([self])[1])
 
     def retain(self) -> None:
         """Add a user of `features`, who is to call release() too."""
@@ -123,19 +123,19 @@ class Batch:
             return False
         ids, sizes = PackedStrings.of(records.ids[first:last]), records.label_sizes
         start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        self._sizes[:2, here : here + count] = ids.sizes, sizes[first:last]
+        self._sizes.matrix[:2, here : here + count] = ids.sizes, sizes[first:last]
         self._add(count, ids.data, records.labels[start:stop].tobytes())
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def fill(self, filler: NativeDecoder, shard: Shard, place: Position) -> Run:
-        """Append records from `place` on, leaving out bad ones; returns what `filler` found."""
+    def decode(self, decoder: NativeDecoder, shard: Shard, place: Position) -> Run:
+        """Append records from `place` on, leaving out bad ones; returns what `decoder` found."""
         here, buffers = self._count, [*self._buffers.values()]
         rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
-        run = filler.fill(shard, place, buffers, self._sizes, rows, label_bytes)
+        run = decoder.decode(shard, place, buffers, self._sizes, rows, label_bytes)
         if run.bad:
             good = np.delete(np.arange(here, here + run.records), [*run.bad])
-            for values in (*buffers, *self._sizes):
+            for values in (*buffers, *self._sizes.matrix):
                 values[here : here + len(good)] = values[good]
         self._add(run.records - len(run.bad), run.ids, run.labels)
         self.labelled = self.labelled or run.labelled
@@ -153,8 +153,8 @@ def joined(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
     ids = b"".join(part for batch in batches for part in batch._ids)
     labels = b"".join(part for batch in batches for part in batch._labels)
     return (
-        PackedStrings(ids, np.concatenate([batch._sizes[0, : len(batch)] for batch in batches])),
-        PackedStrings(labels, np.concatenate([batch._sizes[1, : len(batch)] for batch in batches])),
+        PackedStrings(ids, np.concatenate([batch._sizes.ids[: len(batch)] for batch in batches])),
+        PackedStrings(labels, np.concatenate([batch._sizes.labels[: len(batch)] for batch in batches])),
     )
 
 
@@ -183,7 +183,7 @@ class _Batcher:
         self._ring, self._skip = _Ring(schema, size, depth), skip
         self._batch = Batch(self._ring, start)
 
-    def read(self, shard: Shard, filler: NativeDecoder, place: Position) -> Generator[Batch, None, Position]:
+    def read(self, shard: Shard, decoder: NativeDecoder, place: Position) -> Generator[Batch, None, Position]:
         """Take records from `place` on, straight from where their bytes are read to.
 
         Returns where that ended: at a record that is not whole, or at the next shard.
@@ -191,7 +191,7 @@ class _Batcher:
         while place.offset < shard.size:
             if not self._batch.room:
                 yield self._next()
-            run = self._batch.fill(filler, shard, place)
+            run = self._batch.decode(decoder, shard, place)
             if not run.records:
                 return place
             for error in run.bad.values():
@@ -291,14 +291,13 @@ def batches(
 
 def _filled(packer: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded here."""
-    decoder, block = Decoder(schema), Block()
-    filler = NativeDecoder(schema) if compiled(schema) else None
+    decoder, block, native = Decoder(schema), Block(), native_decoder(schema)
     for index, source in list(enumerate(shards))[start.shard :]:
         place = start if index == start.shard else Position(index, 0, 0)
         with Shard(source, block) as shard:
             while place.shard == index:
-                if filler and shard.descriptor is not None:
-                    place = yield from packer.read(shard, filler, place)
+                if native and shard.descriptor is not None:
+                    place = yield from packer.read(shard, native, place)
                 if place.shard == index:
                     found = decode(shard, decoder, place)
                     yield from packer.add(found)

@@ -15,10 +15,10 @@ from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
 from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import BLOCK_BYTES, MAX_BLOCK_RECORDS, Block, Shard
-from scorer.kernels.compiled import native
-from scorer.kernels.packed import PackedStrings
-
-_MAX_INPUTS = 64  # of the compiled loops
+from scorer.kernels import loops
+from scorer.kernels.limits import MAX_INPUTS
+from scorer.kernels.loops import Decode
+from scorer.kernels.packed import PackedStrings, RowSizes
 
 
 class Rows(Protocol):
@@ -89,48 +89,48 @@ class Run:
 
 
 class NativeDecoder:
-    """Decodes with the compiled loops, from a file straight to rows; what these leave out goes through protobuf."""
+    """Decodes with the compiled loop, from a file straight to rows; what it leaves out goes through protobuf."""
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, decode: Decode) -> None:
+        self._schema, self._decode = schema, decode
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
 
-    def fill(
+    def decode(
         self,
         shard: Shard,
         place: Position,
         features: Sequence[NDArray[np.float32]],
-        sizes: NDArray[np.int64],
+        sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
     ) -> Run:
         """Decode records from `place` on into rows[0]..rows[1]-1, as many as come before one of these ends: the shard,
-        the rows, `label_bytes` of labels, some records of which one is out of the ordinary, what is whole and readable.
+        the rows, `label_bytes` of labels, some records of which one is irregular, what is whole and readable.
 
-        features: float32 (n, width) for each input. sizes: int64 (4, n) gets the bytes of each one's id and of its
-        labels, whether it has `labels` at all, and the bytes of the record. A bad record's row is spoilt.
+        features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
         """
-        assert native
+        assert shard.descriptor is not None
         where = shard.descriptor, place.offset, shard.size, shard.block.room
-        *found, start = native.fill(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
-        run = Run(*found)
+        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
+        run, start = Run(*found[:5]), found[5]
         if start is None:
             return run
-        here = sizes[:, rows[0] : rows[0] + run.records]
-        ids, labels = PackedStrings(run.ids, here[0]).split(), PackedStrings(run.labels, here[1]).split()
-        stops = place.offset + np.cumsum(here[3])
-        for row in np.flatnonzero(here[0] == 0).tolist():
-            size = int(here[3, row])
+        here = slice(rows[0], rows[0] + run.records)
+        id_sizes, label_sizes, labelled, record_sizes = sizes.matrix[:, here]
+        ids, labels = PackedStrings(run.ids, id_sizes).split(), PackedStrings(run.labels, label_sizes).split()
+        stops = place.offset + np.cumsum(record_sizes)
+        for row in np.flatnonzero(id_sizes == 0).tolist():
+            size = int(record_sizes[row])
             offset = int(stops[row]) - size
-            odd = self._parse(shard, offset - start, size, place.record + row, offset)
-            if not isinstance(odd, Row):
-                run.bad[row] = odd
+            parsed = self._parse(shard, offset - start, size, place.record + row, offset)
+            if not isinstance(parsed, Row):
+                run.bad[row] = parsed
                 continue
-            for values, to in zip(odd.floats, features, strict=True):
+            for values, to in zip(parsed.floats, features, strict=True):
                 to[rows[0] + row] = values
-            ids[row], labels[row] = odd.id, odd.labels or b""
-            here[:3, row] = len(odd.id), len(labels[row]), odd.labels is not None
-        run.ids, run.labels, run.labelled = b"".join(ids), b"".join(labels), bool(here[2].any())
+            ids[row], labels[row] = parsed.id, parsed.labels or b""
+            id_sizes[row], label_sizes[row], labelled[row] = len(ids[row]), len(labels[row]), parsed.labels is not None
+        run.ids, run.labels, run.labelled = b"".join(ids), b"".join(labels), bool(labelled.any())
         return run
 
     def _parse(self, shard: Shard, start: int, size: int, record: int, offset: int) -> Row | ShardError | RecordError:
@@ -142,19 +142,19 @@ class NativeDecoder:
 
 
 class NativeBlock:
-    """The records of a block from the compiled loops, as scorer.inputs.example.Records. Each `fill` replaces them."""
+    """The records of a block from the compiled loop, as scorer.inputs.example.Records. Each `decode` replaces them."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, decoder: NativeDecoder) -> None:
         widths = schema.inputs.values()
         self._size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(widths), 1))  # they fit a worker's slot
-        self._filler = NativeDecoder(schema)
+        self._decoder = decoder
         self._features = [np.empty((self._size, width), np.float32) for width in widths]
-        self._sizes = np.empty((4, self._size), np.int64)
+        self._sizes = RowSizes(self._size)
 
-    def fill(self, shard: Shard, place: Position) -> NDArray[np.int64]:
+    def decode(self, shard: Shard, place: Position) -> NDArray[np.int64]:
         """Take the whole records from `place` on as far as there is room; returns Decoded.places."""
-        run = self._filler.fill(shard, place, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
-        id_sizes, self.label_sizes, labelled, sizes = self._sizes[:, : run.records]
+        run = self._decoder.decode(shard, place, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
+        id_sizes, self.label_sizes, labelled, sizes = self._sizes.matrix[:, : run.records]
         self.ids, self.labels = PackedStrings(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
         self.labelled, self.bad = labelled.astype(bool), run.bad
         return np.cumsum([0, *sizes])
@@ -165,9 +165,10 @@ class NativeBlock:
         return True
 
 
-def compiled(schema: Schema) -> bool:
-    """Whether the compiled loops are there and serve for so many inputs."""
-    return native is not None and len(schema.inputs) <= _MAX_INPUTS
+def native_decoder(schema: Schema) -> NativeDecoder | None:
+    """None where there are no compiled loops, or more inputs than they serve."""
+    decode = loops.active.decode
+    return NativeDecoder(schema, decode) if decode and len(schema.inputs) <= MAX_INPUTS else None
 
 
 def decoded(shards: Iterable[tuple[int, Source]], schema: Schema, start: Position) -> Generator[Decoded]:
@@ -175,21 +176,22 @@ def decoded(shards: Iterable[tuple[int, Source]], schema: Schema, start: Positio
 
     A shard of the index of `start` is read from there on. Raises InputError.
     """
-    decoder, block, filled = Decoder(schema), Block(), NativeBlock(schema) if compiled(schema) else None
+    decoder, block, native = Decoder(schema), Block(), native_decoder(schema)
+    rows = NativeBlock(schema, native) if native else None
     for index, source in shards:
         place = start if index == start.shard else Position(index, 0, 0)
         with Shard(source, block) as shard:
             while place.shard == index:
-                found = (filled and fill(shard, filled, place)) or decode(shard, decoder, place)
+                found = (rows and decode_native(shard, rows, place)) or decode(shard, decoder, place)
                 yield found
                 place = found.end
 
 
-def fill(shard: Shard, rows: NativeBlock, place: Position) -> Decoded | None:
-    """As `decode`, by the compiled loops; None if there is nothing for them: no record, or none that is whole."""
+def decode_native(shard: Shard, rows: NativeBlock, place: Position) -> Decoded | None:
+    """As `decode`, by the compiled loop; None if there is nothing for it: no record, or none that is whole."""
     if shard.descriptor is None or place.offset >= shard.size:
         return None
-    places = rows.fill(shard, place)
+    places = rows.decode(shard, place)
     last = place.offset + int(places[-1]) == shard.size
     if last:
         shard.check_unchanged()

@@ -22,7 +22,6 @@ from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs import protobuf
 from scorer.inputs.layouts import Ints, Layouts
 from scorer.inputs.tfrecord import Block, Frames
-from scorer.kernels.packed import PackedStrings
 
 Octets: TypeAlias = NDArray[np.uint8]
 
@@ -42,7 +41,7 @@ class Records:
     """The decoded records of one block, n of them, good and bad; valid as long as its `frames`.
 
     ids: n ids as they are in the records (UTF-8); b"" in bad ones.
-    labels: uint8, the labels of all good records as packed varints (see `unpacked`).
+    labels: uint8, the labels of all good records as packed varints (see `unpack_varints`).
     label_sizes: int64 (n,) bytes of `labels` of each record.
     labelled: bool (n,) whether the record has a `labels` feature at all.
     bad: errors by row. Numbers that are not finite are found by `copy` only.
@@ -190,19 +189,3 @@ def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
     stops = np.cumsum(sizes)
     data: Octets = block.octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]
     return data.tobytes()
-
-
-def unpacked(packed: PackedStrings) -> tuple[Ints, Ints]:
-    """int64 CSR of packed varints: row i is values[splits[i]:splits[i + 1]].
-
-    A varint is 7 bits a byte, the lowest first, with bit 7 set in all bytes but the last.
-    """
-    labels = np.frombuffer(packed.data, np.uint8)
-    final = labels < 0x80
-    ends = np.flatnonzero(final)
-    widths = np.diff(ends, prepend=-1)
-    values = labels[ends].astype(np.int64)
-    for i in range(1, int(widths.max(initial=0))):
-        values = np.where(widths > i, values << 7 | labels[ends - i] & 0x7F, values)
-    before = np.concatenate([[0], np.cumsum(final)])
-    return values, before[np.concatenate([[0], np.cumsum(packed.sizes)])]

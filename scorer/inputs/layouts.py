@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.tfrecord import Block
+from scorer.kernels.limits import MAX_ID_BYTES, MAX_LABEL_BYTES
 
 Ints = NDArray[np.int64]
 
 ID_KEYS = ("id", "video_id")
 LABELS_KEY = "labels"
-MAX_ID_BYTES = 1024
-MAX_LABEL_BYTES = 1 << 16
 MAX_HEADER_BYTES = 256
 
 _MAX_ENTRIES = 32

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.inputs.layouts import ID_KEYS, LABELS_KEY, MAX_ID_BYTES
+from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
+from scorer.kernels.limits import MAX_ID_BYTES
 
 MAX_LABELS = 1 << 16
 

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from scorer.errors import Hint, OutputError, RecordError, UsageError, Yt8mError
-from scorer.evaluation.duplicates import count_duplicates, id_keys, measured, observe
-from scorer.evaluation.metrics import Metrics, note
+from scorer.evaluation.duplicates import count_duplicates, id_keys
+from scorer.evaluation.metrics import Metrics, read_metrics
 from scorer.inputs.batching import Batch, joined
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.job.spec import Job, Progress, Report, Stopped
+from scorer.kernels import loops
+from scorer.kernels.packed import metric_record
 from scorer.model.predictor import ModelFacts, Predictor
 from scorer.outputs.formats import HEADER, format_rows
 from scorer.outputs.journal import Commit
@@ -77,7 +79,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Written:
-    """Batches as bytes: their rows, their ids' keys, and their notes for the metrics."""
+    """Batches as bytes: their rows, their ids' keys, and their metric records."""
 
     batches: list[Batch]
     rows: bytes
@@ -91,7 +93,7 @@ def _written(predicted: list[PredictionBatch]) -> _Written:
     labels = np.concatenate([some.labels for some in predicted])
     scores = np.concatenate([some.scores for some in predicted])
     if any(batch.labelled for batch in batches):
-        hits = observe(labels, scores, truth)
+        hits = loops.active.metric_records(labels, scores, truth)
     return _Written(batches, format_rows(ids, labels, scores), id_keys(ids), hits)
 
 
@@ -116,7 +118,7 @@ class _Run:
         self._metrics = Metrics(job.top_k)
         if sink.last is not None:
             with sink.notes("hits") as hits:
-                self._metrics = measured(hits, job.top_k)
+                self._metrics = read_metrics(hits, job.top_k)
         self._bytes_before = [0, *itertools.accumulate(shard.stat.size for shard in job.shards)]
 
     def complete(self) -> None:
@@ -163,7 +165,7 @@ class _Run:
             ids=written.ids,
             hits=written.hits,
         )
-        self._metrics.add_notes(np.frombuffer(written.hits, note(self._job.top_k)))
+        self._metrics.add(np.frombuffer(written.hits, metric_record(self._job.top_k)))
         self._finished += finished
         self._scored += sum(map(len, batches))
         self._set_aside += len(set_aside)

@@ -1,1 +1,1 @@
-"""The compiled loops and their twins in NumPy."""
+"""The inner loops, compiled and in NumPy: `loops` says what each does and chooses between the two sets."""

@@ -1,19 +1,60 @@
-"""`native`: the inner loops in C, or None where there are none, and then NumPy gives the same results.
-
-There are none where no C compiler was at hand when the package was installed, and on processors without an
-instruction for CRC32C.
-"""
+"""The loops in C, as scorer.kernels.loops.Loops. ImportError where they are not there or do not serve."""
 
 from __future__ import annotations
 
-from types import ModuleType
+import numpy as np
+from numpy import ascontiguousarray as contiguous
+from numpy.typing import NDArray
 
-native: ModuleType | None = None
-missing = ""
-"""Why there are none."""
-try:
-    import scorer.kernels.native as native  # noqa: F401
-except ModuleNotFoundError:
-    missing = "no C compiler when it was installed"
-except ImportError as error:
-    missing = str(error)
+import scorer.kernels.native as native
+from scorer.kernels import limits
+from scorer.kernels.packed import PackedStrings, RowSizes, check_shapes
+
+NAME = "compiled"
+
+if any(getattr(limits, name) != value for name, value in native.LIMITS.items()):
+    raise ImportError("compiled from other sources; install the package again")
+
+
+def decode(
+    file: int,
+    offset: int,
+    end: int,
+    block: memoryview,
+    inputs: tuple[tuple[bytes, int], ...],
+    features: tuple[NDArray[np.float32], ...],
+    first: int,
+    last: int,
+    sizes: RowSizes,
+    enough: int,
+) -> tuple[int, bytes, bytes, int, bool, int | None]:
+    return native.decode(file, offset, end, block, inputs, features, first, last, sizes.matrix, enough)
+
+
+def check_predictions(labels: NDArray[np.int64], scores: NDArray[np.float32], label_count: int) -> int:
+    return native.check_predictions(*_contiguous(labels, scores), len(labels), label_count)
+
+
+def format_rows(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
+    return native.format_rows(ids.data, ids.sizes, *_contiguous(labels, scores))
+
+
+def metric_records(labels: NDArray[np.int64], scores: NDArray[np.float32], truth: PackedStrings) -> bytes:
+    return native.metric_records(*_contiguous(labels, scores), truth.data, truth.sizes)
+
+
+def count_metrics(
+    records: NDArray[np.void], up_to: NDArray[np.int64], first: NDArray[np.int64], histogram: NDArray[np.int64]
+) -> int:
+    return native.count_metrics(records, len(first), up_to, first, histogram)
+
+
+def id_keys(ids: PackedStrings) -> bytes:
+    return native.id_keys(ids.data, ids.sizes)
+
+
+def _contiguous(
+    labels: NDArray[np.int64], scores: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    check_shapes(labels, scores)
+    return contiguous(labels), contiguous(scores)

@@ -1,11 +1,12 @@
-/* The scorer's inner loops: from a shard to a batch, and from a batch's answers to bytes again.
+/* The scorer's inner loops: from a shard to a batch, and from a batch's predictions to bytes again.
  *
- * scorer/inputs/tfrecord.py, layouts.py, examples.py, rows.py, tally.py and metrics.py have the same in NumPy, for installations
- * without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing here raises
- * for what is in a shard: `fill` leaves out what is out of the ordinary, for protobuf, which has the words for it.
+ * scorer/kernels/loops.py says what each does and chooses between these and their twins in NumPy (numpy_loops.py), for
+ * installations without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing
+ * here raises for what is in a shard: `decode` leaves out irregular records, for protobuf, which has the words for them.
  *
- * Offsets are int64. No function reads or writes outside of the buffers it is given, and all that take long let go of
- * the interpreter's lock.
+ * Offsets are int64. No function reads or writes outside of the buffers it is given, whatever is in them and whoever
+ * changes it meanwhile: sizes are read once, and checked where they are used. Buffers may be misaligned. All that take
+ * long release the interpreter's lock.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -43,6 +44,9 @@ enum { HEADER = 12, FOOTER = 4, TOGETHER = 4 };
 
 static uint32_t u32(const uint8_t *at) { uint32_t value; memcpy(&value, at, sizeof value); return value; }
 static uint64_t u64(const uint8_t *at) { uint64_t value; memcpy(&value, at, sizeof value); return value; }
+static int64_t i64(const uint8_t *at) { return (int64_t)u64(at); }
+static float f32(const uint8_t *at) { float value; memcpy(&value, at, sizeof value); return value; }
+static void put_i64(uint8_t *at, int64_t value) { memcpy(at, &value, sizeof value); }
 
 /* ---- framing: uint64 length | masked CRC32C of it | payload | masked CRC32C of it, little-endian ---- */
 
@@ -95,7 +99,8 @@ WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t
 /* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps 12 00 ---- */
 
 enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
-enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16 };
+/* As scorer/kernels/limits.py has them, which compares. */
+enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10, BIN_SHIFT = 13 };
 
 typedef struct { const uint8_t *at, *end; } Span;
 typedef struct { const char *name; Py_ssize_t size; int64_t width; } Input;
@@ -130,7 +135,7 @@ static bool is_ascii(Span text) {
 }
 
 /* The data of one record's features in the order of `found`: the inputs, the id, the labels. False for a record that is
- * in any way out of the ordinary, which may still be a good one. */
+ * in any way irregular, which may still be a good one. */
 static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
     Span features, entry;
     for (int64_t i = 0; i < count + 2; i++) found[i] = (Span){NULL, NULL};
@@ -188,15 +193,15 @@ static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
 
 /* ---- all of it at once, while the bytes are in the core's own cache ---- */
 
-enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* of each row, in bytes; LABELLED is whether there is a `labels` */
+enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* the rows of scorer.kernels.packed.RowSizes */
 enum { AT_ONCE = 1 << 17 }; /* bytes read: they stay in the core's own cache until they are decoded */
 
 typedef struct { uint8_t *data; int64_t size, room; } Text; /* grows */
 typedef struct {
     const Input *inputs;
     int64_t count, row, last, most; /* inputs; the next row, the one to stop before, and all there are */
-    uint8_t **rows;
-    int64_t *sizes;
+    uint8_t **rows, *sizes;
+    int64_t bytes; /* of the records so far */
     Text ids, labels;
     bool labelled, left, no_memory; /* whether one has `labels`, was left out, found no room for its id or labels */
 } Batch;
@@ -215,8 +220,12 @@ static bool append(Text *text, Span more) {
     return true;
 }
 
-/* Decode the payload `example` into the next row; false, and the row is spoilt, if it is out of the ordinary. */
-static bool fill_row(Span example, Batch *batch) {
+static void put_size(const Batch *batch, int64_t kind, int64_t size) {
+    put_i64(batch->sizes + 8 * (kind * batch->most + batch->row), size);
+}
+
+/* Decode the payload `example` into the next row; false, and the row is spoilt, if it is irregular. */
+static bool decode_row(Span example, Batch *batch) {
     Span found[MAX_INPUTS + 2], id, labels;
     if (!find_features(example, batch->inputs, batch->count, found)) return false;
     id = found[batch->count], labels = found[batch->count + 1];
@@ -229,21 +238,21 @@ static bool fill_row(Span example, Batch *batch) {
         batch->no_memory = true;
         return false;
     }
-    int64_t *sizes = batch->sizes + batch->row, most = batch->most;
-    sizes[ID * most] = id.end - id.at;
-    sizes[LABELS * most] = labels.end - labels.at;
-    batch->labelled |= sizes[LABELLED * most] = labels.at != NULL;
+    put_size(batch, ID, id.end - id.at);
+    put_size(batch, LABELS, labels.end - labels.at);
+    put_size(batch, LABELLED, labels.at != NULL);
+    batch->labelled |= labels.at != NULL;
     return true;
 }
 
-/* Note that the next row is left out. */
+/* Leave the next row out. */
 static void leave_row(Batch *batch) {
-    for (int i = ID; i <= LABELLED; i++) batch->sizes[i * batch->most + batch->row] = 0;
+    for (int kind = ID; kind <= LABELLED; kind++) put_size(batch, kind, 0);
     batch->left = true;
 }
 
 /* Decode the whole records at the start of `size` bytes, as far as there are rows; how many bytes they have. */
-static int64_t fill_rows(const uint8_t *block, int64_t size, Batch *batch) {
+static int64_t decode_rows(const uint8_t *block, int64_t size, Batch *batch) {
     int64_t place = 0;
     while (batch->row < batch->last) {
         int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER;
@@ -253,12 +262,13 @@ static int64_t fill_rows(const uint8_t *block, int64_t size, Batch *batch) {
         check_payloads(from, places, some, bad);
         for (int64_t i = 0; i < some; i++, batch->row++) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
-            if (bad[i] || !fill_row(example, batch)) leave_row(batch);
-            batch->sizes[RECORD * batch->most + batch->row] = places[i + 1] - places[i];
+            if (bad[i] || !decode_row(example, batch)) leave_row(batch);
+            put_size(batch, RECORD, places[i + 1] - places[i]);
         }
         place += places[some];
         if (some < most) break;
     }
+    batch->bytes += place;
     return place;
 }
 
@@ -277,14 +287,14 @@ static bool read_all(int file, uint8_t *to, int64_t size, int64_t offset) {
  *
  * That ends where the rows are full, with a part that left a record out, with `enough` bytes of labels, and before what
  * cannot be read or is no whole record. Returns where in the file the bytes that are in the block then start. */
-static int64_t fill_from(int file, int64_t offset, int64_t end, uint8_t *block, int64_t room, int64_t enough,
+static int64_t decode_from(int file, int64_t offset, int64_t end, uint8_t *block, int64_t room, int64_t enough,
                          Batch *batch) {
     int64_t start = offset, at_once = AT_ONCE < room ? AT_ONCE : room;
     while (batch->row < batch->last && offset < end && !batch->left && batch->labels.size < enough) {
         int64_t size = end - offset < at_once ? end - offset : at_once;
         if (!read_all(file, block, size, offset)) break;
         start = offset;
-        offset += fill_rows(block, size, batch);
+        offset += decode_rows(block, size, batch);
         if (offset > start) continue;
         if (size == end - offset || at_once == room) break;
         at_once = room; /* a long record */
@@ -302,8 +312,10 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
     if (count > MAX_INPUTS) { wrong("too many inputs"); return -1; }
     for (Py_ssize_t i = 0; i < count; i++) {
         char *name;
-        PyObject *pair = PyTuple_GetItem(given, i), *key = PyTuple_GetItem(pair, 0), *width = PyTuple_GetItem(pair, 1);
-        if (!key || !width || PyBytes_AsStringAndSize(key, &name, &inputs[i].size) < 0) return -1;
+        PyObject *pair = PyTuple_GetItem(given, i), *key = NULL, *width = NULL;
+        if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) { wrong("an input is no pair"); return -1; }
+        key = PyTuple_GetItem(pair, 0), width = PyTuple_GetItem(pair, 1);
+        if (PyBytes_AsStringAndSize(key, &name, &inputs[i].size) < 0) return -1;
         inputs[i].name = name;
         inputs[i].width = PyLong_AsLongLong(width);
         if (PyErr_Occurred()) return -1;
@@ -311,48 +323,51 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
     return count;
 }
 
-/* The most bytes that a string has, of those that lie one after the other in `total` bytes; -1 if they do not. */
-static int64_t longest(const Py_buffer *sizes, int64_t total) {
-    const int64_t *size = sizes->buf, *end = size + sizes->len / 8;
+/* Strings, one after the other, and an int64 size for each: scorer.kernels.packed.PackedStrings. */
+typedef struct { Span left; const uint8_t *sizes; int64_t count; } Strings;
+
+static Strings strings_of(const Py_buffer *data, const Py_buffer *sizes) {
+    const uint8_t *at = data->buf;
+    return (Strings){{at, at + data->len}, sizes->buf, sizes->len / 8};
+}
+
+/* Take the next string off; false if its size is not one. */
+static bool take_string(Strings *strings, Span *string) {
+    int64_t size = i64(strings->sizes);
+    if (size < 0 || size > strings->left.end - strings->left.at) return false;
+    string->at = strings->left.at;
+    string->end = strings->left.at += size;
+    strings->sizes += 8;
+    return true;
+}
+
+/* The most bytes that a string has; -1 if the sizes are none. */
+static int64_t longest(Strings strings) {
     int64_t most = 0;
-    for (; size < end; total -= *size++) {
-        if (*size < 0 || *size > total) return -1;
-        if (*size > most) most = *size;
+    Span string;
+    while (strings.count--) {
+        if (!take_string(&strings, &string)) return -1;
+        if (string.end - string.at > most) most = string.end - string.at;
     }
     return most;
 }
 
 /* k, for labels int64 (count, k) and scores float32 (count, k); -1 for others. */
-static int64_t answers(const Py_buffer *labels, const Py_buffer *scores, int64_t count) {
+static int64_t width_of(const Py_buffer *labels, const Py_buffer *scores, int64_t count) {
     int64_t k = count ? labels->len / 8 / count : 0;
     return labels->len == 8 * k * count && scores->len == 4 * k * count ? k : -1;
 }
 
-/* What `fill` returns. */
-static PyObject *filled(const Batch *batch, int64_t first, int64_t start) {
+/* What `decode` returns. */
+static PyObject *decoded(const Batch *batch, int64_t first, int64_t start) {
     const Text *ids = &batch->ids, *labels = &batch->labels;
-    const int64_t *sizes = batch->sizes + RECORD * batch->most;
-    int64_t bytes = 0;
-    for (int64_t row = first; row < batch->row; row++) bytes += sizes[row];
     PyObject *where = batch->left ? PyLong_FromLongLong(start) : Py_NewRef(Py_None);
     return Py_BuildValue("Ly#y#LNN", (long long)(batch->row - first), ids->size ? (char *)ids->data : "",
                          (Py_ssize_t)ids->size, labels->size ? (char *)labels->data : "", (Py_ssize_t)labels->size,
-                         (long long)bytes, PyBool_FromLong(batch->labelled), where);
+                         (long long)batch->bytes, PyBool_FromLong(batch->labelled), where);
 }
 
-PyDoc_STRVAR(fill_doc,
-    "fill(file, offset, end, block, inputs, rows, first, last, sizes, enough)\n"
-    "    -> n, ids, labels, bytes, labelled, start or None\n\n"
-    "Decode the whole records from byte `offset` of the file on, up to byte `end`, into the rows from `first` on, up to\n"
-    "`last`; the block's bytes hold some of the file meanwhile. rows: tuple of float32 (most, width), one for each of\n"
-    "`inputs`, a tuple of (name, width). sizes: int64 (4, most) gets the bytes of each one's id and of its labels, 1 if\n"
-    "it has `labels` at all, and its bytes in the file. One that fails its CRC or is out of the ordinary is left out: its\n"
-    "row is spoilt, its id of 0 bytes. That ends early with the first bytes that hold such a one, with `enough` bytes of\n"
-    "labels, and before what cannot be read or is not whole.\n\n"
-    "Returns how many; their ids and their labels, one after the other; their bytes in the file; whether one that was not\n"
-    "left out has `labels`; and, where some were left out, at which byte of the file those that the block holds start.");
-
-static PyObject *fill(PyObject *self, PyObject *args) {
+static PyObject *decode(PyObject *self, PyObject *args) {
     Py_buffer block, sizes, held[MAX_INPUTS];
     Py_ssize_t offset, end, first, last, enough, holds = 0;
     PyObject *given, *arrays, *result = NULL;
@@ -375,9 +390,9 @@ static PyObject *fill(PyObject *self, PyObject *args) {
                        .sizes = sizes.buf};
         int64_t start;
         Py_BEGIN_ALLOW_THREADS
-        start = fill_from(file, offset, end, block.buf, block.len, enough, &batch);
+        start = decode_from(file, offset, end, block.buf, block.len, enough, &batch);
         Py_END_ALLOW_THREADS
-        result = batch.no_memory ? PyErr_NoMemory() : filled(&batch, first, start);
+        result = batch.no_memory ? PyErr_NoMemory() : decoded(&batch, first, start);
         free(batch.ids.data);
         free(batch.labels.data);
     } else if (!PyErr_Occurred()) wrong("buffers of other sizes");
@@ -386,9 +401,39 @@ static PyObject *fill(PyObject *self, PyObject *args) {
     return result;
 }
 
-/* ---- metrics: see scorer/evaluation/metrics.py, which has the same in NumPy ---- */
+/* ---- predictions ---- */
 
-enum { BIN_SHIFT = 13, HALF_BINS = 0x3f000000 >> BIN_SHIFT, BINS = 2 * HALF_BINS + 2 };
+/* Whether k labels are all below `count`, with scores in [0, 1] that nowhere rise. */
+static bool is_ranked(const uint8_t *labels, const uint8_t *scores, int64_t k, uint64_t count) {
+    float before = 1;
+    bool bad = false;
+    for (int64_t i = 0; i < k; i++) {
+        float score = f32(scores + 4 * i);
+        bad |= u64(labels + 8 * i) >= count || !(score >= 0 && score <= before); /* NaN is neither */
+        before = score;
+    }
+    return !bad;
+}
+
+static PyObject *check_predictions(PyObject *self, PyObject *args) {
+    Py_buffer labels, scores;
+    Py_ssize_t count, rows;
+    if (!PyArg_ParseTuple(args, "y*y*nn", &labels, &scores, &rows, &count)) return NULL;
+    int64_t k = rows >= 0 ? width_of(&labels, &scores, rows) : -1, row = 0;
+    bool fits = k >= 0 && count >= 0;
+    if (fits) {
+        const uint8_t *label = labels.buf, *score = scores.buf;
+        Py_BEGIN_ALLOW_THREADS
+        while (row < rows && is_ranked(label + 8 * k * row, score + 4 * k * row, k, count)) row++;
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&labels); PyBuffer_Release(&scores);
+    return fits ? PyLong_FromLongLong(row < rows ? row : -1) : wrong("buffers of other sizes");
+}
+
+/* ---- metrics ---- */
+
+enum { HALF_BINS = 0x3f000000 >> BIN_SHIFT, BINS = 2 * HALF_BINS + 2 };
 
 /* The histogram's bin of a score; BINS or more if it is not in [0, 1]. */
 static uint32_t bin_of(float score) {
@@ -400,57 +445,57 @@ static uint32_t bin_of(float score) {
     return bits > HALF_BINS ? BINS : upper ? BINS - 1 - bits : bits;
 }
 
-/* Count one video's note: int32 positives, float32 (k,) scores, bool (k,) hits. False if it is none. */
-static bool count_note(const uint8_t *note, int64_t k, int64_t depth, int64_t *up_to, int64_t *first,
-                       int64_t *histogram) {
-    int64_t positives = (int32_t)u32(note), so_far = 0, row = positives < depth ? positives : depth;
-    const uint8_t *scores = note + 4, *hits = scores + 4 * k;
+/* Add to one of many int64 counts. */
+static void add(uint8_t *counts, int64_t index, uint64_t more) {
+    put_i64(counts + 8 * index, (int64_t)(u64(counts + 8 * index) + more));
+}
+
+/* Count one video's metric record: int32 positives, float32 (k,) scores, bool (k,) hits. False if it is none. */
+static bool count_video(const uint8_t *record, int64_t k, int64_t depth, uint8_t *up_to, uint8_t *first,
+                        uint8_t *histogram) {
+    int64_t positives = (int32_t)u32(record), so_far = 0, row = positives < depth ? positives : depth;
+    const uint8_t *scores = record + 4, *hits = scores + 4 * k;
     if (positives < 1) return false;
     for (int64_t i = 0; i < k; i++) {
-        float score;
-        memcpy(&score, scores + 4 * i, sizeof score);
-        uint32_t bin = bin_of(score);
+        uint32_t bin = bin_of(f32(scores + 4 * i));
         if (bin >= BINS) return false;
-        histogram[bin]++;
+        add(histogram, bin, 1);
         if (hits[i]) {
-            histogram[BINS + bin]++;
+            add(histogram, BINS + bin, 1);
             so_far++;
-            if (i < depth) up_to[(row - 1) * depth + i] += so_far;
+            if (i < depth) add(up_to, (row - 1) * depth + i, so_far);
         }
-        if (i == (positives < k ? positives : k) - 1) first[i] += so_far;
+        if (i == (positives < k ? positives : k) - 1) add(first, i, so_far);
     }
     return true;
 }
 
-PyDoc_STRVAR(count_doc,
-    "count(notes, k, up_to, first, histogram) -> positives\n\n"
-    "Add notes (scorer.evaluation.metrics.note) to what scorer.evaluation.metrics.Metrics counts; all int64. Returns their positives.");
-
-static PyObject *count(PyObject *self, PyObject *args) {
-    Py_buffer notes, up_to, first, histogram;
+static PyObject *count_metrics(PyObject *self, PyObject *args) {
+    Py_buffer records, up_to, first, histogram;
     Py_ssize_t k;
-    if (!PyArg_ParseTuple(args, "y*nw*w*w*", &notes, &k, &up_to, &first, &histogram)) return NULL;
-    int64_t size = 4 + 5 * k, depth = k < 10 ? k : 10, positives = 0;
-    bool fits = k > 0 && first.len / 8 == k && up_to.len == depth * depth * 8 && histogram.len == 2 * BINS * 8 &&
-                notes.len % size == 0;
+    if (!PyArg_ParseTuple(args, "y*nw*w*w*", &records, &k, &up_to, &first, &histogram)) return NULL;
+    bool fits = k > 0 && k == first.len / 8;
+    int64_t size = fits ? 4 + 5 * k : 1, depth = k < MAP_DEPTH ? k : MAP_DEPTH, positives = 0;
+    fits = fits && up_to.len == depth * depth * 8 && histogram.len == 2 * BINS * 8 && records.len % size == 0;
     if (fits) {
+        const uint8_t *record = records.buf, *end = record + records.len;
         Py_BEGIN_ALLOW_THREADS
-        for (const uint8_t *note = notes.buf; fits && note < (uint8_t *)notes.buf + notes.len; note += size) {
-            fits = count_note(note, k, depth, up_to.buf, first.buf, histogram.buf);
-            positives += (int32_t)u32(note);
+        for (; fits && record < end; record += size) {
+            positives += (int32_t)u32(record);
+            fits = count_video(record, k, depth, up_to.buf, first.buf, histogram.buf);
         }
         Py_END_ALLOW_THREADS
     }
-    PyBuffer_Release(&notes); PyBuffer_Release(&up_to); PyBuffer_Release(&first); PyBuffer_Release(&histogram);
-    return fits ? PyLong_FromLongLong(positives) : wrong("not such notes");
+    PyBuffer_Release(&records); PyBuffer_Release(&up_to); PyBuffer_Release(&first); PyBuffer_Release(&histogram);
+    return fits ? PyLong_FromLongLong(positives) : wrong("no such metric records");
 }
 
-/* Sort numbers and drop repeated ones; how many are left. */
 static int by_value(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x > y) - (x < y);
 }
 
+/* Sort numbers and drop repeated ones; how many are left. */
 static int64_t distinct(int64_t *values, int64_t count) {
     int64_t kept = 0, ascending = 1;
     while (ascending < count && values[ascending - 1] < values[ascending]) ascending++;
@@ -473,62 +518,66 @@ static bool is_among(int64_t value, const int64_t *sorted, int64_t count) {
 }
 
 /* The numbers in packed varints (a last one that goes on is left out); how many. */
-static int64_t unpack(const uint8_t *at, int64_t size, int64_t *values) {
+static int64_t unpack(Span packed, int64_t *values) {
     int64_t count = 0;
     uint64_t value = 0;
-    for (int shift = 0; size--; at++) {
-        if (shift < 64) value |= (uint64_t)(*at & 0x7f) << shift;
-        shift += 7;
-        if (*at < 0x80) values[count++] = (int64_t)value, value = 0, shift = 0;
+    int shift = 0;
+    for (; packed.at < packed.end; packed.at++) {
+        uint8_t byte = *packed.at;
+        if (shift < 64) value |= (uint64_t)(byte & 0x7f) << shift, shift += 7;
+        if (byte < 0x80) values[count++] = (int64_t)value, value = 0, shift = 0;
     }
     return count;
 }
 
-/* Write the note of a video that has labels; returns where the next one goes. */
-static uint8_t *put_note(uint8_t *to, const int64_t *labels, const float *scores, int64_t k, const int64_t *truth,
-                         int64_t count) {
+/* Write the metric record of a video that has labels; returns where the next one goes. */
+static uint8_t *put_record(uint8_t *to, const uint8_t *labels, const uint8_t *scores, int64_t k, const int64_t *truth,
+                           int64_t count) {
     if (!count) return to;
     int32_t positives = (int32_t)count;
     memcpy(to, &positives, 4);
     memcpy(to + 4, scores, 4 * k);
     to += 4 + 4 * k;
-    for (int64_t i = 0; i < k; i++) *to++ = is_among(labels[i], truth, count);
+    for (int64_t i = 0; i < k; i++) *to++ = is_among(i64(labels + 8 * i), truth, count);
     return to;
 }
 
-PyDoc_STRVAR(notes_doc,
-    "notes(labels, scores, truth, sizes) -> bytes\n\n"
-    "The notes (scorer.evaluation.metrics.note) of those of n videos that have true labels. labels, scores: int64, float32 (n, k).\n"
-    "truth: true labels as packed varints, sizes[i] bytes of video i; int64 (n,).");
+/* Write the metric records of all rows; where they end, or NULL if the sizes are none. */
+static uint8_t *put_records(uint8_t *to, const uint8_t *labels, const uint8_t *scores, int64_t k, Strings truth,
+                            int64_t *values, int64_t most) {
+    Span packed;
+    while (truth.count--) {
+        if (!take_string(&truth, &packed) || packed.end - packed.at > most) return NULL;
+        to = put_record(to, labels, scores, k, values, distinct(values, unpack(packed, values)));
+        labels += 8 * k, scores += 4 * k;
+    }
+    return to;
+}
 
-static PyObject *notes(PyObject *self, PyObject *args) {
-    Py_buffer labels, scores, truth, sizes;
+static PyObject *metric_records(PyObject *self, PyObject *args) {
+    Py_buffer labels, scores, data, sizes;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*", &labels, &scores, &truth, &sizes)) return NULL;
-    const int64_t *size = sizes.buf;
-    int64_t rows = sizes.len / 8, k = answers(&labels, &scores, rows), most = longest(&sizes, truth.len);
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &labels, &scores, &data, &sizes)) return NULL;
+    Strings truth = strings_of(&data, &sizes);
+    int64_t k = width_of(&labels, &scores, truth.count), most = longest(truth);
     bool fits = k >= 0 && most >= 0;
     int64_t *values = fits ? PyMem_Malloc((most + 1) * sizeof *values) : NULL;
-    uint8_t *begin = fits ? PyMem_Malloc(rows * (4 + 5 * k) + 1) : NULL, *to = begin;
+    uint8_t *begin = fits ? PyMem_Malloc(truth.count * (4 + 5 * k) + 1) : NULL, *to = begin;
     if (values && begin) {
-        const uint8_t *at = truth.buf;
         Py_BEGIN_ALLOW_THREADS
-        for (int64_t row = 0; row < rows; at += size[row++]) {
-            int64_t count = distinct(values, unpack(at, size[row], values));
-            to = put_note(to, (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k, values, count);
-        }
+        to = put_records(begin, labels.buf, scores.buf, k, truth, values, most);
         Py_END_ALLOW_THREADS
-        result = PyBytes_FromStringAndSize((char *)begin, to - begin);
-    } else fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
+        fits = to != NULL;
+        if (fits) result = PyBytes_FromStringAndSize((char *)begin, to - begin);
+    }
+    if (!result && !PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("buffers of other sizes");
     PyMem_Free(values);
     PyMem_Free(begin);
-    PyBuffer_Release(&labels); PyBuffer_Release(&scores); PyBuffer_Release(&truth); PyBuffer_Release(&sizes);
+    PyBuffer_Release(&labels); PyBuffer_Release(&scores); PyBuffer_Release(&data); PyBuffer_Release(&sizes);
     return result;
 }
 
-/* ---- keys of ids: see scorer/evaluation/duplicates.py ---- */
-
-enum { LONG_ID = 64 };
+/* ---- keys of ids ---- */
 
 static uint64_t mixed(uint64_t word) {
     word = (word ^ word >> 30) * 0xbf58476d1ce4e5b9u;
@@ -536,32 +585,32 @@ static uint64_t mixed(uint64_t word) {
     return word ^ word >> 31;
 }
 
-PyDoc_STRVAR(keys_doc,
-    "keys(ids, sizes) -> bytes\n\n"
-    "A uint64 for each of n ids, of sizes[i] bytes, one after the other; int64 (n,). Of their first 64 bytes.");
-
-static PyObject *keys(PyObject *self, PyObject *args) {
-    Py_buffer ids, sizes;
-    if (!PyArg_ParseTuple(args, "y*y*", &ids, &sizes)) return NULL;
-    const uint8_t *at = ids.buf;
-    const int64_t *size = sizes.buf;
-    Py_ssize_t rows = sizes.len / 8;
-    bool fits = longest(&sizes, ids.len) >= 0;
-    PyObject *result = fits ? PyBytes_FromStringAndSize(NULL, 8 * rows) : wrong("buffers of other sizes");
-    for (Py_ssize_t row = 0; result && row < rows; at += size[row++]) {
-        uint64_t key = 0;
-        for (int64_t byte = 0; byte < size[row] && byte < LONG_ID; byte += 8) {
-            uint64_t word = 0;
-            memcpy(&word, at + byte, size[row] - byte < 8 ? size[row] - byte : 8);
-            key += mixed(word ^ (uint64_t)(byte / 8 + 1) * 0x9e3779b97f4a7c15u);
-        }
-        memcpy(PyBytes_AsString(result) + 8 * row, &key, 8);
+static uint64_t key_of(Span id) {
+    uint64_t key = 0;
+    for (int64_t byte = 0; byte < id.end - id.at && byte < KEYED_ID_BYTES; byte += 8) {
+        uint64_t word = 0;
+        memcpy(&word, id.at + byte, id.end - id.at - byte < 8 ? id.end - id.at - byte : 8);
+        key += mixed(word ^ (uint64_t)(byte / 8 + 1) * 0x9e3779b97f4a7c15u);
     }
-    PyBuffer_Release(&ids); PyBuffer_Release(&sizes);
+    return key;
+}
+
+static PyObject *id_keys(PyObject *self, PyObject *args) {
+    Py_buffer data, sizes;
+    if (!PyArg_ParseTuple(args, "y*y*", &data, &sizes)) return NULL;
+    Strings ids = strings_of(&data, &sizes);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, 8 * ids.count);
+    uint8_t *to = result ? (uint8_t *)PyBytes_AsString(result) : NULL;
+    bool fits = true;
+    Span id;
+    for (; result && fits && ids.count--; to += 8)
+        if ((fits = take_string(&ids, &id))) put_i64(to, (int64_t)key_of(id));
+    if (!fits) { Py_CLEAR(result); wrong("buffers of other sizes"); }
+    PyBuffer_Release(&data); PyBuffer_Release(&sizes);
     return result;
 }
 
-/* ---- rows: see scorer/outputs/formats.py ---- */
+/* ---- rows ---- */
 
 static char thousand[1000][3]; /* "000" to "999" */
 
@@ -596,17 +645,19 @@ static char *put_number(char *to, uint64_t number) {
 }
 
 /* Write a row, at most 2 size + 5 + 30 k bytes; NULL if a score is not in [0, 1]. */
-static char *put_row(char *to, const uint8_t *id, int64_t size, const int64_t *labels, const float *scores, int64_t k) {
-    to = put_id(to, id, size);
+static char *put_row(char *to, Span id, const uint8_t *labels, const uint8_t *scores, int64_t k) {
+    to = put_id(to, id.at, id.end - id.at);
     *to++ = ',';
     for (int64_t i = 0; i < k; i++) {
-        if (!(scores[i] >= 0 && scores[i] <= 1)) return NULL;
+        float score = f32(scores + 4 * i);
+        int64_t label = i64(labels + 8 * i);
+        if (!(score >= 0 && score <= 1)) return NULL;
         if (i) *to++ = ' ';
-        if (labels[i] < 0) *to++ = '-';
-        to = put_number(to, labels[i] < 0 ? 0 - (uint64_t)labels[i] : (uint64_t)labels[i]);
+        if (label < 0) *to++ = '-';
+        to = put_number(to, label < 0 ? 0 - (uint64_t)label : (uint64_t)label);
         /* The product is exact, since it has at most 24 + 14 significant bits, and 2^52 has no room for a fraction: the
          * sum rounds it, ties to even, as %f does. */
-        uint32_t millionths = (uint32_t)((double)scores[i] * 1e6 + 0x1p52 - 0x1p52);
+        uint32_t millionths = (uint32_t)((double)score * 1e6 + 0x1p52 - 0x1p52);
         *to++ = ' ';
         *to++ = '0' + (char)(millionths / 1000000);
         *to++ = '.';
@@ -618,40 +669,53 @@ static char *put_row(char *to, const uint8_t *id, int64_t size, const int64_t *l
     return to;
 }
 
-PyDoc_STRVAR(rows_doc,
-    "rows(ids, sizes, labels, scores) -> bytes\n\n"
-    "As scorer.outputs.formats.format_rows. ids: one after the other, sizes[i] bytes each; int64 (n,).");
+/* Write all rows; where they end, or NULL if the sizes are none or a score is not in [0, 1]. */
+static char *put_rows(char *to, Strings ids, const uint8_t *labels, const uint8_t *scores, int64_t k) {
+    Span id;
+    while (to && ids.count--) {
+        to = take_string(&ids, &id) ? put_row(to, id, labels, scores, k) : NULL;
+        labels += 8 * k, scores += 4 * k;
+    }
+    return to;
+}
 
-static PyObject *rows(PyObject *self, PyObject *args) {
-    Py_buffer ids, sizes, labels, scores;
+static PyObject *format_rows(PyObject *self, PyObject *args) {
+    Py_buffer data, sizes, labels, scores;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*", &ids, &sizes, &labels, &scores)) return NULL;
-    const uint8_t *at = ids.buf;
-    const int64_t *size = sizes.buf;
-    int64_t count = sizes.len / 8, k = answers(&labels, &scores, count);
-    bool fits = k >= 0 && longest(&sizes, ids.len) >= 0;
-    char *begin = fits ? PyMem_Malloc(2 * ids.len + count * (5 + 30 * k) + 1) : NULL, *to = begin;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*", &data, &sizes, &labels, &scores)) return NULL;
+    Strings ids = strings_of(&data, &sizes);
+    int64_t k = width_of(&labels, &scores, ids.count);
+    bool fits = k >= 0;
+    char *begin = fits ? PyMem_Malloc(2 * data.len + ids.count * (5 + 30 * k) + 1) : NULL, *to;
     if (begin) {
         Py_BEGIN_ALLOW_THREADS
-        for (int64_t row = 0; row < count && to; at += size[row++])
-            to = put_row(to, at, size[row], (int64_t *)labels.buf + row * k, (float *)scores.buf + row * k, k);
+        to = put_rows(begin, ids, labels.buf, scores.buf, k);
         Py_END_ALLOW_THREADS
         fits = to != NULL;
         if (fits) result = PyBytes_FromStringAndSize(begin, to - begin);
     }
     if (!result && !PyErr_Occurred()) fits ? PyErr_NoMemory() : wrong("no such rows");
     PyMem_Free(begin);
-    PyBuffer_Release(&ids); PyBuffer_Release(&sizes); PyBuffer_Release(&labels); PyBuffer_Release(&scores);
+    PyBuffer_Release(&data); PyBuffer_Release(&sizes); PyBuffer_Release(&labels); PyBuffer_Release(&scores);
     return result;
 }
 
+/* ---- the module; scorer/kernels/native.pyi says what each function takes and gives ---- */
+
 static PyMethodDef methods[] = {
-    {"fill", fill, METH_VARARGS, fill_doc},
-    {"count", count, METH_VARARGS, count_doc},
-    {"notes", notes, METH_VARARGS, notes_doc},
-    {"keys", keys, METH_VARARGS, keys_doc},
-    {"rows", rows, METH_VARARGS, rows_doc},
+    {"decode", decode, METH_VARARGS, NULL},
+    {"check_predictions", check_predictions, METH_VARARGS, NULL},
+    {"count_metrics", count_metrics, METH_VARARGS, NULL},
+    {"metric_records", metric_records, METH_VARARGS, NULL},
+    {"id_keys", id_keys, METH_VARARGS, NULL},
+    {"format_rows", format_rows, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
+};
+
+static const struct { const char *name; long value; } limits[] = {
+    {"MAX_INPUTS", MAX_INPUTS}, {"MAX_ID_BYTES", MAX_ID_BYTES}, {"MAX_LABEL_BYTES", MAX_LABEL_BYTES},
+    {"KEYED_ID_BYTES", KEYED_ID_BYTES}, {"MAP_DEPTH", MAP_DEPTH}, {"BIN_SHIFT", BIN_SHIFT}, {"HALF_BINS", HALF_BINS},
+    {"BINS", BINS},
 };
 
 static int prepare(PyObject *module) {
@@ -659,6 +723,14 @@ static int prepare(PyObject *module) {
         const char digits[] = {'0' + i / 100, '0' + i / 10 % 10, '0' + i % 10};
         memcpy(thousand[i], digits, sizeof digits);
     }
+    PyObject *known = PyDict_New();
+    for (size_t i = 0; known && i < sizeof limits / sizeof *limits; i++) {
+        PyObject *value = PyLong_FromLong(limits[i].value);
+        if (!value || PyDict_SetItemString(known, limits[i].name, value) < 0) Py_CLEAR(known);
+        Py_XDECREF(value);
+    }
+    if (!known || PyModule_AddObjectRef(module, "LIMITS", known) < 0) { Py_XDECREF(known); return -1; }
+    Py_DECREF(known);
     if (has_crc()) return 0;
     PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
     return -1;

@@ -1,23 +1,29 @@
-"""The inner loops in C; see scorer/kernels/native.c. All arrays are C-contiguous."""
+"""The loops in C. All arrays are C-contiguous; scorer.kernels.loops says what each gives."""
 
 from typing import Any
 
 from numpy.typing import NDArray
 
-def fill(
+LIMITS: dict[str, int]
+"""The limits that it was compiled with: scorer.kernels.limits."""
+
+def decode(
     file: int,
     offset: int,
     end: int,
     block: memoryview,
     inputs: tuple[tuple[bytes, int], ...],
-    rows: tuple[NDArray[Any], ...],
+    features: tuple[NDArray[Any], ...],
     first: int,
     last: int,
     sizes: NDArray[Any],
     enough: int,
     /,
 ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
-def count(notes: NDArray[Any], k: int, up_to: NDArray[Any], first: NDArray[Any], histogram: NDArray[Any], /) -> int: ...
-def notes(labels: NDArray[Any], scores: NDArray[Any], truth: bytes, sizes: NDArray[Any], /) -> bytes: ...
-def keys(ids: bytes, sizes: NDArray[Any], /) -> bytes: ...
-def rows(ids: bytes, sizes: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any], /) -> bytes: ...
+def check_predictions(labels: NDArray[Any], scores: NDArray[Any], rows: int, label_count: int, /) -> int: ...
+def count_metrics(
+    records: NDArray[Any], k: int, up_to: NDArray[Any], first: NDArray[Any], histogram: NDArray[Any], /
+) -> int: ...
+def metric_records(labels: NDArray[Any], scores: NDArray[Any], truth: bytes, sizes: NDArray[Any], /) -> bytes: ...
+def id_keys(ids: bytes, sizes: NDArray[Any], /) -> bytes: ...
+def format_rows(ids: bytes, sizes: NDArray[Any], labels: NDArray[Any], scores: NDArray[Any], /) -> bytes: ...

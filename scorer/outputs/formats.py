@@ -2,40 +2,22 @@
 
 A row is `id,label confidence label confidence ...`, the form of youtube-8m's starter code: `%i %f` pairs joined by a
 space, confidences with six decimals. docs/formats.md has the format in full.
-
-`format_rows_plain` says what the bytes are; `format_rows` makes the same bytes for a whole batch at once. Every field
-has a fixed place in a matrix of 8-byte words, looked up in tables of ready-made bytes and padded with NULs; one
-`bytes.translate` then deletes the NULs. The words of a row (a dot is a NUL):
-
-    "mjkV9SeQ" "Z8E....." ",0......" "0.987654" " 3861..." "0.500000" ... "\\n......."
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from functools import cache
-
 import numpy as np
-from numpy import ascontiguousarray as contiguous
 from numpy.typing import NDArray
 
 from scorer.errors import ModelError, UsageError
-from scorer.kernels.compiled import native
+from scorer.kernels import loops
 from scorer.kernels.packed import PackedStrings
 
 HEADER = b"VideoId,LabelConfidencePairs\n"
 
-_ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
-_PLAIN_ID = re.compile(rb"[A-Za-z0-9_-]+")
-_FORMULA_STARTS = (b"=", b"+", b"-", b"@", b"\t", b"\r")  # what spreadsheets evaluate (OWASP, "CSV Injection")
-_LABEL_LIMIT = 10_000  # labels below it have at most the four digits that the table gives them
-_BLOCK = 1024  # rows whose matrix (180 KB at ten pairs) stays in cache; four times as many take twice as long each
-_LONGEST_FAST_ID = 64  # one longer id would widen every row of the matrix
-
 
 def format_rows(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    """The rows of n videos: the same bytes as `format_rows_plain`, more than ten times as fast.
+    """The rows of n videos: the same bytes as `scorer.kernels.numpy_rows.format_rows_plain`.
 
     Args:
         ids: n ids.
@@ -47,51 +29,7 @@ def format_rows(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[n
         UsageError: shapes that do not belong together.
     """
     _check(ids, labels, scores)
-    if native is None:
-        return _format_rows(ids.split(), labels, scores)
-    made: bytes = native.rows(ids.data, ids.sizes, contiguous(labels), contiguous(scores))
-    return made
-
-
-def _format_rows(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    starts = range(0, len(ids), _BLOCK)
-    return b"".join(_format_block(ids[i : i + _BLOCK], labels[i : i + _BLOCK], scores[i : i + _BLOCK]) for i in starts)
-
-
-def _format_block(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    fields = _id_fields(ids)
-    if not labels.size or labels.min() < 0 or labels.max() >= _LABEL_LIMIT or fields is None:
-        return format_rows_plain(ids, labels, scores)
-    id_words = -(-fields.itemsize // 8)
-    words = np.zeros((len(ids), id_words + 2 * labels.shape[1] + 1), "<u8")
-    cells = words.view(np.uint8)
-    cells[:, : fields.itemsize] = fields.view(np.uint8).reshape(len(ids), -1)
-    _fill_pairs(words[:, id_words:-1], labels, scores)
-    cells[:, 8 * id_words] = ord(",")
-    words[:, -1] = ord("\n")
-    return words.tobytes().translate(None, b"\0")
-
-
-def format_rows_plain(ids: Sequence[bytes], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    """The reference that `format_rows` equals byte for byte: one row, one pair at a time. Arguments as there."""
-    _check(PackedStrings.of(ids), labels, scores)
-    lines = []
-    for name, row_labels, row_scores in zip(ids, labels.tolist(), scores.tolist(), strict=True):
-        pairs = " ".join(f"{label:d} {abs(score):f}" for label, score in zip(row_labels, row_scores, strict=True))
-        lines.append(quote_id(name) + b"," + pairs.encode() + b"\n")
-    return b"".join(lines)
-
-
-def quote_id(name: bytes) -> bytes:
-    """An id as a CSV field: bare when made of [A-Za-z0-9_-] alone, else quoted (RFC 4180).
-
-    A quoted id that a spreadsheet would take for a formula gets a leading apostrophe inside the quotes. A bare id may
-    start with `-`, as many YouTube ids do: it holds nothing that could call a function.
-    """
-    if _PLAIN_ID.fullmatch(name):
-        return name
-    guard = b"'" if name.startswith(_FORMULA_STARTS) else b""
-    return b'"' + guard + name.replace(b'"', b'""') + b'"'
+    return loops.active.format_rows(ids, labels, scores)
 
 
 def _check(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
@@ -100,44 +38,3 @@ def _check(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.flo
     if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN fails both
         row = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1))[0]
         raise ModelError(f"the scores of video {ids.split()[row]!r} are not in [0, 1]", remedy="export the model again")
-
-
-def _id_fields(ids: Sequence[bytes]) -> NDArray[np.bytes_] | None:
-    """The ids as CSV fields in one NUL-padded array; None where an id is too long or holds a NUL itself."""
-    joined = b"".join(ids)
-    if joined.translate(None, _ID_BYTES) or not all(ids):
-        ids = [quote_id(name) for name in ids]
-        joined = b"".join(ids)
-    lengths = set(map(len, ids))
-    if b"\0" in joined or max(lengths, default=0) > _LONGEST_FAST_ID:
-        return None
-    if len(lengths) == 1:  # as in every real shard
-        return np.frombuffer(joined, f"S{lengths.pop()}")
-    return np.array(ids, dtype=np.bytes_)
-
-
-def _fill_pairs(words: NDArray[np.uint64], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-    """Write each pair as the words ` label ` and `0.dddddd` into words (n, 2k).
-
-    A float32 times 10^6 has at most 24 + 14 significant bits: the product is exact in float64, and `rint` breaks ties
-    to even as `%f` does.
-    """
-    label_words, thousandth_words, digit_words = _tables()
-    millionths = np.rint(scores * np.float64(1e6)).astype(np.int64)
-    thousandths = millionths // 1000
-    words[:, 0::2] = label_words.take(labels)
-    words[:, 1::2] = thousandth_words.take(thousandths) | digit_words.take(millionths - 1000 * thousandths)
-
-
-@cache
-def _tables() -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Little-endian words: ` 0 `..` 9999 `, `0.000`..`1.000`, and `000`..`999` in bytes 5 to 7."""
-    return (
-        _words(b" %d " % label for label in range(_LABEL_LIMIT)),
-        _words(b"%d.%03d" % divmod(thousandths, 1000) for thousandths in range(1001)),
-        _words(b"\0\0\0\0\0%03d" % digits for digits in range(1000)),
-    )
-
-
-def _words(texts: Iterable[bytes]) -> NDArray[np.uint64]:
-    return np.frombuffer(b"".join(text.ljust(8, b"\0") for text in texts), "<u8")

@@ -12,11 +12,11 @@ import numpy as np
 
 from scorer.inputs import blocks, tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
-from scorer.inputs.example import Decoder, Records, Schema, unpacked
+from scorer.inputs.example import Decoder, Records, Schema
 from scorer.inputs.position import Position
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Block, Frames, Shard
-from scorer.kernels.packed import PackedStrings
+from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 from tests import shards
 from tests.scorer.inputs import reference
 from tests.scorer.inputs.reference import Video
@@ -41,7 +41,7 @@ def frames_of(payloads: Sequence[bytes]) -> Frames:
 
 def videos(records: Records, schema: Schema = SCHEMA) -> list[Video | None]:
     """What was decoded, in the reference's form; None for bad records."""
-    values, splits = unpacked(PackedStrings(records.labels.tobytes(), records.label_sizes))
+    values, splits = unpack_varints(PackedStrings(records.labels.tobytes(), records.label_sizes))
     found: list[Video | None] = []
     for row, id in enumerate(records.ids):
         rows = [np.full((1, width), np.nan, np.float32) for width in schema.inputs.values()]
@@ -61,15 +61,15 @@ def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | No
     decoder = Decoder(schema)
     for _ in range(2):
         assert videos(decoder.decode("x", frames_of(payloads)), schema) == expected
-    if blocks.compiled(schema):
-        assert compiled(payloads, schema) == expected
+    if native := blocks.native_decoder(schema):
+        assert compiled(payloads, schema, native) == expected
     return expected
 
 
-def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
+def compiled(payloads: Sequence[bytes], schema: Schema, decoder: blocks.NativeDecoder) -> list[Video | None]:
     """What the compiled loops, and protobuf for what they leave out, make of these records."""
     features = [np.empty((len(payloads), width), np.float32) for width in schema.inputs.values()]
-    sizes, filler, place = np.empty((4, len(payloads)), np.int64), blocks.NativeDecoder(schema), Position(0, 0, 0)
+    sizes, place = RowSizes(len(payloads)), Position(0, 0, 0)
     ids, labels = b"", b""
     bad: set[int] = set()
     with tempfile.NamedTemporaryFile() as file:
@@ -77,22 +77,22 @@ def compiled(payloads: Sequence[bytes], schema: Schema) -> list[Video | None]:
         file.flush()
         with Shard(LocalFile.at(file.name), BLOCK) as shard:
             while place.record < len(payloads):
-                run = filler.fill(shard, place, features, sizes, (place.record, len(payloads)), 1)
+                run = decoder.decode(shard, place, features, sizes, (place.record, len(payloads)), 1)
                 assert run.records
                 ids, labels = ids + run.ids, labels + run.labels
                 bad |= {place.record + row for row in run.bad}
                 place = Position(0, place.record + run.records, place.offset + run.size)
             assert place.offset == shard.size
-    values, splits = unpacked(PackedStrings(labels, sizes[1]))
+    values, splits = unpack_varints(PackedStrings(labels, sizes.labels))
     return [
         None
         if row in bad
         else Video(
             tuple(rows[row].tobytes() for rows in features),
             id,
-            tuple(values[splits[row] : splits[row + 1]].tolist()) if sizes[2, row] else None,
+            tuple(values[splits[row] : splits[row + 1]].tolist()) if sizes.labelled[row] else None,
         )
-        for row, id in enumerate(PackedStrings(ids, sizes[0]).split())
+        for row, id in enumerate(PackedStrings(ids, sizes.ids).split())
     ]
 
 

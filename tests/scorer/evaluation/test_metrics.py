@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scorer.evaluation.metrics import Metrics, evaluate, find_hits, global_average_precision
+from scorer.evaluation.metrics import Metrics, evaluate, global_average_precision, read_metrics
+from scorer.kernels import loops as kernels
+from scorer.kernels.numpy_loops import find_hits
+from scorer.kernels.packed import PackedStrings, metric_record
+from tests import shards
+from tests.loops import loops, using  # noqa: F401
 
 Case = tuple[NDArray[np.int64], NDArray[np.float32], list[list[int]]]
 K, LABELS = 12, 20
@@ -25,9 +31,9 @@ def csr(truth: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
 def add(
     metrics: Metrics, labels: NDArray[np.int64], scores: NDArray[np.float32], truth: Sequence[Sequence[int]]
 ) -> None:
-    hits, positives = find_hits(labels, *csr(truth))
-    known = positives > 0
-    metrics.add(hits[known], positives[known], scores[known])
+    packed = PackedStrings.of([b"".join(map(shards.varint, row)) for row in truth])
+    records = kernels.active.metric_records(labels, scores, packed)
+    metrics.add(np.frombuffer(records, metric_record(metrics.k)))
 
 
 @st.composite
@@ -171,3 +177,52 @@ def test_without_labels_there_are_no_metrics() -> None:
 def test_fewer_than_ten_predictions_name_what_was_measured() -> None:
     result = evaluate(np.array([[3, 4]]), np.array([[0.9, 0.8]], np.float32), *csr([[3, 4, 5]]))
     assert result == {"MAP@2": 1.0, "GAP@2": pytest.approx(2 / 3), "Hit@1": 1.0, "PERR": 1.0}
+
+
+def test_the_metrics_of_a_file_are_those_of_the_stream(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    scores = -np.sort(-random.random((50, 10), np.float32), axis=1)
+    labels = np.argsort(random.random((50, 30)), axis=1)[:, :10]
+    truth = PackedStrings.of(
+        [b"".join(map(shards.varint, random.integers(0, 30, n).tolist())) for n in random.integers(0, 4, 50)]
+    )
+    records = kernels.active.metric_records(labels, scores, truth)
+    expected = Metrics(10)
+    expected.add(np.frombuffer(records, metric_record(10)))
+    path = tmp_path / "hits"
+    path.write_bytes(records)
+    with path.open("rb") as file:
+        assert read_metrics(file, 10).result() == expected.result() != {}
+
+
+def test_an_empty_file_has_no_metrics(tmp_path: Path) -> None:
+    (tmp_path / "hits").write_bytes(b"")
+    with (tmp_path / "hits").open("rb") as file:
+        assert read_metrics(file, 10).result() == {}
+
+
+@given(st.integers(1, 24), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_records_count_the_same_in_whatever_pieces(k: int, videos: int, seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    records = np.empty(videos, metric_record(k))
+    records["positives"] = random.integers(1, 2 * k + 2, videos)
+    records["scores"] = random.choice([0, -0.0, 1e-45, 0.25, 0.5, 1 - 2**-24, 1, random.random()], (videos, k))
+    records["hits"] = random.random((videos, k)) < 0.4
+    whole, pieces = Metrics(k), Metrics(k)
+    with using("numpy"):
+        whole.add(records)
+    for start in range(0, videos, size):
+        pieces.add(records[start : start + size])
+    assert pieces.result() == whole.result()
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, np.inf, np.nan])
+def test_records_of_no_confidences_are_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="no such metric records"):
+        Metrics(1).add(np.array([(1, [score], [True])], metric_record(1)))
+
+
+@pytest.mark.parametrize("positives", [0, -1])
+def test_records_without_positives_are_refused(positives: int) -> None:
+    with pytest.raises(ValueError, match="no such metric records"):
+        Metrics(1).add(np.array([(positives, [0.5], [True])], metric_record(1)))

@@ -312,7 +312,7 @@ def test_records_taken_straight_are_those_of_blocks(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tfrecord, "BLOCK_BYTES", bytes_at_once)
             if not straight:
-                patch.setattr(module, "compiled", lambda inputs: False)
+                patch.setattr(module, "native_decoder", lambda schema: None)
             found.append(
                 [
                     (rows(batch), batch.labelled, batch.end, batch.quarantined, batch.finished)

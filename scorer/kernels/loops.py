@@ -1,0 +1,92 @@
+"""`active`: the inner loops of this installation, compiled where possible and else in NumPy, with equal results.
+
+They are not compiled where no C compiler was at hand when the package was installed, and on processors without an
+instruction for CRC32C.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.kernels import numpy_loops
+from scorer.kernels.packed import PackedStrings, RowSizes
+
+Labels: TypeAlias = NDArray[np.int64]
+Scores: TypeAlias = NDArray[np.float32]
+
+
+class Decode(Protocol):
+    """Decodes whole records of a file, from byte `offset` on up to byte `end`, into the rows first..last-1.
+
+    block: what the bytes of the file are read to. inputs: (name, width) of the features; features: float32 (n, width)
+    of each. sizes: those of these n rows. A record that fails its CRC or is irregular is left out: its row is spoilt,
+    its id of 0 bytes. Decoding ends early with the first bytes that hold such a one, with `enough` bytes of labels, and
+    before what cannot be read or is not whole.
+
+    Returns how many; their ids and their packed labels, joined; their bytes in the file; whether one that was not left
+    out has `labels`; and, where some were left out, at which byte of the file the bytes in the block start.
+    """
+
+    def __call__(
+        self,
+        file: int,
+        offset: int,
+        end: int,
+        block: memoryview,
+        inputs: tuple[tuple[bytes, int], ...],
+        features: tuple[NDArray[np.float32], ...],
+        first: int,
+        last: int,
+        sizes: RowSizes,
+        enough: int,
+        /,
+    ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
+
+
+class Loops(Protocol):
+    """What both have. labels: int64 (n, k). scores: float32 (n, k). ValueError for sizes and shapes that do not fit."""
+
+    @property
+    def NAME(self) -> str:
+        """Which set it is: "compiled" or "numpy"."""
+
+    @property
+    def decode(self) -> Decode | None:
+        """None in NumPy, whose calls cost too much for one record: scorer.inputs.example takes a block at a time."""
+
+    def check_predictions(self, labels: Labels, scores: Scores, label_count: int, /) -> int:
+        """The first row with a label outside 0..label_count-1, or with scores that are not in [0, 1] and descending;
+        -1 if there is none.
+        """
+
+    def format_rows(self, ids: PackedStrings, labels: Labels, scores: Scores, /) -> bytes:
+        """The rows of n videos as CSV: see scorer.outputs.formats. ValueError for a score that is not in [0, 1]."""
+
+    def metric_records(self, labels: Labels, scores: Scores, truth: PackedStrings, /) -> bytes:
+        """`metric_record(k)` of those of n videos that have true labels; truth: these, as packed varints."""
+
+    def count_metrics(self, records: NDArray[np.void], up_to: Labels, first: Labels, histogram: Labels, /) -> int:
+        """Add up n metric records in what scorer.evaluation.metrics.Metrics counts; returns their positives.
+
+        ValueError for scores that are not in [0, 1].
+        """
+
+    def id_keys(self, ids: PackedStrings, /) -> bytes:
+        """A uint64 for each id, little-endian, made of its first KEYED_ID_BYTES bytes, none of which is NUL."""
+
+
+def _choose() -> tuple[Loops, str]:
+    """The loops of this installation, and why they are not the compiled ones; empty where they are."""
+    try:
+        from scorer.kernels import compiled
+    except ModuleNotFoundError:
+        return numpy_loops, "no C compiler when it was installed"
+    except ImportError as error:
+        return numpy_loops, str(error)
+    return compiled, ""
+
+
+active, missing = _choose()

@@ -1,0 +1,91 @@
+"""Both sets of loops give the same, and state the same limits."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from scorer.kernels import limits
+from scorer.kernels import loops as module
+from scorer.kernels.loops import Loops
+from scorer.kernels.packed import PackedStrings
+from tests import shards
+from tests.loops import HERE, SETS, needs_both
+
+IDS = st.binary(min_size=1, max_size=100).map(lambda name: name.replace(b"\0", b"0"))
+
+
+def varints(truth: list[list[int]]) -> PackedStrings:
+    return PackedStrings.of([b"".join(map(shards.varint, row)) for row in truth])
+
+
+@needs_both
+def test_both_state_the_same_limits() -> None:
+    from scorer.kernels import native
+
+    stated = {name: value for name, value in vars(limits).items() if name.isupper()}
+    assert stated == native.LIMITS
+
+
+@needs_both
+@given(st.lists(st.lists(st.integers(-3, 12) | st.integers(-(2**63), 2**63 - 1), max_size=40), max_size=5))
+def test_both_give_the_same_metric_records(truth: list[list[int]]) -> None:
+    random = np.random.default_rng(len(truth))
+    labels = np.array([random.permutation(12)[:7] for _ in truth], np.int64).reshape(-1, 7)
+    scores = random.random((len(truth), 7), np.float32)
+    compiled, plain = (SETS[name].metric_records(labels, scores, varints(truth)) for name in HERE)
+    assert compiled == plain
+
+
+@needs_both
+@given(st.lists(IDS, max_size=30))
+def test_both_give_the_same_keys(ids: list[bytes]) -> None:
+    compiled, plain = (SETS[name].id_keys(PackedStrings.of(ids)) for name in HERE)
+    assert compiled == plain
+
+
+def first_bad(labels: NDArray[np.int64], scores: NDArray[np.float32], label_count: int) -> int:
+    """The definition, in the plainest words."""
+    for row, (names, values) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
+        falling = all(a >= b for a, b in pairwise([1.0, *values, 0.0]))  # NaN is neither above nor below
+        if not falling or not all(0 <= name < label_count for name in names):
+            return row
+    return -1
+
+
+WRONG_SCORES = [float("nan"), float("inf"), -float("inf"), -1e-45, 1.0000001, 2.0]
+
+
+@pytest.mark.parametrize("loops", SETS.values(), ids=HERE)
+@given(st.data())
+def test_the_first_bad_row_is_found(loops: Loops, data: st.DataObject) -> None:
+    rows, k = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 12))
+    scores = -np.sort(-np.random.default_rng(rows).choice(np.array([0, -0.0, 0.25, 1], np.float32), (rows, k)))
+    labels = np.random.default_rng(k).integers(0, 20, (rows, k))
+    if rows and k and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, k - 1))
+        if data.draw(st.booleans()):
+            scores[at] = data.draw(st.sampled_from(WRONG_SCORES) | st.floats(0, 1, width=32))
+        else:
+            labels[at] = data.draw(st.sampled_from([-1, 20, -(2**63), 2**63 - 1, 2**32]))
+    assert loops.check_predictions(labels, scores, 20) == first_bad(labels, scores, 20)
+
+
+@pytest.mark.parametrize("loops", SETS.values(), ids=HERE)
+def test_predictions_of_other_shapes_are_refused(loops: Loops) -> None:
+    labels, scores = np.zeros((2, 3), np.int64), np.zeros((2, 3), np.float32)
+    wrongs: list[Any] = [scores[:1], scores[:, :2], scores[0], scores.astype(np.float64)]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=r"labels int64 \(2, 3\) and scores"):
+            loops.check_predictions(labels, wrong, 9)
+    assert loops.check_predictions(labels.T, scores.T, 9) == -1
+
+
+def test_why_there_are_no_compiled_loops_is_known() -> None:
+    assert (module.active.NAME == "compiled") == (module.missing == "")
