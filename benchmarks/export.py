@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from export.build import convert, open_source, write
+from export.build import convert, trace_checkpoint, write
 from export.parity import in_batches
 from export.plain import plain_export
-from export.speed import measure
-from export.videos import Videos, read_videos
+from export.timing import measure
+from export.videos import VideoSample, read_videos
 from scorer.errors import Yt8mError
 from scorer.evaluation.metrics import evaluate
 from scorer.inputs.discover import find_shards
@@ -89,13 +89,13 @@ def bench_model(
     checkpoint: Path, check: Sequence[Source], calibrate: Sequence[Source], batch: int, seconds: float
 ) -> list[list[str]]:
     """One model's rows: plain, fp32, fp16, int8."""
-    source = open_source(load(checkpoint))
-    videos = read_videos(check, source.inputs)
-    ranges = read_videos(calibrate, source.inputs, limit=4096)
-    assert source.after is not None
+    traced = trace_checkpoint(load(checkpoint))
+    videos = read_videos(check, traced.inputs)
+    ranges = read_videos(calibrate, traced.inputs, limit=4096)
+    assert traced.reduced is not None
     with tempfile.TemporaryDirectory() as folder:
-        protos = {"plain": plain_export(source.model, source.checkpoint.config.inputs, source.metadata)}
-        protos |= {precision: convert(source, precision, ranges) for precision in ("fp32", "fp16", "int8")}
+        protos = {"plain": plain_export(traced.model, traced.checkpoint.config.inputs, traced.metadata)}
+        protos |= {precision: convert(traced, precision, ranges) for precision in ("fp32", "fp16", "int8")}
         sizes = {name: write(Path(folder) / f"{name}.onnx", proto) for name, proto in protos.items()}
         del protos
         models = {name: Model.open(f"{folder}/{name}.onnx", device="cpu", threads=machine_threads()) for name in sizes}
@@ -106,10 +106,10 @@ def bench_model(
     rows = []
     for name in models:
         peak = reached["peak int8" if name == "int8" else "peak fp32"]
-        flops = source.before.flops() if name == "plain" and source.before else source.after.flops()
+        flops = traced.graph.flops() if name == "plain" and traced.graph else traced.reduced.flops()
         rows.append(
             [
-                source.checkpoint.config.name,
+                traced.checkpoint.config.name,
                 name,
                 f"{rates[name]:,.0f}",
                 f"{rates[name] / rates['plain']:.2f}",
@@ -122,7 +122,7 @@ def bench_model(
     return rows
 
 
-def _quality(models: Mapping[str, Predictor], videos: Videos) -> tuple[dict[str, float], dict[str, float]]:
+def _quality(models: Mapping[str, Predictor], videos: VideoSample) -> tuple[dict[str, float], dict[str, float]]:
     """MAP@10 of each model, and its top-10's overlap with the plain export's."""
     quality, overlap, plain = {}, {}, None
     for name, model in models.items():

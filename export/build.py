@@ -25,10 +25,10 @@ from export.parity import (
     torch_reference,
 )
 from export.plain import plain_export
-from export.precision import halve, quantise
+from export.precision import quantise, to_fp16
 from export.reduce import reduce
 from export.tracing import Untranslatable, trace
-from export.videos import Videos
+from export.videos import VideoSample
 from scorer.errors import ModelError
 from scorer.model.model import Model
 from scorer.outputs.atomic import replacing, writing
@@ -39,18 +39,18 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
-class Source:
+class TracedCheckpoint:
     """A checkpoint opened for export.
 
-    model: in evaluation mode. reference: its probabilities. before, after: its graph as traced and as reduced, both
-    None for a model that export/tracing.py cannot read. metadata: all that does not depend on the precision.
+    model: in evaluation mode. reference: its probabilities. graph, reduced: as it was trained and with what can be left
+    out, both None for a model that export/tracing.py cannot read. metadata: all that does not depend on the precision.
     """
 
     checkpoint: Checkpoint
     model: nn.Module
     reference: Reference
-    before: Graph | None
-    after: Graph | None
+    graph: Graph | None
+    reduced: Graph | None
     metadata: Mapping[str, str]
 
     @property
@@ -70,11 +70,11 @@ class Exported:
     bytes: int
 
 
-def open_source(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> Source:
+def trace_checkpoint(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> TracedCheckpoint:
     """Trace and reduce a checkpoint's model. names: its labels' names, for the metadata."""
     model = checkpoint.model()
     inputs = checkpoint.config.inputs
-    before, after = _graphs(model, inputs)
+    graph, reduced = _graphs(model, inputs)
     metadata = {
         "yt8m.format": FORMAT,
         "yt8m.model": checkpoint.config.name,
@@ -85,15 +85,15 @@ def open_source(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> S
     }
     if names is not None:
         metadata["yt8m.names"] = json_text(list(names))
-    return Source(checkpoint, model, torch_reference(model, dict(inputs)), before, after, metadata)
+    return TracedCheckpoint(checkpoint, model, torch_reference(model, dict(inputs)), graph, reduced, metadata)
 
 
 def _graphs(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> tuple[Graph, Graph] | tuple[None, None]:
     try:
-        before = trace(model, inputs)
+        graph = trace(model, inputs)
     except Untranslatable:
         return None, None
-    return before, reduce(before)
+    return graph, reduce(graph)
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -105,7 +105,9 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def export_to(path: Path, source: Source, precision: str, check: Videos, calibration: Videos) -> Exported:
+def export_to(
+    path: Path, traced: TracedCheckpoint, precision: str, check: VideoSample, calibration: VideoSample
+) -> Exported:
     """Write the model in `precision` to `path`, which is replaced only by a file that passes its gates.
 
     Raises:
@@ -113,14 +115,14 @@ def export_to(path: Path, source: Source, precision: str, check: Videos, calibra
         ModelError: it cannot be converted.
         OutputError: the folder cannot be written.
     """
-    proto = convert(source, precision, calibration)
+    proto = convert(traced, precision, calibration)
     onnx.checker.check_model(proto, full_check=True)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         with writing(path):
             write(part, proto)
-        report = _gate(Model.open(str(part), device="cpu"), source, precision, check)
+        report = _gate(Model.open(str(part), device="cpu"), traced, precision, check)
         if precision == "int8":
             report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
@@ -131,29 +133,29 @@ def export_to(path: Path, source: Source, precision: str, check: Videos, calibra
     return Exported(path, precision, report, len(proto.graph.node), parameters, size)
 
 
-def convert(source: Source, precision: str, calibration: Videos) -> ModelProto:
-    """The ONNX model of `source` in `precision`. Raises ModelError where that cannot be."""
-    metadata = {**source.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
-    if source.after is None and precision != "fp32":
+def convert(traced: TracedCheckpoint, precision: str, calibration: VideoSample) -> ModelProto:
+    """The ONNX model of `traced` in `precision`. Raises ModelError where that cannot be."""
+    metadata = {**traced.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
+    if traced.reduced is None and precision != "fp32":
         raise ModelError(f"{precision} needs a model of train/models/", remedy="choose --precision fp32")
-    if source.after is None:
-        proto = plain_export(source.model, source.checkpoint.config.inputs, metadata)
+    if traced.reduced is None:
+        proto = plain_export(traced.model, traced.checkpoint.config.inputs, metadata)
     elif precision == "int8":
-        proto = to_onnx(quantise(source.after, calibration.features), precision, metadata)
+        proto = to_onnx(quantise(traced.reduced, calibration.features), precision, metadata)
     elif precision == "fp16":
-        proto = to_onnx(halve(source.after), precision, metadata)
+        proto = to_onnx(to_fp16(traced.reduced), precision, metadata)
     else:
-        proto = to_onnx(source.after, precision, metadata)
+        proto = to_onnx(traced.reduced, precision, metadata)
     set_metadata(proto, {**metadata, "yt8m.operators": json_text(contrib_operators(proto))})
     return proto
 
 
-def _gate(model: Model, source: Source, precision: str, check: Videos) -> Report:
+def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSample) -> Report:
     report: Report = {}
     if precision == "fp32":
-        report["pytorch"] = check_parity(model, source.reference, source.inputs, check)
+        report["pytorch"] = check_parity(model, traced.reference, traced.inputs, check)
     else:
-        report["quality"] = check_quality(model, source.reference, check)
+        report["quality"] = check_quality(model, traced.reference, check)
     report["independence"] = check_independence(model, check, HALF_BOUND if precision == "fp16" else BOUND)
     return report
 

@@ -14,10 +14,10 @@ from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mE
 from train.registry import names
 
 if TYPE_CHECKING:
-    from export.build import Exported, Source
-    from export.report import Speed
-    from export.videos import Videos
-    from scorer.inputs.source import Source as ShardSource
+    from export.build import Exported, TracedCheckpoint
+    from export.timing import Timing
+    from export.videos import VideoSample
+    from scorer.inputs.source import Source
 
 SAMPLES = "samples/*.tfrecord"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -79,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
     videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")
-    places = parser.add_argument_group("places")
-    places.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
-    places.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
-    places.add_argument("--vocabulary", type=Path, metavar="CSV", help="YouTube-8M's vocabulary.csv, for label names")
+    folders = parser.add_argument_group("folders and files")
+    folders.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
+    folders.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
+    folders.add_argument("--vocabulary", type=Path, metavar="CSV", help="YouTube-8M's vocabulary.csv, for label names")
     parser.add_argument("--draw", action="store_true", help="a picture beside each model, as trained and as exported")
     parser.add_argument("--no-speed", action="store_true", help="do not time the result against the plain export")
     return parser
@@ -107,37 +107,37 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
     return [options.runs / name / "best.safetensors" for name in (names() if options.all else [options.model])]
 
 
-def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[str, Sequence[ShardSource]]) -> None:
-    from export.build import export_to, open_source
+def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[str, Sequence[Source]]) -> None:
+    from export.build import export_to, trace_checkpoint
     from export.names import read_names
     from export.report import show
     from train.checkpoint import load
 
     loaded = load(checkpoint)
     names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
-    source = open_source(loaded, names)
+    traced = trace_checkpoint(loaded, names)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
-    check, calibration = _videos(shards, source, precisions)
+    check, calibration = _videos(shards, traced, precisions)
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
         path = options.out / f"{loaded.config.name}{suffix}.onnx"
         with _status(f"{path}: converting and checking"):
-            written.append(export_to(path, source, precision, check, calibration))
+            written.append(export_to(path, traced, precision, check, calibration))
             _copy(path, options.out / "default.onnx")
     if options.draw:
-        _draw(options.out / f"{loaded.config.name}.png", source)
+        _draw(options.out / f"{loaded.config.name}.png", traced)
     with _status(f"{loaded.config.name}: timing against the plain export"):
-        speed = None if options.no_speed else _speed(source, written, check)
-    show(source, written, check, speed)
+        timing = None if options.no_speed else _time(traced, written, check)
+    show(traced, written, check, timing)
 
 
-def _speed(source: Source, written: Sequence[Exported], check: Videos) -> Speed | None:
+def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample) -> Timing | None:
     """What was timed; None, and a line that says why, where it could not be: the models are written by then."""
-    from export.report import time_files
+    from export.timing import time_files
 
     try:
-        return time_files(source, written, check)
+        return time_files(traced, written, check)
     except OSError as error:
         _tell(f"export: not timed: {error.strerror or error}")
     except ModelError as error:
@@ -146,8 +146,8 @@ def _speed(source: Source, written: Sequence[Exported], check: Videos) -> Speed 
 
 
 def _videos(
-    shards: Mapping[str, Sequence[ShardSource]], source: Source, precisions: Sequence[str]
-) -> tuple[Videos, Videos]:
+    shards: Mapping[str, Sequence[Source]], traced: TracedCheckpoint, precisions: Sequence[str]
+) -> tuple[VideoSample, VideoSample]:
     """The videos to check on and to calibrate on: those given, else the samples if they fit, else random vectors.
 
     Raises InputError where approximate precisions are to be checked on shards with too few labels, UsageError where
@@ -155,18 +155,18 @@ def _videos(
     """
     from export.videos import random_videos, read_videos
 
-    samples = _sample_videos(source.inputs) if "check" not in shards else None
-    check = read_videos(shards["check"], source.inputs) if "check" in shards else samples
+    samples = _sample_videos(traced.inputs) if "check" not in shards else None
+    check = read_videos(shards["check"], traced.inputs) if "check" in shards else samples
     if "check" in shards and check is not None and set(precisions) != {"fp32"}:
-        _want_labels(shards["check"], check)
-    calibration = read_videos(shards["calibrate"], source.inputs) if "calibrate" in shards else check
+        _check_labelled(shards["check"], check)
+    calibration = read_videos(shards["calibrate"], traced.inputs) if "calibrate" in shards else check
     if calibration is None and "int8" in precisions:
         raise UsageError("int8 takes its ranges from real videos", remedy="give shards with --calibrate or --check")
-    check = check or random_videos(source.inputs, 1024)
+    check = check or random_videos(traced.inputs, 1024)
     return check, calibration or check
 
 
-def _want_labels(shards: Sequence[ShardSource], videos: Videos) -> None:
+def _check_labelled(shards: Sequence[Source], videos: VideoSample) -> None:
     from export.parity import LABELLED
 
     if videos.labelled < LABELLED:
@@ -174,7 +174,7 @@ def _want_labels(shards: Sequence[ShardSource], videos: Videos) -> None:
         raise InputError(f"{shards[0].address}: {reason}", remedy="give more labelled shards, or leave --check out")
 
 
-def _sample_videos(inputs: dict[str, int]) -> Videos | None:
+def _sample_videos(inputs: dict[str, int]) -> VideoSample | None:
     """The sample shards, unless there are none here or the model reads other features."""
     import glob
 
@@ -188,15 +188,15 @@ def _sample_videos(inputs: dict[str, int]) -> Videos | None:
         return None
 
 
-def _draw(path: Path, source: Source) -> None:
+def _draw(path: Path, traced: TracedCheckpoint) -> None:
     from export.draw import draw
     from scorer.outputs.atomic import replacing, writing
 
-    if source.before is None or source.after is None:
+    if traced.graph is None or traced.reduced is None:
         _tell("export: no picture of a model that train/models/ does not have")
         return
     with replacing(path) as part, writing(path):
-        draw(part, source.checkpoint.config.name, [("as trained", source.before), ("as exported", source.after)])
+        draw(part, traced.checkpoint.config.name, [("as trained", traced.graph), ("as exported", traced.reduced)])
 
 
 def _copy(source: Path, target: Path) -> None:

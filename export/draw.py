@@ -13,7 +13,7 @@ from export.graph import Graph, Operator
 _COLOURS = {
     "input": "#e8e8e8",
     "dense": "#cfe2f3",
-    "dense8": "#b9ddc9",
+    "dense_int8": "#b9ddc9",
     "lstm": "#fce5cd",
     "add": "#fff2cc",
     "multiply": "#fff2cc",
@@ -85,7 +85,7 @@ def _boxes(graph: Graph) -> dict[str, _Box]:
 
 def _follows(graph: Graph, op: Operator) -> bool:
     """Whether it belongs to the box of what it reads: element by element, and the only reader."""
-    if len(op.inputs) != 1 or op.kind in ("dense", "dense8", "lstm", "concat"):
+    if len(op.inputs) != 1 or op.kind in ("dense", "dense_int8", "lstm", "concat"):
         return False
     source = op.inputs[0]
     return len(graph.readers[source]) == 1 and graph.ops[source].kind != "input"
@@ -95,7 +95,7 @@ def _text(name: str, op: Operator, graph: Graph) -> str:
     match op.kind:
         case "input":
             return f"{name}  {op.width:,}"
-        case "dense" | "dense8":
+        case "dense" | "dense_int8":
             label = "Dense" if op.kind == "dense" else "Dense int8"
             return f"{label}  {graph.ops[op.inputs[0]].width:,} → {op.width:,}"
         case "lstm":
@@ -126,8 +126,8 @@ _NAMES = {
     "multiply": "×",
     "concat": "Concat",
     "quantise": "to uint8",
-    "half": "to float16",
-    "single": "to float32",
+    "to_fp16": "to float16",
+    "to_fp32": "to float32",
 }
 
 

@@ -64,13 +64,13 @@ def _quantise(x: NDArray, scale: NDArray, zero: NDArray) -> NDArray:
     return np.clip(np.round(x / scale) + zero, 0, 255)
 
 
-def _dense8(
+def _dense_int8(
     x: NDArray, weight: NDArray, weight_scale: NDArray, bias: NDArray, unit: NDArray, scale: NDArray, zero: NDArray
 ) -> NDArray:
     return ((x - zero) @ weight + bias) * unit
 
 
-def _half(x: NDArray) -> NDArray:
+def _round_to_fp16(x: NDArray) -> NDArray:
     return x.astype(np.float16).astype(x.dtype)
 
 
@@ -107,9 +107,9 @@ _FUNCTIONS: dict[str, Callable[..., NDArray]] = {
     "leaky_relu": _leaky_relu,
     "concat": _concat,
     "quantise": _quantise,
-    "dense8": _dense8,
-    "half": _half,
-    "single": _same,
+    "dense_int8": _dense_int8,
+    "to_fp16": _round_to_fp16,
+    "to_fp32": _same,
     "dropout": _same,
     "tanh": np.tanh,
     "sigmoid": _sigmoid,

@@ -14,10 +14,10 @@ weights are float64, so that folding them rounds nothing worth naming before the
     add, multiply a, b    -                                        a + b, a * b
     concat        a, b... -                                        the rows side by side
     quantise      x       scale (), zero ()                        round(x / scale) + zero, clipped to 0..255
-    dense8        q       weight (in, out), weight_scale (out),    ((q - zero) @ weight + bias) * unit, in integers up
+    dense_int8    q       weight (in, out), weight_scale (out),    ((q - zero) @ weight + bias) * unit, in integers up
                           bias, unit (out), scale (), zero ()      to the last product; q quantised by scale and zero,
                                                                    unit = scale * weight_scale
-    half, single  x       -                                        x rounded to float16, and back to float32
+    to_fp16, to_fp32  x   -                                        x rounded to float16, and back to float32
     lstm          x       w (D, 4H, I), r (D, 4H, H), b (D, 4H)    the last hidden state of every direction, from a
                                                                    zero state over `steps` pieces of x (I wide each)
 
@@ -110,9 +110,9 @@ class Graph:
 
 def _flops(op: Operator) -> int:
     match op.kind:
-        case "input" | "concat" | "dropout" | "half" | "single":
+        case "input" | "concat" | "dropout" | "to_fp16" | "to_fp32":
             return 0
-        case "dense" | "dense8":
+        case "dense" | "dense_int8":
             return 2 * op.values["weight"].size
         case "lstm":
             return op.steps * 2 * (op.values["w"].size + op.values["r"].size) + op.steps * 9 * op.width

@@ -124,7 +124,7 @@ class _Writer:
 
     def enter(self, name: str, op: Operator) -> None:
         """Operator `name` is next: what follows a cast to float16 has float16 weights, up to the cast back."""
-        half = op.kind == "half" or (op.kind != "single" and any(i in self._half for i in op.inputs))
+        half = op.kind == "to_fp16" or (op.kind != "to_fp32" and any(i in self._half for i in op.inputs))
         if half:
             self._half.add(name)
         self._weights = np.float16 if half else np.float32
@@ -160,7 +160,7 @@ def _quantise(writer: _Writer, name: str, op: Operator) -> None:
     writer.node("QuantizeLinear", [op.inputs[0], *_scale_and_zero(writer, name, op)], name)
 
 
-def _dense8(writer: _Writer, name: str, op: Operator) -> None:
+def _dense_int8(writer: _Writer, name: str, op: Operator) -> None:
     """A Gemm between dequantised operands, in standard operators; ONNX Runtime makes one integer product of it."""
     scale = writer.floats(f"{name}.weight.scale", op.values["weight_scale"])
     weight = writer.exact(f"{name}.weight", op.values["weight"].astype(np.int8))
@@ -180,11 +180,11 @@ def _scale_and_zero(writer: _Writer, name: str, op: Operator) -> list[str]:
     return [writer.floats(f"{name}.scale", op.values["scale"]), zero]
 
 
-def _half(writer: _Writer, name: str, op: Operator) -> None:
+def _cast_to_fp16(writer: _Writer, name: str, op: Operator) -> None:
     writer.node("Cast", [op.inputs[0]], name, to=TensorProto.FLOAT16)
 
 
-def _single(writer: _Writer, name: str, op: Operator) -> None:
+def _cast_to_fp32(writer: _Writer, name: str, op: Operator) -> None:
     writer.node("Cast", [op.inputs[0]], name, to=TensorProto.FLOAT)
 
 
@@ -267,9 +267,9 @@ _WRITERS: dict[str, Callable[[_Writer, str, Operator], None]] = {
     "input": _input,
     "dense": _dense,
     "quantise": _quantise,
-    "dense8": _dense8,
-    "half": _half,
-    "single": _single,
+    "dense_int8": _dense_int8,
+    "to_fp16": _cast_to_fp16,
+    "to_fp32": _cast_to_fp32,
     "affine": _affine,
     "normalise": _normalise,
     "leaky_relu": _leaky_relu,

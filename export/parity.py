@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.videos import Features, Videos
+from export.videos import Features, VideoSample
 from scorer.errors import GateError
 from scorer.evaluation.metrics import evaluate
 from scorer.model.predictor import Predictor
@@ -55,11 +55,11 @@ def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
     return probabilities
 
 
-def check_parity(model: Predictor, reference: Reference, inputs: Mapping[str, int], videos: Videos) -> Report:
+def check_parity(model: Predictor, reference: Reference, inputs: Mapping[str, int], videos: VideoSample) -> Report:
     """Compare signature and all probabilities with PyTorch's, in batches of 1, 2, 3, 17 and 256 videos.
 
     Raises GateError naming every way in which they differ: a probability by more than 1e-5, or a top-10 that is not
-    PyTorch's but for labels within that bound of its tenth.
+    PyTorch's except for labels within that bound of its tenth.
     """
     failures = _signature(model, inputs)
     worst = 0.0
@@ -108,13 +108,13 @@ def _differences(size: int, expected: Floats, found: Floats, top: Ints) -> list[
             f"video {row}'s label {label} first"
         )
     tenth = -np.partition(-expected, min(TOP, expected.shape[1]) - 1, axis=1)[:, [min(TOP, expected.shape[1]) - 1]]
-    strangers = np.take_along_axis(expected, top, axis=1) < tenth - BOUND
-    if strangers.any():
-        failures.append(f"batch of {size}: {int(strangers.any(axis=1).sum())} videos have another top-{TOP}")
+    outside = np.take_along_axis(expected, top, axis=1) < tenth - BOUND
+    if outside.any():
+        failures.append(f"batch of {size}: {int(outside.any(axis=1).sum())} videos have another top-{TOP}")
     return failures
 
 
-def check_quality(model: Predictor, reference: Reference, videos: Videos) -> Report:
+def check_quality(model: Predictor, reference: Reference, videos: VideoSample) -> Report:
     """Compare top-10 sets and metrics with those of the checkpoint.
 
     With 2,000 labelled videos or more: MAP@10 at most 0.002 lower, GAP@20 at most 0.003, at least 97% of the top-10
@@ -128,7 +128,7 @@ def check_quality(model: Predictor, reference: Reference, videos: Videos) -> Rep
     order = np.argsort(-expected, axis=1, kind="stable")[:, :depth]
     best = np.take_along_axis(expected, order, axis=1)
     scores, labels = in_batches(model, videos.features, LARGE, k=depth)
-    _want_finite(expected, scores)
+    _check_finite(expected, scores)
     overlap = _overlap(order[:, :TOP], labels[:, :TOP])
     report: Report = {"videos": videos.source, "overlap": round(overlap, 5), "quality": "not measured"}
     failures = [] if overlap >= OVERLAP else [f"{overlap:.2%} of the top-{TOP} are the same, not {OVERLAP:.0%}"]
@@ -144,7 +144,7 @@ def check_quality(model: Predictor, reference: Reference, videos: Videos) -> Rep
     return report
 
 
-def _want_finite(expected: Floats, scores: Floats) -> None:
+def _check_finite(expected: Floats, scores: Floats) -> None:
     wrong = [
         f"{int((~np.isfinite(values)).sum()):,} of {whose} scores are not finite"
         for whose, values in (("the checkpoint's", expected), ("the file's", scores))
@@ -159,10 +159,10 @@ def _overlap(first: Ints, second: Ints) -> float:
     return float((first[:, :, None] == second[:, None, :]).any(axis=2).mean())
 
 
-def check_independence(model: Predictor, videos: Videos, bound: float = BOUND) -> Report:
+def check_independence(model: Predictor, videos: VideoSample, bound: float = BOUND) -> Report:
     """Score the same videos in order by 1,024, shuffled by 1,024 and by 17, and alone; compare.
 
-    Raises GateError where a score differs by more than `bound`, or a label but for such a tie.
+    Raises GateError where a score differs by more than `bound`, or a label except for such a tie.
     """
     rows = np.arange(LARGE) % len(videos)
     shuffled = np.random.default_rng(0).permutation(LARGE)
@@ -173,13 +173,13 @@ def check_independence(model: Predictor, videos: Videos, bound: float = BOUND) -
         found = in_batches(model, videos.rows(rows[chosen]), size, k)
         scores, labels = expected[0][chosen], expected[1][chosen]
         same &= bool(np.array_equal(scores, found[0]) and np.array_equal(labels, found[1]))
-        failures += _company(size, bound, (scores, labels), found)
+        failures += _differing(size, bound, (scores, labels), found)
     if failures:
         raise GateError(f"answers change with the batch: {'; '.join(failures)}", remedy="no model was written")
     return {"alone": ALONE, "batches": [SHUFFLED, LARGE], "same_bits": same, "bound": bound}
 
 
-def _company(size: int, bound: float, expected: tuple[Floats, Ints], found: tuple[Floats, Ints]) -> list[str]:
+def _differing(size: int, bound: float, expected: tuple[Floats, Ints], found: tuple[Floats, Ints]) -> list[str]:
     differences = np.abs(expected[0] - found[0])
     difference = float(differences.max())
     moved = (expected[1] != found[1]) & ~(differences <= bound)

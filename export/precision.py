@@ -10,7 +10,7 @@ int8 (`quantise`): every Dense multiplies 8-bit integers, unsigned activations b
   reading 7-bit weights would cost a whole one.
 - Everything between two Dense stays float32, as do sums, biases and the final Sigmoid.
 
-fp16 (`halve`): weights and activations in half precision, for CUDA's tensor cores; inputs, their scaling and the
+fp16 (`to_fp16`): weights and activations in half precision, for CUDA's tensor cores; inputs, their scaling and the
 final Sigmoid stay float32.
 """
 
@@ -90,7 +90,7 @@ def _error(op: Operator, x: Array, scales: Array) -> float:
     """Mean squared error of a Dense in int8 that reads x / scales."""
     smooth = x / scales
     values = _scale_and_zero(min(0.0, float(smooth.min())), max(0.0, float(smooth.max())))
-    dense = _dense8(_rescaled(op, scales), "q", values)
+    dense = _dense_int8(_rescaled(op, scales), "q", values)
     width = len(scales)
     layer = Graph(
         {"x": Operator("input", width=width), "q": Operator("quantise", ("x",), values, width), "y": dense}, "y"
@@ -135,7 +135,7 @@ def _with_quantised(graph: Graph, ranges: Mapping[str, tuple[float, float]]) -> 
             if quantised not in ops:
                 values = _scale_and_zero(*ranges[x])
                 ops[quantised] = Operator("quantise", (x,), values, graph.ops[x].width, graph.ops[x].block)
-            ops[name] = _dense8(op, quantised, ops[quantised].values)
+            ops[name] = _dense_int8(op, quantised, ops[quantised].values)
         else:
             ops[name] = op
     return replace(graph, ops=ops)
@@ -149,7 +149,7 @@ def _scale_and_zero(low: float, high: float) -> dict[str, Array]:
     return {"scale": np.asarray(scale), "zero": np.clip(np.round(-low / scale), 0, _ACTIVATION_LEVELS)}
 
 
-def _dense8(op: Operator, quantised: str, activation: Mapping[str, Array]) -> Operator:
+def _dense_int8(op: Operator, quantised: str, activation: Mapping[str, Array]) -> Operator:
     weight, bias = op.values["weight"], op.values["bias"]
     scales = _weight_scales(weight)
     unit = scales * activation["scale"]
@@ -161,7 +161,7 @@ def _dense8(op: Operator, quantised: str, activation: Mapping[str, Array]) -> Op
         "scale": activation["scale"],
         "zero": activation["zero"],
     }
-    return replace(op, kind="dense8", inputs=(quantised,), values=values)
+    return replace(op, kind="dense_int8", inputs=(quantised,), values=values)
 
 
 def _weight_scales(weight: Array) -> Array:
@@ -185,7 +185,7 @@ def _quantised_concats(graph: Graph) -> Graph:
     return graph
 
 
-def halve(graph: Graph) -> Graph:
+def to_fp16(graph: Graph) -> Graph:
     """`graph` in fp16 from behind its inputs (and their scaling) to its logits.
 
     Raises ModelError where a weight does not fit into fp16.
@@ -200,6 +200,6 @@ def halve(graph: Graph) -> Graph:
         ops[name] = op if single else replace(op, inputs=tuple(half.get(i, i) for i in op.inputs))
         if single:
             half[name] = f"{name}.half"
-            ops[half[name]] = Operator("half", (name,), width=op.width, block=op.block)
-    logits = Operator("single", (graph.output,), width=graph.labels)
+            ops[half[name]] = Operator("to_fp16", (name,), width=op.width, block=op.block)
+    logits = Operator("to_fp32", (graph.output,), width=graph.labels)
     return Graph({**ops, "logits": logits}, "logits").live()

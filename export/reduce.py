@@ -33,7 +33,7 @@ def reduce(graph: Graph) -> Graph:
 def apply(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """`graph` with `rules` applied until none of them applies anywhere.
 
-    Last in, first out, and first in the order of the graph: a scale that travels meets those before it, and goes on as
+    Last in, first out, and first in the order of the graph: a scale that travels meets those before it and continues as
     one with them.
     """
     editor = Editor(graph)

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from export.build import Exported, Source, write
+from export.build import Exported, TracedCheckpoint
 from export.onnx_writer import node_count
-from export.plain import plain_export
-from export.speed import measure
-from export.videos import Videos
-from scorer.model.model import Model
-
-_PLAIN = "plain export"
+from export.timing import PLAIN, Timing
+from export.videos import VideoSample
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What was timed: videos/s by file name, the plain export's among them, and its size in bytes."""
-
-    rates: Mapping[str, float]
-    plain_bytes: int
-
-    def cells(self, name: str) -> list[str]:
-        return [f"{self.rates[name]:,.0f}", f"{self.rates[name] / self.rates[_PLAIN]:.2f}"]
-
-
-def time_files(source: Source, written: Sequence[Exported], check: Videos) -> Speed:
-    """Time each file against the plain export of the same checkpoint, about a second each.
-
-    Raises OSError where the temporary folder has no room for the plain export, ModelError where there can be none.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plain.onnx"
-        size = write(path, plain_export(source.model, source.checkpoint.config.inputs, source.metadata))
-        models = {_PLAIN: Model.open(str(path), device="cpu")}
-        models |= {exported.path.name: Model.open(str(exported.path), device="cpu") for exported in written}
-        return Speed(measure(models, check), size)
-
-
-def show(source: Source, written: Sequence[Exported], check: Videos, speed: Speed | None) -> None:
+def show(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample, timing: Timing | None) -> None:
     """Print tables on standard output."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(_graphs(source, written, speed))
-    if source.before is not None:
+    console.print(_graphs(traced, written, timing))
+    if traced.graph is not None:
         console.print("operators: nodes of ONNX; as trained: the network before it is reduced, written the same way")
-    if source.after is None:
+    if traced.reduced is None:
         console.print("export/tracing.py does not know this model's layers: it was exported plainly")
     console.print(_gates(written))
     console.print(f"checked on {check.source}, alone and in batches of up to 1,024")
@@ -62,19 +31,19 @@ def show(source: Source, written: Sequence[Exported], check: Videos, speed: Spee
         console.print("fp16 is for CUDA: on a CPU it is no faster than fp32")
 
 
-def _graphs(source: Source, written: Sequence[Exported], speed: Speed | None) -> Table:
-    columns = ["", "operators", "parameters", "FLOPs/video", "bytes", *(["videos/s", "x plain"] if speed else [])]
-    table = Table(*columns, title=source.checkpoint.config.name)
+def _graphs(traced: TracedCheckpoint, written: Sequence[Exported], timing: Timing | None) -> Table:
+    columns = ["", "operators", "parameters", "FLOPs/video", "bytes", *(["videos/s", "x plain"] if timing else [])]
+    table = Table(*columns, title=traced.checkpoint.config.name)
     for column in table.columns[1:]:
         column.justify = "right"
-    before, after = source.before, source.after
+    before, after = traced.graph, traced.reduced
     if before:
-        size = speed.plain_bytes if speed else 4 * before.parameters()
+        size = timing.plain_bytes if timing else 4 * before.parameters()
         row = _numbers(node_count(before), before.parameters(), before.flops(), size)
-        table.add_row("as trained", *row, *(speed.cells(_PLAIN) if speed else []))
+        table.add_row("as trained", *row, *(timing.cells(PLAIN) if timing else []))
     for exported in written:
         row = _numbers(exported.nodes, exported.parameters, after.flops() if after else 0, exported.bytes)
-        table.add_row(exported.path.name, *row, *(speed.cells(exported.path.name) if speed else []))
+        table.add_row(exported.path.name, *row, *(timing.cells(exported.path.name) if timing else []))
     return table
 
 
@@ -83,11 +52,11 @@ def _numbers(*values: int) -> list[str]:
 
 
 def _gates(written: Sequence[Exported]) -> Table:
-    table = Table("written", "against the checkpoint", "in other company")
+    table = Table("written", "against the checkpoint", "in other batches")
     for exported in written:
         bits = exported.report["independence"]["same_bits"]
-        company = "the same bits" if bits else f"within {exported.report['independence']['bound']:.0e}"
-        table.add_row(str(exported.path), _agreement(exported.report), company)
+        others = "the same bits" if bits else f"within {exported.report['independence']['bound']:.0e}"
+        table.add_row(str(exported.path), _agreement(exported.report), others)
     return table
 
 

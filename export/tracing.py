@@ -180,7 +180,7 @@ def _bottleneck(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
 
 def _average_block(t: _Tracer, module: Any, name: str, inputs: list[str]) -> str:
     residual = t.call(module.residual, _join(name, "residual"), inputs)
-    mean = t.scale(_join(name, "half"), t.add_up(_join(name, "add"), inputs[0], residual), 0.5)
+    mean = t.scale(_join(name, "to_fp16"), t.add_up(_join(name, "add"), inputs[0], residual), 0.5)
     return t.call(module.activation, _join(name, "activation"), [mean])
 
 

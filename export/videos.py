@@ -18,7 +18,7 @@ _READ = 1024
 
 
 @dataclass(frozen=True)
-class Videos:
+class VideoSample:
     """n videos. features: float32 (n, width) by name. labels: int64 CSR, values and splits. source: where from."""
 
     features: Features
@@ -39,7 +39,7 @@ class Videos:
         return {name: values[chosen] for name, values in self.features.items()}
 
 
-def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> Videos:
+def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> VideoSample:
     """Decode the first `limit` videos of shards with the scorer's reader.
 
     Raises InputError, ShardError or RecordError at the first fault, UsageError where there is no video at all.
@@ -62,12 +62,12 @@ def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: i
         raise InputError(f"{shards[0].address}: no videos", remedy="give shards that hold some")
     features = {name: np.concatenate([part[name] for part in parts]) for name in inputs}
     splits = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
-    return Videos(features, np.concatenate(values), splits, f"{read} videos of {len(shards)} shards")
+    return VideoSample(features, np.concatenate(values), splits, f"{read} videos of {len(shards)} shards")
 
 
-def random_videos(inputs: Mapping[str, int], count: int) -> Videos:
+def random_videos(inputs: Mapping[str, int], count: int) -> VideoSample:
     """Stand-ins where no shard is at hand: normal features of YouTube-8M's deviation, the same every time."""
     random = np.random.default_rng(0)
     features = {name: random.normal(0, 0.5, (count, width)).astype(np.float32) for name, width in inputs.items()}
     empty = np.zeros(0, np.int64)
-    return Videos(features, empty, np.zeros(count + 1, np.int64), f"{count} random vectors")
+    return VideoSample(features, empty, np.zeros(count + 1, np.int64), f"{count} random vectors")

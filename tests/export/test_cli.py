@@ -275,7 +275,7 @@ def test_a_full_temporary_folder_leaves_speed_unmeasured(
     def full(path: Path, proto: onnx.ModelProto) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("export.report.write", full)
+    monkeypatch.setattr("export.timing.write", full)
     save_run(tmp_path / "runs", "lstm")
     assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
     captured = capsys.readouterr()

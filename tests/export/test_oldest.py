@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.build import convert, open_source, write
+from export.build import convert, trace_checkpoint, write
 from export.videos import random_videos
 from scorer.model.model import Model
 from tests.export.small import CONFIGS, small_checkpoint
@@ -35,10 +35,10 @@ print(json.dumps({"version": onnxruntime.__version__, "scores": scores.tolist(),
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_oldest_runtime_gives_the_same_answers(name: str, precision: str, tmp_path: Path) -> None:
-    source = open_source(small_checkpoint(name))
-    videos = random_videos(source.inputs, 1024)
+    traced = trace_checkpoint(small_checkpoint(name))
+    videos = random_videos(traced.inputs, 1024)
     path = tmp_path / "model.onnx"
-    write(path, convert(source, precision, videos))
+    write(path, convert(traced, precision, videos))
     np.savez(tmp_path / "features.npz", allow_pickle=False, **videos.features)
     command = [OLDEST, "-W", "ignore", "-c", RUN, str(path), str(tmp_path / "features.npz")]
     old = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)

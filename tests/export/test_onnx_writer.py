@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from export.build import convert, open_source
+from export.build import convert, trace_checkpoint
 from export.onnx_writer import node_count, to_onnx
 from export.plain import plain_export
 from export.reduce import reduce
@@ -24,13 +24,13 @@ def test_a_feature_with_the_name_of_another_value_is_refused(name: str) -> None:
     config = replace(CONFIGS["lstm"], inputs=((name, 24), ("mean_audio", 6)))
     checkpoint = Checkpoint(config, dict(small_model(config).state_dict()), {})
     with pytest.raises(ModelError, match=f"a feature called '{name}' cannot be an input.*rename it"):
-        convert(open_source(checkpoint), "fp32", random_videos(dict(config.inputs), 1))
+        convert(trace_checkpoint(checkpoint), "fp32", random_videos(dict(config.inputs), 1))
 
 
 def test_an_input_may_have_a_name_that_reducing_would_give() -> None:
     config = replace(CONFIGS["lstm"], inputs=(("branches.0.recurrent.i", 24), ("mean_audio", 6)))
     checkpoint = Checkpoint(config, dict(small_model(config).state_dict()), {})
-    model = convert(open_source(checkpoint), "fp32", random_videos(dict(config.inputs), 1))
+    model = convert(trace_checkpoint(checkpoint), "fp32", random_videos(dict(config.inputs), 1))
     assert [value.name for value in model.graph.input] == ["branches.0.recurrent.i", "mean_audio", "k"]
 
 

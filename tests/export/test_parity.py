@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export import parity
 from export.parity import check_independence, check_parity, check_quality
-from export.videos import Features, Videos, random_videos
+from export.videos import Features, VideoSample, random_videos
 from scorer.errors import GateError
 from scorer.model.predictor import Predictions
 from tests.scorer.fakes import FACTS
@@ -23,16 +23,16 @@ LABELS = 30
 class Stub:
     """A model of one Dense layer whose answers a test may bend."""
 
-    def __init__(self, noise: float = 0.0, company: float = 0.0, inputs: Mapping[str, int] = INPUTS) -> None:
+    def __init__(self, noise: float = 0.0, leak: float = 0.0, inputs: Mapping[str, int] = INPUTS) -> None:
         self.facts = replace(FACTS, inputs=inputs, labels=LABELS)
         self.batch_size, self.slots, self.notes = 256, 1, list[str]()
-        self._noise, self._company = noise, company
+        self._noise, self._leak = noise, leak
         self.weight = np.random.default_rng(0).normal(size=(5, LABELS))
 
     def probabilities(self, features: Mapping[str, NDArray]) -> NDArray[np.float32]:
         x = features["mean_rgb"]
         noise = np.random.default_rng(1).normal(0, self._noise, (len(x), LABELS)) if self._noise else 0
-        logits = x @ self.weight + noise + self._company * x.max()
+        logits = x @ self.weight + noise + self._leak * x.max()
         return (1 / (1 + np.exp(-logits))).astype(np.float32)
 
     def run(self, features: Mapping[str, NDArray], k: int = 10) -> Predictions:
@@ -41,11 +41,11 @@ class Stub:
         return Predictions(np.take_along_axis(found, order, axis=1), order)
 
 
-def labelled(count: int) -> Videos:
+def labelled(count: int) -> VideoSample:
     """Videos whose labels are the best two of the unbent model."""
     videos = random_videos(INPUTS, count)
     best = Stub().run(videos.features, 2)[1]
-    return Videos(videos.features, best.ravel(), np.arange(0, 2 * count + 1, 2), "made up")
+    return VideoSample(videos.features, best.ravel(), np.arange(0, 2 * count + 1, 2), "made up")
 
 
 def reference(features: Features) -> NDArray[np.float32]:
@@ -117,7 +117,7 @@ def test_too_few_labels_leave_quality_unmeasured() -> None:
 
 def test_answers_that_depend_on_neighbours_fail() -> None:
     with pytest.raises(GateError) as caught:
-        check_independence(Stub(company=0.1), random_videos(INPUTS, 1100))
+        check_independence(Stub(leak=0.1), random_videos(INPUTS, 1100))
     for size in (17, 1):
         assert f"batches of {size} a score differs" in str(caught.value)
 

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from export.evaluate import evaluate
 from export.graph import Graph, Operator
 from export.onnx_writer import to_onnx
-from export.precision import _scale_and_zero, _weight_scales, halve, quantise, smooth_inputs
+from export.precision import _scale_and_zero, _weight_scales, quantise, smooth_inputs, to_fp16
 from export.reduce import reduce
 from export.tracing import trace
 from export.videos import Features, random_videos
@@ -139,7 +139,7 @@ def test_int8_wants_a_dense() -> None:
 @pytest.mark.parametrize("name", ["bilstm", "lstm-l2", "dmrnet"])
 def test_fp16_is_near(name: str, tmp_path: Path) -> None:
     graph, features = reduced(name)
-    onnx.save(to_onnx(halve(graph), "fp16", metadata(graph)), tmp_path / "model.onnx")
+    onnx.save(to_onnx(to_fp16(graph), "fp16", metadata(graph)), tmp_path / "model.onnx")
     assert np.abs(answers(tmp_path / "model.onnx", features) - probabilities(graph, features)).max() < 5e-3
 
 
@@ -148,7 +148,7 @@ def test_fp16_refuses_weights_that_it_cannot_hold() -> None:
     dense = graph.ops["classify"]
     huge = Operator("dense", dense.inputs, {**dense.values, "bias": dense.values["bias"] + 1e6}, dense.width)
     with pytest.raises(ModelError, match="fp16"):
-        halve(graph.with_ops({"classify": huge}))
+        to_fp16(graph.with_ops({"classify": huge}))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
