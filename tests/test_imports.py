@@ -192,7 +192,6 @@ def test_no_scorer_module_loads_torch() -> None:
 
 
 def test_scoring_loads_no_torch(tmp_path: Path) -> None:
-    """Also where torch is installed: `import tfrecord`, done carelessly, would load it."""
     model = save_model(tmp_path / "tiny.onnx")
     samples = sorted(str(path) for path in (ROOT / "samples").glob("*.tfrecord"))
     loaded = loaded_by([*samples, "--model", model, "-o", str(tmp_path / "preds.csv")], SCORE)

@@ -17,7 +17,7 @@ from typing import Any
 
 from scorer.errors import DeviceError, Yt8mError
 
-SCORER_PACKAGES = ("numpy", "crc32c", "tfrecord", "protobuf", "rich")
+SCORER_PACKAGES = ("numpy", "crc32c", "protobuf", "rich")
 TRAIN_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib")
 _CUDA_LIBRARIES = {  # what ONNX Runtime's CUDA provider loads, newest first
     "driver": ("libcuda.so.1", "nvcuda.dll"),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +14,8 @@ from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.kernels.limits import MAX_ID_BYTES
 
 MAX_LABELS = 1 << 16
-
-_T = TypeVar("_T")
+_OPTIONAL, _REPEATED = 1, 3  # these and the types are FieldDescriptorProto's
+_FLOAT, _INT64, _STRING, _BYTES = 2, 3, 9, 12
 
 
 class InvalidExample(Exception):
@@ -39,7 +36,7 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
     from google.protobuf.message import DecodeError
 
     try:
-        example = example_type().FromString(payload)
+        example = message_type("Example").FromString(payload)
     except DecodeError as error:
         raise InvalidExample(f"not a tf.Example ({error})") from None
     example.DiscardUnknownFields()  # for they would be serialised again below
@@ -49,7 +46,7 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
 
 
 def _values(features: Any, name: str, kind: str) -> Any:
-    """The list that feature `name` holds; empty when it holds nothing. Raises Unfit for another kind of list."""
+    """What the list in feature `name` holds, if anything. Raises InvalidExample for another kind of list."""
     feature = features[name]
     held = feature.WhichOneof("kind") or kind
     if held != kind:
@@ -113,22 +110,50 @@ def _labels(features: Any) -> bytes | None:
 
 
 @cache
-def example_type() -> Any:
-    """protobuf's tf.Example class, from the schema that the `tfrecord` package carries.
+def message_type(name: str) -> Any:
+    """protobuf's class of "Example" or "SequenceExample".
 
-    `import tfrecord` would import torch where torch is installed, so the generated module is loaded by its path.
+    They are kept in a pool of our own: TensorFlow in the same process registers its own under the same names.
     """
-    name = "tfrecord.example_pb2"
-    if name not in sys.modules:
-        folder = _found(importlib.util.find_spec("tfrecord")).submodule_search_locations
-        spec = _found(importlib.util.spec_from_file_location(name, Path(_found(folder)[0], "example_pb2.py")))
-        module = importlib.util.module_from_spec(spec)
-        _found(spec.loader).exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name].Example
+    from google.protobuf import descriptor_pool, message_factory
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(_schema())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.{name}"))
 
 
-def _found(thing: _T | None) -> _T:
-    if thing is None:
-        raise ImportError("the package tfrecord is not installed whole: pip install --force-reinstall tfrecord")
-    return thing
+def _schema() -> Any:
+    """tensorflow/core/example/feature.proto and example.proto."""
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+    file = FileDescriptorProto(name="yt8m/example.proto", package="tensorflow", syntax="proto3")
+    for name, kind in (("BytesList", _BYTES), ("FloatList", _FLOAT), ("Int64List", _INT64)):
+        _message(file.message_type, name, value=(kind, _REPEATED))
+    kinds = {"bytes_list": "BytesList", "float_list": "FloatList", "int64_list": "Int64List"}
+    feature = _message(file.message_type, "Feature", **kinds)
+    feature.oneof_decl.add(name="kind")
+    for field in feature.field:
+        field.oneof_index = 0
+    _map(_message(file.message_type, "Features"), "feature", "Feature")
+    _message(file.message_type, "FeatureList", feature=("Feature", _REPEATED))
+    _map(_message(file.message_type, "FeatureLists"), "feature_list", "FeatureList")
+    _message(file.message_type, "Example", features="Features")
+    _message(file.message_type, "SequenceExample", context="Features", feature_lists="FeatureLists")
+    return file
+
+
+def _message(messages: Any, name: str, **fields: Any) -> Any:
+    """Add a message to `messages`. Its fields, numbered from 1: a type or a message's name, or that and a label."""
+    message = messages.add(name=name)
+    for number, (field, what) in enumerate(fields.items(), 1):
+        kind, label = what if isinstance(what, tuple) else (what, _OPTIONAL)
+        typed = {"type_name": f".tensorflow.{kind}"} if isinstance(kind, str) else {"type": kind}
+        message.field.add(name=field, number=number, label=label, **typed)
+    return message
+
+
+def _map(message: Any, name: str, to: str) -> None:
+    """Give an empty message the field `name`, a map from strings to the message `to`."""
+    entry = f"{name.title().replace('_', '')}Entry"
+    _message(message.nested_type, entry, key=_STRING, value=to).options.map_entry = True
+    message.field.add(name=name, number=1, label=_REPEATED, type_name=f".tensorflow.{message.name}.{entry}")

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from scorer.inputs.protobuf import example_type
+
+def example_type() -> Any:
+    """tf.Example, from the schema that the `tfrecord` package carries.
+
+    `import tfrecord` would import torch where torch is installed, so the generated module is loaded by its path.
+    """
+    package = importlib.util.find_spec("tfrecord")
+    assert package
+    assert package.submodule_search_locations
+    place = Path(package.submodule_search_locations[0], "example_pb2.py")
+    spec = importlib.util.spec_from_file_location("example_pb2", place)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Example
+
 
 Example: Any = example_type()
 
