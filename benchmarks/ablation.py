@@ -1,7 +1,7 @@
-"""Why the paper's DMRNet failed: its setting with one thing changed at a time, and ours with one thing of the paper's.
+"""Why the report's DMRNet failed: its setting with one thing changed at a time, and ours with one of the report's.
 
     python -m benchmarks.ablation --out runs/ablation --plot docs/pictures/dmrnet_failure.png
-    python -m benchmarks.ablation --out runs/ablation --only 'paper*' --epochs 40
+    python -m benchmarks.ablation --out runs/ablation --only 'report*' --epochs 40
 
 BatchNorm can spoil the evaluation without spoiling the training: it is trained with each batch's own statistics and
 evaluated with running ones, which lag where steps are few and the momentum is high. So MAP@10 is taken twice after
@@ -51,15 +51,15 @@ THEIRS: Recipe = (
     replace(spec("dmrnet").published, bn_momentum=0.01),  # Keras' 0.99
     TrainConfig(loss="listwise", bias="zero", batch=BATCH, lr=1e-3, epochs=12),
 )
-"""As near to the paper's as is known: its averaging form, features as they are, Keras' defaults and plain Adam. How
+"""As near to the report's as is known: its averaging form, features as they are, Keras' defaults and plain Adam. How
 deep its DMRNet was is not known, so it is tried with one block a part and with four."""
 DEEP = {"input_blocks": 4, "joint_blocks": 4}
 OURS: Recipe = (
     replace(spec("dmrnet").recipe[0], width=spec("dmrnet").published.width),
     replace(spec("dmrnet").recipe[1], epochs=5, batch=1024, weights="torch"),
 )
-"""The default recipe, which has the paper's loss, as wide as the paper's, in as many epochs as tell variants apart; in
-batches and from output weights that suit so few epochs."""
+"""The default recipe, which has the report's loss, as wide as the report's, in as many epochs as tell variants apart;
+in batches and from output weights that suit so few epochs."""
 
 Changes = dict[str, dict[str, Any]]
 _MENDED: Changes = {
@@ -69,7 +69,7 @@ _MENDED: Changes = {
     "both of these": {"bn_momentum": 0.1, "bias": "prior"},
 }
 SIDES: dict[str, tuple[Recipe, Changes]] = {
-    "paper": (
+    "report": (
         THEIRS,
         _MENDED
         | {
@@ -79,7 +79,7 @@ SIDES: dict[str, tuple[Recipe, Changes]] = {
             "binary cross-entropy": {"loss": "bce"},
         },
     ),
-    "paper, deeper": (THEIRS, {change: DEEP | values for change, values in _MENDED.items()}),
+    "report, deeper": (THEIRS, {change: DEEP | values for change, values in _MENDED.items()}),
     "ours": (
         OURS,
         {
@@ -98,7 +98,7 @@ SIDES: dict[str, tuple[Recipe, Changes]] = {
 
 @dataclass
 class Variant:
-    """One row and one curve; its name is like "paper: batch 1,024"."""
+    """One row and one curve; its name is like "report: batch 1,024"."""
 
     side: str
     change: str
@@ -154,7 +154,7 @@ def with_fresh_statistics(model: nn.Module, inputs: Sequence[torch.Tensor]) -> n
 
 
 def variants(patterns: Sequence[str], epochs: int | None = None, batch: int | None = None) -> list[Variant]:
-    """Those whose names fit one of the patterns; `epochs` in place of each side's own, `batch` of the paper's."""
+    """Those whose names fit one of the patterns; `epochs` in place of each side's own, `batch` of the report's."""
     every = [
         Variant(side, change, changed(recipe, values | ({"epochs": epochs} if epochs else {})))
         for side, (recipe, changes) in SIDES.items()

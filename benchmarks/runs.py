@@ -40,7 +40,7 @@ from scorer.inputs.tfrecord import Shard
 from train.registry import build, config_from_json, names, spec
 
 MEASURES = ("MAP@10", "GAP@20", "Hit@1", "PERR")
-PAPERS_VIDEOS = 230_000
+REPORTS_VIDEOS = 230_000
 
 
 @dataclass
@@ -108,10 +108,10 @@ def curve(options: argparse.Namespace) -> None:
     for videos, _ in points[options.model[0]]:
         made.add_column(f"{videos:,}", justify="right")
     made.add_column("a doubling", justify="right")
-    made.add_column(f"{PAPERS_VIDEOS:,} by the line / by the last slope", justify="right")
+    made.add_column(f"{REPORTS_VIDEOS:,} by the line / by the last slope", justify="right")
     for model, seen in points.items():
         line, last = fit(seen), fit(seen[-2:])
-        far = f"{line.at(PAPERS_VIDEOS):.4f} / {last.at(PAPERS_VIDEOS):.4f}"
+        far = f"{line.at(REPORTS_VIDEOS):.4f} / {last.at(REPORTS_VIDEOS):.4f}"
         made.add_row(model, *(f"{quality:.4f}" for _, quality in seen), f"{line.slope:+.4f}", far)
     Console(width=None if sys.stdout.isatty() else 140).print(made)
     if options.plot:
@@ -143,22 +143,22 @@ def fit(points: Sequence[tuple[int, float]]) -> Line:
 
 
 def plot(points: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    """Points, the line through all, and the last slope, as far as the paper's number of videos."""
+    """Points, the line through all, and the last slope, as far as the report's number of videos."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for place, (model, seen) in enumerate(points.items()):
-        ends, line, last = [seen[0][0], PAPERS_VIDEOS], fit(seen), fit(seen[-2:])
+        ends, line, last = [seen[0][0], REPORTS_VIDEOS], fit(seen), fit(seen[-2:])
         axes.plot(*zip(*seen, strict=True), "o", color=f"C{place}", label=model)
         axes.plot(ends, [line.at(videos) for videos in ends], "--", color=f"C{place}", linewidth=1)
-        tail = [seen[-1][0], PAPERS_VIDEOS]
+        tail = [seen[-1][0], REPORTS_VIDEOS]
         axes.plot(tail, [last.at(videos) for videos in tail], ":", color=f"C{place}", linewidth=1)
-    axes.axvline(PAPERS_VIDEOS, color="0.6", linewidth=1)
+    axes.axvline(REPORTS_VIDEOS, color="0.6", linewidth=1)
     axes.set(title="broken: the line through all; dotted: the last slope", xlabel="training videos", ylabel="MAP@10")
     axes.set_xscale("log", base=2)
-    ticks = [videos for videos, _ in next(iter(points.values()))] + [PAPERS_VIDEOS]
+    ticks = [videos for videos, _ in next(iter(points.values()))] + [REPORTS_VIDEOS]
     axes.set_xticks(ticks, [f"{videos:,}" for videos in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

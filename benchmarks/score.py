@@ -111,7 +111,7 @@ def true_labels(shards: list[str]) -> Iterator[tuple[str, set[int]]]:
 
 
 def map_at_10(predictions: Path, truth: dict[str, set[int]]) -> float:
-    """The paper's MAP@10 from a predictions file: per video the precisions at its hits, over min(positives, 10)."""
+    """The report's MAP@10 from a predictions file: per video the precisions at its hits, over min(positives, 10)."""
     places, total = np.arange(1, 11), 0.0
     with predictions.open(newline="") as file:
         rows = csv.reader(file)

@@ -1,4 +1,4 @@
-"""A picture of a model by blocks, as trained beside as exported (the paper's Figures 3 and 7 show the former)."""
+"""A picture of a model by blocks, as trained beside as exported (the report's Figures 3 and 7 show the former)."""
 
 from __future__ import annotations
 

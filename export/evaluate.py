@@ -87,7 +87,7 @@ def _relu(x: NDArray) -> NDArray:
 
 
 def _lstm(op: Operator, x: NDArray, values: Mapping[str, NDArray]) -> NDArray:
-    """The paper's five equations, step by step: (B, steps * I) -> (B, D * H)."""
+    """The report's five equations, step by step: (B, steps * I) -> (B, D * H)."""
     pieces = x.reshape(len(x), op.steps, -1)
     last = []
     for direction, (w, r, b) in enumerate(zip(values["w"], values["r"], values["b"], strict=True)):

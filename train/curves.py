@@ -1,4 +1,4 @@
-"""A picture of a run: loss and MAP@10 per epoch, training and validation, as the paper's Figures 8 and 9 show them."""
+"""A picture of a run: loss and MAP@10 per epoch, training and validation, as the report's Figures 8 and 9 show them."""
 
 from __future__ import annotations
 

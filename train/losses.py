@@ -1,4 +1,4 @@
-"""The losses: the paper's listwise cross-entropy of normalised sigmoids, softmax cross-entropy, binary cross-entropy.
+"""The losses: the report's listwise cross-entropy of normalised sigmoids, softmax cross-entropy, binary cross-entropy.
 
 Labels stay sparse. A video's targets are its label indices (P of them, padded with -1) and a weight for each. All
 three losses are linear in the dense target y_j = sum of the weights whose index is j, so mixup needs no dense targets:
@@ -30,7 +30,7 @@ class Targets:
 
 
 def listwise(logits_BL: Tensor, targets: Targets) -> Tensor:
-    """The paper's loss, mean over videos: Keras' categorical_crossentropy on sigmoid outputs.
+    """The report's loss, mean over videos: Keras' categorical_crossentropy on sigmoid outputs.
 
     Keras divides the outputs by their sum, clips them and takes the cross-entropy with the multi-hot target as it is:
     p = sigmoid(z) / sum(sigmoid(z)), loss = -sum(y log clip(p)). Only the sum needs all labels; it counts as no smaller

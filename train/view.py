@@ -116,7 +116,7 @@ class _LiveTable:
 
 
 def print_table(rows: Sequence[tuple[str, Record]]) -> None:
-    """The models side by side on standard output, as the paper's Table 1: (name, measures) each."""
+    """The models side by side on standard output, as the report's Table 1: (name, measures) each."""
     table = Table(title="held-out videos", title_justify="left")
     table.add_column("model")
     for column in (*_COLUMNS[1:], "parameters", "epoch", "seconds"):

@@ -4,7 +4,7 @@ Definitions, each over the videos that have at least one label:
 
 - MAP@10: a video's average precision is the sum of the precision at each hit among its ten best, divided by
   min(positives, 10); MAP@10 is the mean (mean_average_precision_calculator.py of github.com/google/youtube-8m reads the
-  same per class; the paper takes it per video).
+  same per class; the report takes it per video).
 - GAP@k: the k best predictions of all videos in one list by descending confidence; the sum of the precision at each
   hit, divided by all positives (eval_util.py, `calculate_gap`). There the order of equal confidences is drawn at
   random; here its expectation is taken.

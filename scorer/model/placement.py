@@ -13,8 +13,8 @@ from scorer.model.runtime import CPU, CUDA, device_errors, open_cpu, open_cuda, 
 from scorer.model.slots import CpuSlot, Slot
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
-CUDA_BATCH = 4096  # 0.4 TFLOP of the paper's BiLSTM, some milliseconds, against microseconds to launch it
-_MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the paper's BiLSTM
+CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
+_MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
 _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
 
 

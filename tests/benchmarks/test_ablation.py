@@ -31,7 +31,7 @@ def test_variants_have_names_of_their_own_and_differ_from_their_side() -> None:
     assert [variant.change for variant in variants(["ours: *bias"])] == ["zero bias"]
 
 
-def test_a_smaller_batch_takes_the_place_of_the_papers_alone() -> None:
-    sizes = {variant.name: variant.recipe[1].batch for variant in variants(["paper:*"], epochs=2, batch=100)}
-    assert sizes.pop("paper: batch 1,024") == 1024
+def test_a_smaller_batch_takes_the_place_of_the_reports_alone() -> None:
+    sizes = {variant.name: variant.recipe[1].batch for variant in variants(["report:*"], epochs=2, batch=100)}
+    assert sizes.pop("report: batch 1,024") == 1024
     assert set(sizes.values()) == {100}

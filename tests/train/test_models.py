@@ -1,4 +1,4 @@
-"""The models against independent references: counts worked out by hand, the paper's equations, torch.nn.LSTM."""
+"""The models against independent references: counts worked out by hand, the report's equations, torch.nn.LSTM."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_parameters_of_the_papers_bilstm() -> None:
+def test_parameters_of_the_reports_bilstm() -> None:
     branches = sum(dense(f, 1024) + norm(1024) + 2 * cell(1024, 1024) + norm(2048) for f in (1024, 128))
     head = dense(4096, 4096) + norm(4096) + dense(4096, 3862)
     with torch.device("meta"):
         assert count(build(spec("bilstm").published)) == branches + head == 67_393_302
 
 
-def test_parameters_of_the_papers_lstm() -> None:
+def test_parameters_of_the_reports_lstm() -> None:
     branches = sum(dense(f, 512) + norm(512) + cell(512, 1024) + norm(1024) for f in (1024, 128))
     head = dense(2048, 4096) + norm(4096) + dense(4096, 3862)
     with torch.device("meta"):
@@ -78,8 +78,8 @@ def test_any_inputs_give_logits(name: Any, inputs: tuple[tuple[str, int], ...], 
         assert model(*(torch.randn(4, width) for _, width in inputs)).shape == (4, 7)
 
 
-def papers_cell(x: Tensor, h: Tensor, c: Tensor, cell: Recurrent, suffix: str) -> tuple[Tensor, Tensor]:
-    """The paper's five equations, one gate at a time."""
+def reports_cell(x: Tensor, h: Tensor, c: Tensor, cell: Recurrent, suffix: str) -> tuple[Tensor, Tensor]:
+    """The report's five equations, one gate at a time."""
     act = cell.activation
     w = dict(zip("ifgo", cell.get_parameter(f"weight_ih_l0{suffix}").chunk(4), strict=True))
     u = dict(zip("ifgo", cell.get_parameter(f"weight_hh_l0{suffix}").chunk(4), strict=True))
@@ -95,7 +95,7 @@ def papers_cell(x: Tensor, h: Tensor, c: Tensor, cell: Recurrent, suffix: str) -
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("name", ["lstm", "bilstm"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_recurrent_layer_is_the_papers_equations(name: Any, steps: int, activation: Any) -> None:
+def test_recurrent_layer_is_the_reports_equations(name: Any, steps: int, activation: Any) -> None:
     config = ModelConfig(name, embedding=3 * steps, hidden=5, steps=steps, cell=activation)
     recurrent = Recurrent(3, config, bidirectional=name == "bilstm")
     x = torch.randn(6, steps, 3)
@@ -103,7 +103,7 @@ def test_recurrent_layer_is_the_papers_equations(name: Any, steps: int, activati
     for suffix in ("", "_reverse") if name == "bilstm" else ("",):
         h = c = torch.zeros(6, 5)
         for step in reversed(range(steps)) if suffix else range(steps):
-            h, c = papers_cell(x[:, step], h, c, recurrent, suffix)
+            h, c = reports_cell(x[:, step], h, c, recurrent, suffix)
         outputs.append(h)
     torch.testing.assert_close(recurrent(x), torch.cat(outputs, dim=1))
 
