@@ -42,8 +42,9 @@ PRECISIONS = ("fp32", "fp16", "int8")
 class TracedCheckpoint:
     """A checkpoint opened for export.
 
-    model: in evaluation mode. reference: its probabilities. graph, reduced: as it was trained and with what can be left
-    out, both None for a model that export/tracing.py cannot read. metadata: all that does not depend on the precision.
+    model: in evaluation mode. reference: its probabilities. graph, reduced: as it was trained, and without what can
+    be left out; both None for a model with layers that have no translation (export/tracing.py). metadata:
+    all that does not depend on the precision.
     """
 
     checkpoint: Checkpoint
@@ -137,7 +138,7 @@ def convert(traced: TracedCheckpoint, precision: str, calibration: VideoSample) 
     """The ONNX model of `traced` in `precision`. Raises ModelError where that cannot be."""
     metadata = {**traced.metadata, "yt8m.precision": precision, "yt8m.parity": "{}", "yt8m.operators": "[]"}
     if traced.reduced is None and precision != "fp32":
-        raise ModelError(f"{precision} needs a model of train/models/", remedy="choose --precision fp32")
+        raise ModelError(f"{precision} needs a model of train/models/", remedy="export it in fp32")
     if traced.reduced is None:
         proto = plain_export(traced.model, traced.checkpoint.config.inputs, metadata)
     elif precision == "int8":

@@ -48,7 +48,7 @@ def quantise(graph: Graph, features: Features) -> Graph:
     Raises ModelError for a graph without a Dense.
     """
     if not _dense(graph):
-        raise ModelError("int8 needs a Dense layer, and this model has none", remedy="choose --precision fp32")
+        raise ModelError("int8 needs a Dense layer, and this model has none", remedy="export it in fp32")
     graph = smooth_inputs(graph, features)
     ranges = activation_ranges(graph, {op.inputs[0] for op in _dense(graph).values()}, features)
     return _quantised_concats(_with_quantised(graph, ranges))
@@ -192,7 +192,7 @@ def to_fp16(graph: Graph) -> Graph:
     """
     largest = max((float(np.abs(v).max()) for op in graph.ops.values() for v in op.values.values()), default=0.0)
     if largest > float(np.finfo(np.float16).max):
-        raise ModelError(f"a weight of {largest:.3g} does not fit into fp16", remedy="choose --precision fp32")
+        raise ModelError(f"a weight of {largest:.3g} does not fit into fp16", remedy="export it in fp32")
     ops: dict[str, Operator] = {}
     half: dict[str, str] = {}
     for name, op in graph.ops.items():

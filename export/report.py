@@ -22,7 +22,7 @@ def show(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSamp
     if traced.graph is not None:
         console.print("operators: nodes of ONNX; as trained: the network before it is reduced, written the same way")
     if traced.reduced is None:
-        console.print("export/tracing.py does not know this model's layers: it was exported plainly")
+        console.print("this model has layers without a method `trace`: it was exported plainly, by torch.onnx.export")
     console.print(_gates(written))
     console.print(f"checked on {check.source}, alone and in batches of up to 1,024")
     if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):

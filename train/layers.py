@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import ModelConfig
+from train.registry import Tracer, join
 
 EPSILON = 1e-6
 """Added to a vector's mean square before the root, for vectors of zeros; ONNX Runtime's fusions lose one of 1e-12."""
@@ -55,6 +56,19 @@ class Scaling(nn.Module):
         if self.scaling == "standard":
             return (x_BF - self.mean) / self.std
         return x_BF
+
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        """ "l2": x / sqrt(mean(x * x) + eps) is sqrt(F) * x / sqrt(sum(x * x) + F * eps)."""
+        (x,) = inputs
+        if self.scaling == "raw":
+            return x
+        if self.scaling == "standard":
+            scale = 1 / self.std.double()
+            return tracer.scale(name, x, scale, -self.mean.double() * scale)
+        if self.scaling == "fisher":
+            x = tracer.scale(join(name, "weight"), x, self.weight)
+        width = tracer.width(x)
+        return tracer.scale(name, tracer.unary(join(name, "unit"), "normalise", x, eps=EPSILON * width), width**0.5)
 
 
 def scalings(model: nn.Module) -> list[Scaling]:

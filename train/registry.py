@@ -8,10 +8,10 @@ PyTorch's own exporter does it, in fp32 alone.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from scorer.errors import ModelError, UsageError
 from train import models
@@ -50,6 +50,9 @@ class Tracer(Protocol):
     def call(self, module: nn.Module, name: str, inputs: list[str]) -> str:
         """All of a module."""
 
+    def chain(self, module: nn.Module, name: str, parts: Sequence[str], x: str) -> str:
+        """The children of `module` that are called `parts`, each of what the one before gives."""
+
     def width(self, name: str) -> int:
         """How wide a result is."""
 
@@ -64,6 +67,17 @@ class Tracer(Protocol):
 
     def concat(self, name: str, inputs: list[str]) -> str:
         """Side by side."""
+
+    def lstm(self, name: str, x: str, gates: Mapping[str, Any], steps: int, cell: Literal["tanh", "relu"]) -> str:
+        """The last hidden state of each direction, from a zero state over `steps` pieces of x.
+
+        gates: w (directions, 4H, width of a piece), r (directions, 4H, H), b (directions, 4H), in PyTorch's order.
+        """
+
+
+def join(name: str, part: str) -> str:
+    """The name of a module's part: `join("branches.0", "dense")` is "branches.0.dense"."""
+    return f"{name}.{part}" if name else part
 
 
 def names() -> tuple[str, ...]:

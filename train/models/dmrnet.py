@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from train.config import DISTILLATION, ModelConfig
 from train.layers import Scaling, batch_norm
-from train.registry import COMMON, ModelSpec
+from train.registry import COMMON, ModelSpec, Tracer, join
 
 
 class FcBlock(nn.Module):
@@ -31,6 +31,9 @@ class FcBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.activation(self.norm(self.dense(x))))
 
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        return tracer.chain(self, name, ("dense", "norm", "activation", "dropout"), inputs[0])
+
 
 class Bottleneck(nn.Module):
     """A residual branch: an fc_block down to W / bottleneck, then Dense and BatchNorm back to W: (B, W) -> (B, W)."""
@@ -45,6 +48,9 @@ class Bottleneck(nn.Module):
     def forward(self, x_BW: Tensor) -> Tensor:
         return self.norm(self.dense(self.narrow(x_BW)))
 
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        return tracer.chain(self, name, ("narrow", "dense", "norm"), inputs[0])
+
 
 class AverageBlock(nn.Module):
     """The report's Figure 3: a bottleneck averaged with the identity, then LeakyReLU: (B, W) -> (B, W)."""
@@ -56,6 +62,10 @@ class AverageBlock(nn.Module):
 
     def forward(self, x_BW: Tensor) -> Tensor:
         return self.activation((x_BW + self.residual(x_BW)) / 2)
+
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        total = tracer.add_up(join(name, "add"), inputs[0], tracer.chain(self, name, ("residual",), inputs[0]))
+        return tracer.chain(self, name, ("activation",), tracer.scale(join(name, "half"), total, 0.5))
 
 
 class MergeAndRunBlock(nn.Module):
@@ -86,6 +96,24 @@ class MergeAndRun(nn.Module):
             mean_BW = (upper_BW + lower_BW) / 2
         return mean_BW
 
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        lines = [inputs[0], inputs[0]]
+        for index, block in self.blocks.named_children():
+            part = join(name, f"blocks.{index}")
+            lines = self._trace_block(tracer, block, part, lines, _trace_mean(tracer, part, lines))
+        return _trace_mean(tracer, name, lines)
+
+    def _trace_block(self, tracer: Tracer, block: nn.Module, name: str, lines: list[str], mean: str) -> list[str]:
+        results = []
+        for line, x in zip(("upper", "lower"), lines, strict=True):
+            total = tracer.add_up(f"{name}.{line}.add", tracer.chain(block, name, (line,), x), mean)
+            results.append(tracer.call(block.get_submodule("activation"), f"{name}.{line}.activation", [total]))
+        return results
+
+
+def _trace_mean(tracer: Tracer, name: str, lines: list[str]) -> str:
+    return tracer.scale(join(name, "mean"), tracer.add_up(join(name, "sum"), *lines), 0.5)
+
 
 class DMRNet(nn.Module):
     """Per input an fc_block and merge-and-run blocks; concatenated, more of these blocks, an fc_block back to the
@@ -107,6 +135,13 @@ class DMRNet(nn.Module):
         scaled = [scale(x_BF) for scale, x_BF in zip(self.scales, inputs, strict=True)]
         x = torch.cat([branch(x_BF) for branch, x_BF in zip(self.branches, scaled, strict=True)], dim=1)
         return self.classify(self.last(self.joint(x)))
+
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        branches = []
+        for i, (scale, branch, x) in enumerate(zip(self.scales, self.branches, inputs, strict=True)):
+            scaled = tracer.call(scale, join(name, f"scales.{i}"), [x])
+            branches.append(tracer.call(branch, join(name, f"branches.{i}"), [scaled]))
+        return tracer.chain(self, name, ("joint", "last", "classify"), tracer.concat(join(name, "concat"), branches))
 
 
 def _blocks(count: int, width: int, config: ModelConfig) -> nn.Module:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from train.config import DISTILLATION, ModelConfig
 from train.layers import Scaling, batch_norm
-from train.registry import COMMON, ModelSpec
+from train.registry import COMMON, ModelSpec, Tracer, join
 
 
 class Recurrent(nn.LSTM):
@@ -77,6 +77,16 @@ class Recurrent(nn.LSTM):
             h = torch.sigmoid(o) * self.activation(c)
         return h
 
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        """The whole LSTM, dead weights included: export takes them out."""
+
+        def stacked(*kinds: str) -> Tensor:
+            each = [[self.get_parameter(f"{kind}_l0{d}").double() for kind in kinds] for d in self.directions]
+            return torch.stack([torch.stack(weights).sum(0) for weights in each])
+
+        gates = {"w": stacked("weight_ih"), "r": stacked("weight_hh"), "b": stacked("bias_ih", "bias_hh")}
+        return tracer.lstm(name, inputs[0], gates, self.steps, "tanh" if self.activation is torch.tanh else "relu")
+
 
 class RecurrentBranch(nn.Module):
     """One input's way: Dense tanh, BatchNorm, cut into steps, recurrent layer, BatchNorm, Dropout: (B, F) -> (B, D)."""
@@ -95,6 +105,10 @@ class RecurrentBranch(nn.Module):
         x_BE = self.norm(torch.tanh(self.dense(self.scale(x_BF))))
         x_BSE = x_BE.unflatten(1, (self.steps, -1))
         return self.dropout(self.recurrent_norm(self.recurrent(x_BSE)))
+
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        x = tracer.unary(join(name, "tanh"), "tanh", tracer.chain(self, name, ("scale", "dense"), inputs[0]))
+        return tracer.chain(self, name, ("norm", "recurrent", "recurrent_norm", "dropout"), x)
 
 
 class RecurrentNet(nn.Module):
@@ -117,6 +131,13 @@ class RecurrentNet(nn.Module):
         x = torch.cat([branch(x_BF) for branch, x_BF in zip(self.branches, inputs, strict=True)], dim=1)
         x = self.norm(torch.tanh(self.dense(x)))
         return self.classify(self.dropout(self.activation(x)))
+
+    def trace(self, tracer: Tracer, name: str, inputs: list[str]) -> str:
+        named = zip(self.branches.named_children(), inputs, strict=True)
+        branches = [tracer.call(branch, join(name, f"branches.{i}"), [x]) for (i, branch), x in named]
+        x = tracer.call(self.dense, join(name, "dense"), [tracer.concat(join(name, "concat"), branches)])
+        x = tracer.unary(join(name, "tanh"), "tanh", x)
+        return tracer.chain(self, name, ("norm", "activation", "dropout", "classify"), x)
 
 
 SETTINGS = (*COMMON, "embedding", "hidden", "head", "steps", "cell", "cell_dropout")
