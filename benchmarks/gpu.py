@@ -31,7 +31,7 @@ from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.contract import OUTPUTS
 from scorer.model.model import Model
-from scorer.model.runtime import import_runtime, open_cuda, without_graph
+from scorer.model.runtime import import_runtime, open_cuda
 from scorer.system.signals import StopRequest
 
 K = 10
@@ -84,10 +84,7 @@ class Resident:
     def __init__(self, path: str, model: Model, gpu: int, tf32: bool, *, graph: bool) -> None:
         runtime = import_runtime()
         self.size = model.batch_size
-        self.session = open_cuda(runtime, path, gpu, tf32=tf32)
-        self.options = runtime.RunOptions() if graph else without_graph(runtime)
-        if graph:
-            self.options.add_run_config_entry("gpu_graph_id", "1")
+        self.session = open_cuda(runtime, path, gpu, tf32=tf32, graphs=graph)
         kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
         random = np.random.default_rng(0)
         tensors = {
@@ -109,7 +106,7 @@ class Resident:
         """Videos/s, one run after the other."""
         runs, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
-            self.session.run_with_iobinding(self.binding, self.options)
+            self.session.run_with_iobinding(self.binding)
             runs += 1
         return runs * self.size / (time.perf_counter() - began)
 

@@ -18,6 +18,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import ONNX Runtime by themselves
 
+
 @pytest.fixture(scope="session")
 def cuda_stub(tmp_path_factory: pytest.TempPathFactory) -> CudaStub:
     """Stand-ins for NVIDIA's libraries, for tests marked `needs_provider`."""

@@ -34,7 +34,7 @@ class Contract:
     metadata: dict[str, str]
 
 
-def read_contract(path: str, session: Session, run_options: Any = None) -> Contract:
+def read_contract(path: str, session: Session) -> Contract:
     """What the model in `session` promises, and one run that keeps it.
 
     Raises:
@@ -48,7 +48,7 @@ def read_contract(path: str, session: Session, run_options: Any = None) -> Contr
         _check_outputs(session)
         labels, names = _read_labels(metadata)
         contract = Contract(inputs, dtype, labels, names, metadata)
-        _check_answer(session, contract, run_options)
+        _check_answer(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
     return contract
@@ -108,7 +108,7 @@ def _read_names(text: str) -> Any:
         raise ValueError("its yt8m.names is nested too deeply") from None
 
 
-def _check_answer(session: Session, contract: Contract, run_options: Any) -> None:
+def _check_answer(session: Session, contract: Contract) -> None:
     """Ask about two videos for every label, so that what can only fail in a run fails before any shard is read.
 
     Their features are small and not zero, which a model that scales by the norm could not take.
@@ -119,7 +119,7 @@ def _check_answer(session: Session, contract: Contract, run_options: Any) -> Non
     }
     feed["k"] = np.array([contract.labels], np.int64)
     try:
-        scores, labels = session.run(OUTPUTS, feed, run_options)
+        scores, labels = session.run(OUTPUTS, feed)
     except Exception as error:
         if session.get_providers()[0] != CPU:
             raise

@@ -4,37 +4,49 @@
 
 Copies go through the CUDA runtime that ONNX Runtime itself has loaded, called by ctypes, which lets go of Python's
 lock; ONNX Runtime's own Python copies hold it. A batch always runs at full size, and what lies behind the rows of a
-smaller one is computed and thrown away: one shape means one plan, one CUDA graph and the same kernels, hence the same
-bits, for every video.
+smaller one is computed and thrown away: cuBLAS chooses its kernels by the size, so one size means the same kernels,
+hence the same bits, for every video.
+
+A slot has a thread of its own, in which its session is opened, fitted and run. ONNX Runtime gives each thread that runs
+a session a stream and handles of cuBLAS and cuDNN, which takes milliseconds and memory, and takes them back as late as
+another thread comes; one thread makes them once.
+
+CUDA graphs are not used: CUDA refuses all threads' allocations while one captures, and there is little to gain, some 60
+launches of microseconds beside a batch's milliseconds of work, which another slot's kernels fill. `benchmarks.gpu`
+measures a session with and without.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import errno
 import math
 import mmap
-import time
+import queue
+import threading
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
-from scorer.model.contract import OUTPUTS
+from scorer.model.contract import OUTPUTS, Contract, read_contract
 from scorer.model.predictor import Features, Predictions
-from scorer.model.runtime import CUDA, Session, without_graph
+from scorer.model.runtime import Session, device_errors, open_cuda
+from scorer.model.ties import SPARE, best, undecided
 
 Array: TypeAlias = NDArray[Any]
+R = TypeVar("R")
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_PROPERTIES_BYTES = 1 << 14  # of cudaDeviceProp, generously; it begins with the name
 _LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
-_TRIALS = 5
 
 
 class CudaRuntime:
@@ -47,20 +59,27 @@ class CudaRuntime:
         """Make `device` the one that the calling thread speaks to."""
         self._call("cudaSetDevice", ctypes.c_int(device))
 
+    def name(self, device: int) -> str:
+        """What the vendor calls `device`."""
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        self._call("cudaGetDeviceProperties", properties, ctypes.c_int(device))
+        return properties.value.decode(errors="replace")
+
     def page_locked(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A zeroed array that the GPU reads and writes by itself, without the CPU."""
         count = math.prod(shape)
         size = -(-count * np.dtype(dtype).itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-        owner = np.frombuffer(mmap.mmap(-1, size), dtype, count)  # whole pages: no page may be locked twice
+        owner = np.frombuffer(_pages(size), dtype, count)  # whole pages: no page may be locked twice
         pointer = ctypes.c_void_p(owner.ctypes.data)
         self._call("cudaHostRegister", pointer, ctypes.c_size_t(size), ctypes.c_uint(0))
         weakref.finalize(owner, self._library.cudaHostUnregister, pointer)
         return owner.reshape(shape)
 
     def stream(self) -> ctypes.c_void_p:
-        """A queue of copies that waits for no other queue."""
+        """A queue of copies that waits for no other queue; it lives as long as what is returned."""
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreateWithFlags", ctypes.byref(stream), ctypes.c_uint(_NON_BLOCKING))
+        weakref.finalize(stream, self._library.cudaStreamDestroy, ctypes.c_void_p(stream.value))
         return stream
 
     def upload(self, pointer: int, array: Array, stream: ctypes.c_void_p) -> None:
@@ -81,12 +100,23 @@ class CudaRuntime:
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
+        if code != 0:
+            self._library.cudaGetLastError()  # else ONNX Runtime would find this error and take it for its own
         if code == _OUT_OF_MEMORY:
             raise MemoryError(name)
         if code != 0:
             self._library.cudaGetErrorString.restype = ctypes.c_char_p
             words = self._library.cudaGetErrorString(ctypes.c_int(code)) or b"unknown error"
             raise DeviceError(f"CUDA failed: {name}: {words.decode()}", remedy="see nvidia-smi and `yt8m doctor`")
+
+
+def _pages(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"{size:,} bytes of main memory") from None
+        raise
 
 
 def _load_library() -> Any:
@@ -107,93 +137,136 @@ class Buffers:
     binding: Any  # onnxruntime.IOBinding
 
 
-class CudaSlot:
-    """A session on one GPU, and buffers for one batch. One thread at a time may use it."""
+class OwnThread:
+    """A thread that does what it is asked to, one call after the other. It ends once this object is gone."""
 
-    def __init__(self, runtime: Any, session: Session, device: int, cuda: CudaRuntime) -> None:
-        """
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        threading.Thread(target=_answer, args=(self._calls,), name=name, daemon=True).start()
+        weakref.finalize(self, self._calls.put, None)
+
+    def do(self, function: Callable[..., R], *arguments: Any) -> R:
+        """`function(*arguments)`, there; waits for it. Raises what it raises."""
+        call = _Call(function, arguments)
+        self._calls.put(call)
+        result: R = call.result.result()
+        return result
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    result: Future[Any] = field(default_factory=Future)
+
+
+def _answer(calls: queue.SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        try:
+            call.result.set_result(call.function(*call.arguments))
+        except BaseException as error:
+            call.result.set_exception(error)
+        del call  # what it holds may be the last reference to the thread's owner
+
+
+class CudaSlot:
+    """A session on one GPU, and buffers for one batch. One caller at a time may use it."""
+
+    def __init__(self, runtime: Any, path: str, gpu: int, cuda: CudaRuntime, *, tf32: bool) -> None:
+        """Open the model at `path` on GPU number `gpu`.
+
         Args:
             runtime: the module onnxruntime.
-            session: its session on GPU number `device`, used by this slot alone.
+
+        Raises what `scorer.model.runtime.open_cuda` raises.
         """
         self._runtime = runtime
-        self._session = session
-        self._device = device
+        self._gpu = gpu
         self._cuda = cuda
-        self._options: Any = None
-        self._graph_id = 0
+        self._thread = OwnThread(f"cuda:{gpu}")
+        self._session: Session = self._thread.do(lambda: open_cuda(runtime, path, gpu, tf32=tf32))
         self._stream: ctypes.c_void_p | None = None
         self._buffers: Buffers | None = None
+        self._labels = 0
 
-    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
-        """Make buffers for batches of `size` and `k` labels each.
+    def contract(self, path: str) -> Contract:
+        """What the model promises. Raises what `scorer.model.contract.read_contract` raises, and DeviceError."""
+        with device_errors(f"cuda:{self._gpu}"):
+            return self._thread.do(read_contract, path, self._session)
 
-        No other slot may run meanwhile, since CUDA refuses allocations while a graph is being captured.
+    def fit(self, contract: Contract, size: int, k: int) -> None:
+        """Make buffers for batches of `size` and `k` labels each, and run once: what memory that takes is taken now.
 
         Raises:
             MemoryError: the GPU has not enough.
         """
-        self._cuda.use(self._device)
-        self._stream = self._stream or self._cuda.stream()
-        self._buffers = None
-        shapes: dict[str, tuple[tuple[int, int], Any]] = {
-            name: ((size, width), dtype) for name, width in inputs.items()
-        }
-        shapes |= {"scores": ((size, k), np.float32), "labels": ((size, k), np.int64)}
-        make = self._runtime.OrtValue.ortvalue_from_shape_and_type
-        tensors = {name: make(list(shape), kind, "cuda", self._device) for name, (shape, kind) in shapes.items()}
-        arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
-        tensors["k"] = self._runtime.OrtValue.ortvalue_from_numpy(np.array([k], np.int64))
-        buffers = Buffers(arrays, tensors, self._bind(tensors))
-        for name in inputs:
-            self._cuda.upload(tensors[name].data_ptr(), arrays[name], self._stream)  # zeros
-        self._cuda.wait(self._stream)
-        self._choose_graph(buffers)
-        self._buffers = buffers
+        self._thread.do(self._fit, contract, size, k)
 
     def run(self, features: Features, k: int) -> Predictions:
         """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
+        return self._thread.do(self._run, features, k)
+
+    def _fit(self, contract: Contract, size: int, k: int) -> None:
+        self._cuda.use(self._gpu)
+        self._stream = self._stream or self._cuda.stream()
+        self._buffers = None
+        self._labels = contract.labels
+        columns = min(k + SPARE, self._labels)
+        shapes: dict[str, tuple[tuple[int, int], Any]] = {
+            name: ((size, width), contract.dtype) for name, width in contract.inputs.items()
+        }
+        shapes |= {"scores": ((size, columns), np.float32), "labels": ((size, columns), np.int64)}
+        make = self._runtime.OrtValue.ortvalue_from_shape_and_type
+        tensors = {name: make(list(shape), kind, "cuda", self._gpu) for name, (shape, kind) in shapes.items()}
+        arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
+        tensors["k"] = self._runtime.OrtValue.ortvalue_from_numpy(np.array([columns], np.int64))
+        buffers = Buffers(arrays, tensors, self._bind(tensors))
+        for name in contract.inputs:
+            self._cuda.upload(tensors[name].data_ptr(), arrays[name], self._stream)  # zeros
+        self._cuda.wait(self._stream)
+        self._session.run_with_iobinding(buffers.binding)
+        self._buffers = buffers
+
+    def _run(self, features: Features, k: int) -> Predictions:
         buffers, stream = self._buffers, self._stream
         if buffers is None or stream is None:
-            raise DeviceError(f"cuda:{self._device} could not be set up")
-        self._cuda.use(self._device)
+            raise DeviceError(f"cuda:{self._gpu} could not be set up")
         videos = len(next(iter(features.values())))
         for name, values in features.items():
             staged = buffers.arrays[name][:videos]
             np.copyto(staged, values)
             self._cuda.upload(buffers.tensors[name].data_ptr(), staged, stream)
         self._cuda.wait(stream)
-        self._session.run_with_iobinding(buffers.binding, self._options)
-        scores, labels = buffers.arrays["scores"], buffers.arrays["labels"]
-        self._cuda.download(scores, buffers.tensors["scores"].data_ptr(), stream)
-        self._cuda.download(labels, buffers.tensors["labels"].data_ptr(), stream)
+        self._session.run_with_iobinding(buffers.binding)
+        for name in OUTPUTS:
+            self._cuda.download(buffers.arrays[name], buffers.tensors[name].data_ptr(), stream)
         self._cuda.wait(stream)
-        return Predictions(scores[:videos, :k].copy(), labels[:videos, :k].copy())
+        return self._best(buffers, Predictions(*(buffers.arrays[name][:videos] for name in OUTPUTS)), k)
 
-    def _bind(self, tensors: Mapping[str, Any]) -> Any:
+    def _best(self, buffers: Buffers, found: Predictions, k: int) -> Predictions:
+        """The `k` best of more; all labels decide where equal scores may go on beyond those found."""
+        predictions = best(found, k)
+        rows = undecided(found, k)
+        if len(rows) and found.scores.shape[1] < self._labels:
+            scores, labels = self._every_label(buffers)
+            decided = best(Predictions(scores[rows], labels[rows]), k)
+            predictions.scores[rows], predictions.labels[rows] = decided
+        return predictions
+
+    def _every_label(self, buffers: Buffers) -> Sequence[Array]:
+        """Scores and labels, (size, labels) each, of the features that the last run left on the GPU."""
+        every = self._runtime.OrtValue.ortvalue_from_numpy(np.array([self._labels], np.int64))
+        binding = self._bind({**buffers.tensors, "k": every}, but=OUTPUTS)
+        for name in OUTPUTS:
+            binding.bind_output(name)  # in main memory
+        self._session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
+
+    def _bind(self, tensors: Mapping[str, Any], but: Sequence[str] = ()) -> Any:
         """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""
         binding = self._session.io_binding()
         for name, tensor in tensors.items():
             bind = binding.bind_ortvalue_output if name in OUTPUTS else binding.bind_ortvalue_input
-            bind(name, tensor)
+            if name not in but:
+                bind(name, tensor)
         return binding
-
-    def _choose_graph(self, buffers: Buffers) -> None:
-        """Replay the session as one CUDA graph where that is possible and faster."""
-        self._options = without_graph(self._runtime)
-        if self._session.get_provider_options().get(CUDA, {}).get("enable_cuda_graph") != "1":
-            return
-        plain, graph = self._options, self._runtime.RunOptions()
-        self._graph_id += 1  # an earlier graph would write to the buffers it was captured with
-        graph.add_run_config_entry("gpu_graph_id", str(self._graph_id))
-        with contextlib.suppress(Exception):  # whatever stands against a capture, the plain run does without
-            self._options = min((plain, graph), key=lambda options: self._seconds(buffers, options))
-
-    def _seconds(self, buffers: Buffers, options: Any) -> float:
-        """The best of a few runs, after one that warms up and captures the graph if `options` ask for it."""
-        times = []
-        for _ in range(_TRIALS):
-            began = time.perf_counter()
-            self._session.run_with_iobinding(buffers.binding, options)
-            times.append(time.perf_counter() - began)
-        return min(times[1:])

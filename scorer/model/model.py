@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from scorer.errors import ModelError, UsageError
-from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import stamp, validate_and_hash
-from scorer.model.placement import place
+from scorer.model.placement import Wishes, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
-from scorer.model.runtime import BOTH_INSTALLED, CPU, import_runtime, installed_runtimes
+from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
 from scorer.model.slots import SlotPool
 from scorer.system.cores import usable_cores
 
@@ -56,7 +55,7 @@ class Model:
         """
         before, sha256 = stamp(path), validate_and_hash(path)
         runtime = import_runtime()
-        placed = place(runtime, path, device, max(1, threads or usable_cores()), tf32)
+        placed = place(runtime, path, device, Wishes(max(1, threads or usable_cores()), batch_size, tf32))
         if stamp(path) != before:
             raise ModelError(f"{path} changed while it was opened", remedy="try again")
         contract = placed.contract
@@ -68,21 +67,12 @@ class Model:
             labels=contract.labels,
             names=contract.names,
             metadata=contract.metadata,
-            runtime=f"onnxruntime {runtime.__version__}" + (" TF32" if tf32 and placed.provider != CPU else ""),
+            runtime=f"onnxruntime {runtime.__version__}{placed.engine}",
             device=placed.device,
             provider=placed.provider,
             reason=placed.reason,
         )
-        pool = SlotPool(
-            placed.slots,
-            placed.device,
-            contract.inputs,
-            contract.dtype,
-            batch_size or placed.batch_size,
-            min(DEFAULT_K, contract.labels),
-            Fp16Conversion(runtime) if contract.dtype is np.float16 else None,
-        )
-        return cls(facts, pool)
+        return cls(facts, placed.pool)
 
     @property
     def batch_size(self) -> int:

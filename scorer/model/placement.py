@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.contract import Contract, read_contract
-from scorer.model.runtime import CPU, CUDA, device_errors, open_cpu, open_cuda, without_graph
-from scorer.model.slots import CpuSlot, Slot
+from scorer.model.fp16 import Fp16Conversion
+from scorer.model.predictor import DEFAULT_K
+from scorer.model.runtime import CPU, CUDA, load_cuda, open_cpu
+from scorer.model.slots import CpuSlot, Slot, SlotPool
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
@@ -22,18 +26,32 @@ _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one comput
 class Placement:
     """Where a model runs, and what it was found to be there.
 
-    batch_size: videos that run best at once in a slot of this device.
+    pool: its execution slots, fitted. reason: why this device.
+    engine: what of the device decides the bits of a score, to be written behind the engine's name and version.
     """
 
     contract: Contract
-    slots: Sequence[Slot]
+    pool: SlotPool
     device: str
     provider: str
     reason: str
-    batch_size: int
+    engine: str = ""
 
 
-def place(runtime: Any, path: str, device: str, threads: int, tf32: bool) -> Placement:
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may ask of a device.
+
+    threads: CPU threads that compute. batch_size: videos that run at once in a slot; None for the device's best.
+    tf32: let CUDA round the factors of float32 products to 10 bits.
+    """
+
+    threads: int
+    batch_size: int | None = None
+    tf32: bool = False
+
+
+def place(runtime: Any, path: str, device: str, wishes: Wishes) -> Placement:
     """The model on `device`; on "auto" with CUDA where that opens and suits the model, else on the CPU.
 
     Raises:
@@ -43,12 +61,12 @@ def place(runtime: Any, path: str, device: str, threads: int, tf32: bool) -> Pla
     """
     gpus = _gpus(device)
     if not gpus:
-        return _on_cpu(runtime, path, threads, "asked for")
+        return _on_cpu(runtime, path, wishes, "asked for")
     try:
-        return _on_gpus(runtime, path, gpus, tf32, "CUDA opens here" if device == "auto" else "asked for")
+        return _on_gpus(runtime, path, gpus, wishes, "CUDA opens here" if device == "auto" else "asked for")
     except DeviceError as error:
         if device == "auto":
-            return _on_cpu(runtime, path, threads, error.message)
+            return _on_cpu(runtime, path, wishes, error.message)
         open_cpu(runtime, path, 1)  # raises ModelError where the file is at fault, and not the device
         raise
 
@@ -65,24 +83,33 @@ def _gpus(device: str) -> list[int]:
     return sorted({int(number) for number in numbers})
 
 
-def _on_cpu(runtime: Any, path: str, threads: int, reason: str) -> Placement:
-    slots = min(threads, _MOST_CPU_SLOTS)
+def _on_cpu(runtime: Any, path: str, wishes: Wishes, reason: str) -> Placement:
+    slots = min(wishes.threads, _MOST_CPU_SLOTS)
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
-    session = open_cpu(runtime, path, threads - slots + 1)
-    return Placement(read_contract(path, session), [CpuSlot(session)] * slots, "cpu", CPU, reason, CPU_BATCH)
+    session = open_cpu(runtime, path, wishes.threads - slots + 1)
+    contract = read_contract(path, session)
+    pool = _fitted(runtime, contract, "cpu", [CpuSlot(session)] * slots, wishes.batch_size or CPU_BATCH)
+    return Placement(contract, pool, "cpu", CPU, reason)
 
 
-def _on_gpus(runtime: Any, path: str, gpus: Sequence[int], tf32: bool, reason: str) -> Placement:
+def _on_gpus(runtime: Any, path: str, gpus: Sequence[int], wishes: Wishes, reason: str) -> Placement:
     """Raises DeviceError where CUDA or a GPU does not open, or would leave the model's work to the CPU."""
     from scorer.model.cuda import CudaRuntime, CudaSlot
 
-    device = "cuda:" + ",".join(map(str, gpus))
+    load_cuda(runtime)
+    cuda, device = CudaRuntime(), "cuda:" + ",".join(map(str, gpus))
     try:
-        opened = [(gpu, open_cuda(runtime, path, gpu, tf32=tf32)) for gpu in gpus for _ in range(_CUDA_SLOTS)]
-        with device_errors(device):
-            contract = read_contract(path, opened[0][1], without_graph(runtime))
+        slots = [CudaSlot(runtime, path, gpu, cuda, tf32=wishes.tf32) for gpu in gpus for _ in range(_CUDA_SLOTS)]
+        contract = slots[0].contract(path)
     except MemoryError:
         raise DeviceError(f"{device} has no room for {path}", remedy="free its memory", hints=(Hint.ON_CPU,)) from None
-    cuda = CudaRuntime()
-    slots = [CudaSlot(runtime, session, gpu, cuda) for gpu, session in opened]
-    return Placement(contract, slots, device, CUDA, reason, CUDA_BATCH)
+    pool = _fitted(runtime, contract, device, slots, wishes.batch_size or CUDA_BATCH)
+    names = " and ".join(sorted({cuda.name(gpu) for gpu in gpus}))
+    engine = f"{' TF32' * wishes.tf32} on {names}, batches of {pool.batch_size:,}"
+    return Placement(contract, pool, device, CUDA, reason, engine)
+
+
+def _fitted(runtime: Any, contract: Contract, device: str, slots: Sequence[Slot], size: int) -> SlotPool:
+    convert = Fp16Conversion(runtime) if contract.dtype is np.float16 else None
+    k = min(DEFAULT_K, contract.labels)
+    return SlotPool(slots, device, contract, size, k, convert, size_matters=device != "cpu")

@@ -34,6 +34,7 @@ BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwri
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _SILENT = 4  # the severity of nothing: what fails is told once, by the exception
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
+_CUDA_SAID = re.compile(r"\bCU[A-Z]+ (failure|error) .*?(?= ; GPU=|$)")  # amid names of C++ templates and nodes
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -93,37 +94,40 @@ def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
         raise ModelError(f"{where} does not open: {first_line(error)}", remedy=EXPORT_IT) from error
 
 
-def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool) -> Session:
-    """A session on GPU number `gpu`, ready for CUDA graphs where the model allows. tf32: round the factors of products.
+def load_cuda(runtime: Any) -> None:
+    """Load the CUDA libraries that pip installed. Raises DeviceError where this ONNX Runtime has no CUDA provider."""
+    if CUDA not in runtime.get_available_providers():
+        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=REINSTALL_GPU)
+    if hasattr(runtime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints those that it does not find
+            runtime.preload_dlls()
+
+
+def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool, graphs: bool = False) -> Session:
+    """A session on GPU number `gpu`.
+
+    Args:
+        tf32: round the factors of float32 products to 10 bits.
+        graphs: capture each run as a CUDA graph; for one thread and bound buffers only.
 
     Raises:
         DeviceError: CUDA, the GPU or the model does not open, or CUDA has no kernel for its heavy operators.
         MemoryError: the GPU has no room for the model.
     """
-    if CUDA not in runtime.get_available_providers():
-        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=REINSTALL_GPU)
-    if hasattr(runtime, "preload_dlls"):  # loads the CUDA libraries that pip installed; prints those it does not find
-        with contextlib.redirect_stdout(io.StringIO()):
-            runtime.preload_dlls()
+    load_cuda(runtime)
+    options = _options(runtime)
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 weights become float32 once, not per run
+    choices = {"device_id": str(gpu), "use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(graphs))}
     with device_errors(f"cuda:{gpu}"):
-        try:
-            session = _open_on_gpu(runtime, model, gpu, tf32, graphs=True)
-        except Exception:  # a graph needs every operator on the GPU
-            session = _open_on_gpu(runtime, model, gpu, tf32, graphs=False)
+        session = _open(runtime, model, options, [(CUDA, choices)])
     if session.get_providers()[0] != CUDA:  # ONNX Runtime itself leaves out a provider that does not load
         why = _why_cuda_does_not_load(runtime)
         raise DeviceError(f"cuda:{gpu} does not open{why}", remedy="`yt8m doctor` says what is missing")
     if left := _heavy_on_cpu(session):
         raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use an fp16 model", hints=(Hint.ON_CPU,))
     return session
-
-
-def _open_on_gpu(runtime: Any, model: str | bytes, gpu: int, tf32: bool, *, graphs: bool) -> Session:
-    options = _options(runtime)
-    options.use_deterministic_compute = True
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    choices = {"device_id": str(gpu), "use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(graphs))}
-    return _open(runtime, model, options, [(CUDA, choices)])
 
 
 def _why_cuda_does_not_load(runtime: Any) -> str:
@@ -135,16 +139,11 @@ def _why_cuda_does_not_load(runtime: Any) -> str:
     return ""
 
 
-def without_graph(runtime: Any) -> Any:
-    """Run options with which a session that is ready for CUDA graphs neither captures nor replays one."""
-    options = runtime.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", "-1")
-    return options
-
-
 def first_line(error: BaseException) -> str:
-    """ONNX Runtime's message without error codes and places in its source: the first line."""
+    """ONNX Runtime's message without error codes and places in its source: the first line, or what CUDA said."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if said := _CUDA_SAID.search(line):
+        return said[0]
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
     return re.sub(r"/\S*onnxruntime\S*/", "", line)[:300]
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from scorer.errors import DeviceError
-from scorer.model.contract import OUTPUTS
+from scorer.errors import DeviceError, Hint
+from scorer.model.contract import OUTPUTS, Contract
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import Session, device_errors
 
@@ -24,7 +24,7 @@ from scorer.model.runtime import Session, device_errors
 class Slot(Protocol):
     """Where one batch at a time is computed."""
 
-    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
+    def fit(self, contract: Contract, size: int, k: int) -> None:
         """Prepare for batches of `size` and `k` labels each; no other slot runs meanwhile. Raises MemoryError."""
 
     def run(self, features: Features, k: int) -> Predictions:
@@ -37,7 +37,7 @@ class CpuSlot:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def fit(self, inputs: Mapping[str, int], dtype: Any, size: int, k: int) -> None:
+    def fit(self, contract: Contract, size: int, k: int) -> None:
         """Nothing to prepare: memory is found while a batch runs."""
 
     def run(self, features: Features, k: int) -> Predictions:
@@ -52,31 +52,34 @@ class CpuSlot:
 class SlotPool:
     """Shares a device's slots among threads.
 
-    batch_size: the most videos that run at once in a slot; halved when memory runs out, which `notes` tells.
+    batch_size: the most videos that run at once in a slot; halved when memory runs out, which `notes` tells, unless
+    scores depend on it.
     """
 
     def __init__(
         self,
         slots: Sequence[Slot],
         device: str,
-        inputs: Mapping[str, int],
-        dtype: Any,
+        contract: Contract,
         batch_size: int,
         k: int,
         convert: Callable[[Features], Features] | None = None,
+        *,
+        size_matters: bool = False,
     ) -> None:
         """
         Args:
-            inputs, dtype: what the slots are fitted for.
+            contract: what the slots are fitted for.
             k: labels a video to expect; more refit the slots when they are asked for.
             convert: turns features into those that the model reads.
+            size_matters: the bits of a score depend on the size that the slots are fitted for, so it may not change.
 
         Raises:
             DeviceError: there is not enough memory for one video, or the device failed.
         """
         self.batch_size, self.notes = batch_size, list[str]()
-        self._device, self._inputs, self._dtype, self._convert = device, inputs, dtype, convert
-        self._count = len(slots)
+        self._device, self._contract, self._convert = device, contract, convert
+        self._count, self._size_matters = len(slots), size_matters
         self._k = 0  # the most labels that the slots are fitted for
         self._refitting = threading.Lock()
         self._idle: queue.SimpleQueue[Slot] = queue.SimpleQueue()
@@ -146,10 +149,13 @@ class SlotPool:
     def _fit(self, slots: Sequence[Slot], size: int, k: int) -> int:
         """Fit the slots for batches of `size`, halved until memory suffices; returns the size."""
         while size >= 1:
+            if self._size_matters and self._k and size < self.batch_size:
+                reason = f"{self._device} ran out of memory in batches of {self.batch_size:,}"
+                raise DeviceError(reason, remedy="free some", hints=(Hint.SMALLER_BATCH,))
             try:
                 with device_errors(self._device):
                     for slot in slots:
-                        slot.fit(self._inputs, self._dtype, size, k)
+                        slot.fit(self._contract, size, k)
                 return size
             except MemoryError:
                 size //= 2

@@ -1,0 +1,162 @@
+"""The CUDA slots on the real CUDA provider, which runs on stand-ins for NVIDIA's libraries (tests/cuda_stub)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import DeviceError
+from tests.cuda_stub import ROOT, CudaStub, Done, needs_provider
+
+pytestmark = needs_provider
+
+SLOTS = 3
+LEAKS = {"cudaMalloc": "cudaFree", "cudaStreamCreate": "cudaStreamDestroy", "cublasCreate": "cublasDestroy",
+         "cudnnCreate": "cudnnDestroy", "cudaHostRegister": "cudaHostUnregister",
+         "cudaMallocHost": "cudaFreeHost", "cudaEventCreate": "cudaEventDestroy"}  # fmt: skip
+
+RUN = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from scorer.model.find import BUNDLED
+from scorer.model.model import Model
+
+model = Model.open(str(BUNDLED), device="cuda", batch_size=64)
+rows = {name: np.zeros((64, width), np.float32) for name, width in model.facts.inputs.items()}
+many = {name: np.zeros((300, width), np.float32) for name, width in model.facts.inputs.items()}
+runs, large = map(int, sys.argv[1:])
+with ThreadPoolExecutor(6) as threads:
+    answers = list(threads.map(lambda _: model.run(rows).labels.tolist(), range(runs)))
+answers += [model.run(many).labels.tolist() for _ in range(large)]
+print({tuple(row) for labels in answers for row in labels} == {tuple(range(10))}, model.batch_size, model.notes)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def made(done: Done) -> Counter[str]:
+    """How often each thing was made that has to be given back."""
+    return Counter(call.name for call in done.log if call.name in LEAKS)
+
+
+def score(stub: CudaStub, output: Path, *arguments: str, failing: str = "", **variables: str) -> Done:
+    shards = sorted(map(str, (ROOT / "samples").glob("*.tfrecord")))
+    command = ["-m", "scorer", *shards, "-o", str(output), "--device", "cuda", *arguments]
+    return stub.run(*command, failing=failing, **variables)
+
+
+def test_a_job_runs_on_cuda_and_prints_nothing_but_its_summary(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    done = score(cuda_stub, tmp_path / "preds.csv", "--batch-size", "32")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "cuda:0, CUDAExecutionProvider: asked for" in done.stderr
+    assert "onnxruntime" not in done.stderr
+    quiet = score(cuda_stub, tmp_path / "preds.csv", "--quiet")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    record = json.loads((tmp_path / "preds.csv.done.json").read_text())
+    assert record["options"]["provider"] == "CUDAExecutionProvider"
+    assert record["options"]["runtime"].endswith(" on CUDA stub, batches of 4,096")
+
+
+def test_a_slot_has_one_thread_and_its_handles_are_made_once(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    few = score(cuda_stub, tmp_path / "few.csv", "--batch-size", "512")
+    many = score(cuda_stub, tmp_path / "many.csv", "--batch-size", "8")
+    assert len(many.calls("cudaLaunchKernel")) > 3 * len(few.calls("cudaLaunchKernel"))
+    for done in (few, many):
+        assert done.returncode == 0
+        assert not done.calls("FORBIDDEN")
+        assert not done.calls("cudaStreamBeginCapture")
+        kernels = {call.fields["kernel"] for call in done.calls("cudaLaunchKernel")}
+        assert not [name for name in kernels if "DequantizeLinearKernelAxis" in name], "weights, which do not change"
+        handles = Counter(call.thread for call in done.calls("cublasCreate"))
+        assert len(handles) == SLOTS
+        assert set(handles.values()) == {2}, "the session's and its thread's"
+        assert {call.thread for call in done.calls("cudaLaunchKernel")} == set(handles)
+        assert {call.thread for call in done.calls("cudaMemcpyAsync")} == set(handles)
+        assert made(done)["cudaStreamCreate"] == 2 * SLOTS
+
+
+def test_nothing_of_a_batch_is_copied_from_pageable_memory(cuda_stub: CudaStub) -> None:
+    opened, done = cuda_stub.run("-c", RUN, "0", "0"), cuda_stub.run("-c", RUN, "100", "5")
+    assert done.returncode == 0, done.stderr
+    assert len(done.calls("cudaMemcpyAsync")) > len(opened.calls("cudaMemcpyAsync")) + 400
+    pageable = [[call for call in each.log if call.fields.get("memory") == "pageable"] for each in (opened, done)]
+    assert len(pageable[0]) == len(pageable[1])
+    assert {call.name for call in done.log[len(opened.log) :]} >= {"cudaMemcpyAsync", "cudaLaunchKernel"}
+
+
+def test_nothing_leaks_over_a_thousand_batches(cuda_stub: CudaStub) -> None:
+    few, many = cuda_stub.run("-c", RUN, "20", "2"), cuda_stub.run("-c", RUN, "1000", "10")
+    for done in (few, many):
+        assert done.stdout.startswith("True 64 []"), done.stderr
+        for make, give_back in LEAKS.items():
+            assert len(done.calls(give_back)) <= len(done.calls(make))
+    assert made(few) == made(many)
+    kilobytes = [int(done.stdout.split()[-1]) for done in (few, many)]
+    assert kilobytes[1] - kilobytes[0] < 64 << 10
+
+
+@pytest.mark.parametrize("ties", [2, 3, 7, 50, 5000])
+def test_the_lower_label_comes_first_among_equals(cuda_stub: CudaStub, ties: int) -> None:
+    """However many there are: more than the slot asked for are found in a second run."""
+    done = cuda_stub.run("-c", RUN, "6", "1", CUDA_STUB_TIES=str(ties))
+    assert done.stdout.startswith("True 64 []"), done.stderr
+
+
+@pytest.mark.parametrize("megabytes", [300, 700])
+def test_memory_that_runs_out_while_opening_halves_the_batch(
+    cuda_stub: CudaStub, tmp_path: Path, megabytes: int
+) -> None:
+    done = score(cuda_stub, tmp_path / "preds.csv", CUDA_STUB_MEGABYTES=str(megabytes))
+    assert done.returncode == 0
+    assert re.search(r"memory ran out: batches of [0-9,]+ instead of 4,096", done.stderr), done.stderr
+
+
+def test_no_room_for_the_model_is_an_error_or_a_reason_for_the_cpu(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    done = score(cuda_stub, tmp_path / "preds.csv", "--quiet", CUDA_STUB_MEGABYTES="20")
+    assert done.returncode == DeviceError.exit_code
+    assert re.fullmatch("score: cuda:0 has no room for .*; free its memory, or use --device cpu\n", done.stderr)
+    done = score(cuda_stub, tmp_path / "preds.csv", "--device", "auto", CUDA_STUB_MEGABYTES="20")
+    assert done.returncode == 0
+    assert "cpu, CPUExecutionProvider: cuda:0 has no room" in done.stderr
+
+
+KINDS = {
+    "launch": 719,
+    "copy": 700,
+    "sync": 719,
+    "product": 719,
+    "register": 719,
+    "allocation": 700,
+    "stream": 719,
+    "handle": 1,
+}
+"""Kind of call -> the CUDA error it gives; those of 700 and more stay, as on a GPU."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_device_error_ends_in_one_line_and_what_was_done_is_kept(
+    cuda_stub: CudaStub, tmp_path: Path, kind: str
+) -> None:
+    whole = score(cuda_stub, tmp_path / "whole.csv", "--batch-size", "8")
+    expected, total = (tmp_path / "whole.csv").read_bytes(), whole.kinds()[kind]
+    assert total > 0
+    kept = 0
+    for number in sorted({1, total * 2 // 3, total}):
+        output = tmp_path / f"{number}.csv"
+        done = score(cuda_stub, output, "--batch-size", "8", "--quiet", failing=f"{kind}:{number}:{KINDS[kind]}")
+        assert done.returncode == DeviceError.exit_code, (number, total, done.stderr)
+        assert done.stderr.startswith("score: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert not output.exists()
+        if "are kept" in done.stderr:
+            kept += 1
+            resumed = score(cuda_stub, output, "--batch-size", "8", "--resume")
+            assert resumed.returncode == 0, resumed.stderr
+            assert "of an earlier run" in resumed.stderr
+            assert output.read_bytes() == expected
+    if kind in ("launch", "copy", "sync", "product"):
+        assert kept > 0, "no error came in mid-job"
