@@ -6,7 +6,6 @@ Labels are sparse: a matrix (n, P) of indices padded with -1, P being the most l
 from __future__ import annotations
 
 import hashlib
-import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scorer.inputs.example import Schema
 from scorer.inputs.source import Source
 from scorer.inputs.tfrecord import Shard
 from scorer.outputs.atomic import new_folder, writing
+from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
 
 Inputs = Sequence[tuple[str, int]]
@@ -176,15 +176,6 @@ def _in_memory(inputs: Inputs, capacity: int) -> list[NDArray[np.float32]]:
             remedy="keep them on a disk with --cache DIR",
         )
     return [np.empty((capacity, width), np.float32) for _, width in inputs]
-
-
-def available_memory() -> float:
-    """Bytes that the system can give without swapping; infinite where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), math.inf)
 
 
 def _check_labels(batch: Batch, shard: Source, before: int, labels: int) -> None:

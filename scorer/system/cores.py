@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
+from scorer.system.cgroups import OWN, ROOT, group_folders, read_text
+
 _OWN_THREADS = "/proc/self/task"
 _MOST_CORES = 8192  # the kernel leaves out those that are not there, or not ours
 
@@ -53,40 +53,20 @@ def unbound() -> Iterator[None]:
                     os.sched_setaffinity(int(thread), bound)
 
 
-def cpu_quota(groups: Path = _OWN_GROUPS, root: Path = _CGROUP) -> float | None:
+def cpu_quota(groups: Path = OWN, root: Path = ROOT) -> float | None:
     """CPU seconds per second that the tightest control group above this process grants; None where nothing limits it.
 
     Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`) of every ancestor, since each of them limits.
     """
-    limits = [limit for folder in _group_folders(groups, root) if (limit := _limit(folder)) is not None]
+    limits = [limit for folder in group_folders("cpu", groups, root) if (limit := _limit(folder)) is not None]
     return min(limits, default=None)
-
-
-def _group_folders(groups: Path, root: Path) -> list[Path]:
-    """Every folder under `root` that may hold a limit on this process, its own group's ancestors included."""
-    folders = [root, root / "cpu", root / "cpu,cpuacct"]
-    for line in _read(groups).splitlines():
-        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "/")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        parts = [part for part in path.split("/") if part and part != ".."]
-        bases = [root / controllers, root / "cpu"] if controllers else [root, root / "unified"]
-        folders += [base.joinpath(*parts[:depth]) for base in bases for depth in range(1, len(parts) + 1)]
-    return folders
 
 
 def _limit(folder: Path) -> float | None:
     """Cores that one control group grants, or None."""
-    quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+    quota, _, period = read_text(folder / "cpu.max").strip().partition(" ")
     if not quota:
-        quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        quota, period = read_text(folder / "cpu.cfs_quota_us").strip(), read_text(folder / "cpu.cfs_period_us").strip()
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
         return None
     return int(quota) / int(period)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

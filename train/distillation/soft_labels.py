@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.data import Videos, available_memory, fisher_ratios
+from scorer.system.memory import available_memory
+from train.data import Videos, fisher_ratios
 from train.devices import bf16_is_fast
 from train.distillation.correlation import SOFT_LABELS
 from train.distillation.kernel import Teacher, weighted
