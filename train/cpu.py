@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 
 def optimize_for_cpu(model: nn.Module, *, bf16: bool) -> None:
-    """Turn the model's Dropout and, where it trains in bfloat16, Linear layers into those of this file, in place."""
-    for module in model.modules():
+    """Put the layers of this file in the place of the model's Dropout and, where it trains in bfloat16, Linear layers.
+
+    The parameters stay the very same objects.
+    """
+    for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            module.__class__ = ByteDropout
+            model.set_submodule(name, ByteDropout(module.p))
         elif type(module) is nn.Linear and bf16:
-            module.__class__ = TransposedLinear
+            model.set_submodule(name, TransposedLinear.of(module))
 
 
 def keep_freed_memory() -> None:
@@ -56,6 +59,13 @@ class ByteDropout(nn.Dropout):
 class TransposedLinear(nn.Linear):
     """A Dense layer whose backward pass transposes the gradient in memory before the product that gives the weights'
     gradient, which in bfloat16 takes twice the time when it is read across its rows."""
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> TransposedLinear:
+        """One with the parameters of `linear`."""
+        made = cls(linear.in_features, linear.out_features, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
         return _Linear.apply(x, self.weight, self.bias)

@@ -103,6 +103,15 @@ class SyncedBatchNorm(nn.BatchNorm1d):
     num_batches_tracked: Tensor
     momentum: float
 
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> SyncedBatchNorm:
+        """One with the parameters and statistics of `norm`."""
+        made = cls(norm.num_features, norm.eps, norm.momentum, device="meta")
+        made.weight, made.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            made.register_buffer(name, buffer)
+        return made
+
     def forward(self, x_BW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x_BW)
@@ -120,7 +129,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model, its BatchNorms synchronised in place, wrapped so that its gradients are those of all processes."""
-    for module in model.modules():
+    for name, module in list(model.named_modules()):
         if type(module) is nn.BatchNorm1d:
-            module.__class__ = SyncedBatchNorm
+            model.set_submodule(name, SyncedBatchNorm.of(module))
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scorer.errors import TrainingError
 from train.config import ModelConfig, TrainConfig
@@ -222,7 +223,7 @@ class Training:
         """The average follows the weights (and BatchNorm's statistics), faster in the beginning."""
         if self.config.ema:
             decay = min(self.config.ema, (1 + done) / (10 + done))
-            torch._foreach_lerp_(_floats(self.state.average), _floats(self.model), 1 - decay)
+            get_ema_multi_avg_fn(decay)(_floats(self.state.average), _floats(self.model), done)
 
     def _mean_loss(self) -> float:
         """The mean loss of the steps done so far. Raises TrainingError when one is not finite."""

@@ -62,8 +62,9 @@ def test_linear_gives_the_gradients_of_torchs_own(bf16: bool, input_gradient: bo
 
 def test_optimize_for_cpu_changes_no_weight() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)))
-    before = deepcopy(model.state_dict())
+    before, parameters = deepcopy(model.state_dict()), list(model.parameters())
     optimize_for_cpu(model, bf16=True)
+    assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))  # the optimiser's
     assert [type(module) for module in model.modules() if not list(module.children())] == [
         TransposedLinear,
         ByteDropout,
