@@ -82,7 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     folders = parser.add_argument_group("folders and files")
     folders.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
     folders.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
-    folders.add_argument("--vocabulary", type=Path, metavar="CSV", help="YouTube-8M's vocabulary.csv, for label names")
+    folders.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="CSV",
+        help="names of the labels (docs/formats.md), such as YouTube-8M's vocabulary.csv",
+    )
     parser.add_argument("--draw", action="store_true", help="a picture beside each model, as trained and as exported")
     parser.add_argument("--no-speed", action="store_true", help="do not time the result against the plain export")
     return parser
@@ -109,12 +114,12 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
 
 def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[str, Sequence[Source]]) -> None:
     from export.build import export_to, trace_checkpoint
-    from export.names import read_names
     from export.report import show
+    from scorer.model.vocabulary import read_vocabulary
     from train.checkpoint import load
 
     loaded = load(checkpoint)
-    names = read_names(options.vocabulary, loaded.config.labels) if options.vocabulary else None
+    names = read_vocabulary(options.vocabulary, loaded.config.labels) if options.vocabulary else None
     traced = trace_checkpoint(loaded, names)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
     check, calibration = _videos(shards, traced, precisions)
