@@ -27,7 +27,7 @@ Octets: TypeAlias = NDArray[np.uint8]
 
 _COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
 _GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
-_TOO_LONG = b"\1" * 9
+_TOO_LONG = b"\1" * 10
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _ids(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
 
 
 def _labels(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
-    """The labels' bytes, n times `sizes`. Marks the rows that do not consist of varints of at most 9 bytes."""
+    """The labels' bytes, n times `sizes`. Marks the rows that do not consist of varints of at most ten bytes."""
     labels = np.frombuffer(joined, np.uint8)
     if len(labels):
         stops = np.cumsum(sizes)

@@ -6,12 +6,14 @@ A tf.Example as every common writer makes it is
 
 with one entry of the map per feature, where kind is 0A bytes_list, 12 float_list or 1A int64_list and tag is 0A. All
 of an entry but its data is its header. Equal headers mean equal structure, so a header is taken apart once
-(`_entry`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
-free. A record with anything else in it is left to protobuf.
+(`Layouts._header`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
+free. A feature that nobody asks for may be of any form: what is valid in it only its own bytes can tell, so these are
+looked at record by record (`_is_valid`). A record with anything else in it is left to protobuf.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +36,11 @@ _MAX_CHAIN = 32
 _MAX_LEARNT = 64  # headers at a time
 _MAX_ROUNDS = 8  # times in a block, so that a shard made to be learnt from costs no more than to parse it
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 0x0A, 0x12, 0x1A
+_PACKED_VARINTS = re.compile(rb"(?:[\x80-\xff]{0,9}[\x00-\x7f])*+")
+_NOT_PACKED = {
+    _INT64_LIST: re.compile(rb"(?:\x08[\x80-\xff]{0,9}[\x00-\x7f])++"),
+    _FLOAT_LIST: re.compile(rb"(?:\x0d.{4})++", re.DOTALL),
+}
 _WORD = 8
 _HASH, _HASH_SHIFT = np.int64(-7046029254386353131), 50  # 2**64 / golden ratio; 14 bits stay
 _TAIL = 0x0012  # the bytes 12 00: an empty field 2
@@ -58,11 +65,16 @@ class FieldOffsets:
 
 @dataclass(frozen=True)
 class _Header:
-    """One entry up to its data. column: the data's column in FieldOffsets, or -1 when nobody asks for it."""
+    """One entry up to its data, which has `length` bytes.
+
+    column: the data's column in FieldOffsets, or -1 when nobody asks for it.
+    feature: 0, or at which byte of the entry a Feature starts that is valid or not by what is in it.
+    """
 
     content: bytes
     length: int
     column: int
+    feature: int = 0
 
     def offsets(self, count: int) -> list[int]:
         """Where to look for `count` words of 8 bytes that together cover the header."""
@@ -103,7 +115,18 @@ class Layouts:
                 break
             else:
                 rounds += 1
+        if self._feature.any():
+            self._check_features(block, known, kinds, places)
         return self._collect(known, kinds, places)
+
+    def _check_features(self, block: Block, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> None:
+        """No longer `known` is a record with a feature that nobody asks for and that is not valid."""
+        steps, rows = np.nonzero((self._feature[kinds] > 0) & known)
+        at, kind = places[steps, rows], kinds[steps, rows]
+        starts, stops = (at + self._feature[kind]).tolist(), (at + self._sizes[kind]).tolist()
+        for row, start, stop in zip(rows.tolist(), starts, stops, strict=True):
+            if not _is_valid(block, start, stop):
+                known[row] = False
 
     def _learn(
         self, block: Block, places: Ints, stops: Ints, framed: NDArray[np.bool_], same: NDArray[np.bool_]
@@ -122,21 +145,27 @@ class Layouts:
         return bool(new)
 
     def _header(self, block: Block, first: int, stop: int) -> _Header | None:
-        """The header at byte `first`; None when it is protobuf's: of another form, or with data to be checked."""
+        """The header at byte `first`; None when it is protobuf's."""
         try:
-            content, key, kind, length = _entry(block.view, first, stop)
+            header = self._take_apart(block.view, first, stop)
         except ValueError:
             return None
-        column = self._columns.get(key, -1)
+        return header if header and _WORD <= len(header.content) <= MAX_HEADER_BYTES else None
+
+    def _take_apart(self, data: memoryview, first: int, stop: int) -> _Header | None:
+        """As `_header`. Raises ValueError when the entry is of another form, or goes on after `stop`."""
+        key, start, end = _entry(data, first, stop)
+        if key not in self._columns and key not in ID_KEYS and key != LABELS_KEY:
+            return _unasked(data, first, start, end)
+        kind, at = _list(data, start, end)
+        column, length = self._columns.get(key, -1), end - at
         if column >= 0:
             fits = kind == _FLOAT_LIST and length == 4 * self._widths[key]
         elif key in ID_KEYS:
             column, fits = self._id, kind == _BYTES_LIST and 0 < length <= MAX_ID_BYTES
-        elif key == LABELS_KEY:
-            column, fits = self._labels, kind == _INT64_LIST and length <= MAX_LABEL_BYTES
         else:
-            fits = kind == _BYTES_LIST or (kind == _FLOAT_LIST and not length % 4)
-        return _Header(content, length, column) if fits and len(content) <= MAX_HEADER_BYTES else None
+            column, fits = self._labels, kind == _INT64_LIST and length <= MAX_LABEL_BYTES
+        return _Header(bytes(data[first:at]), length, column) if fits else None
 
     def _index(self) -> None:
         """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, but are of one place."""
@@ -150,6 +179,7 @@ class Layouts:
         self._sizes = np.array([0, 0, *(len(header.content) + header.length for header in headers)], np.int64)
         self._data = np.array([0, 0, *(len(h.content) | h.length << 32 for h in headers)], np.int64)
         self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
+        self._feature = np.array([0, 0, *(header.feature for header in headers)], np.int64)
         self._chain()
 
     def _chain(self) -> None:
@@ -252,27 +282,77 @@ def _spans(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints, NDArray[
 
     The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
     """
-    stops = stops - 2 * (words[stops - 2] & 0xFFFF == _TAIL)
+    tailed = words[stops - 2] & 0xFFFF == _TAIL
+    begins, framed = _begins(words, starts, stops - 2 * tailed)
+    if (wrong := tailed & ~framed).any():  # perhaps the tail is that of the last feature, which is empty
+        begins[wrong], framed[wrong] = _begins(words, starts[wrong], stops[wrong])
+        tailed = tailed & ~(wrong & framed)
+    return begins, stops - 2 * tailed, framed
+
+
+def _begins(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Where the Features of each Example start, and whether they are all that is in it."""
     lengths = stops - starts
     heads = _HEADS.take(lengths, axis=1) if int(lengths.max()) < _HEADS.shape[1] else _heads(lengths)
-    return starts + heads[0], stops, words[starts] & heads[1] == heads[2]
+    return starts + heads[0], words[starts] & heads[1] == heads[2]
 
 
-def _entry(data: memoryview, first: int, stop: int) -> tuple[bytes, str, int, int]:
-    """The header of the entry at byte `first`, its key, its kind of list and its bytes of data.
-
-    Raises ValueError when the entry is of another form than all others here, or goes on after `stop`.
-    """
+def _entry(data: memoryview, first: int, stop: int) -> tuple[str, int, int]:
+    """Key of the entry at byte `first`, and where its Feature starts and ends. Raises ValueError as `_take_apart`."""
     place, end = _open(data, first, stop, 0x0A)
     key_at, key_end = _open(data, place, end, 0x0A)
-    place = _enter(data, key_end, end, 0x12)
-    kind = data[place]
+    return bytes(data[key_at:key_end]).decode(), _enter(data, key_end, end, 0x12), end
+
+
+def _list(data: memoryview, start: int, end: int) -> tuple[int, int]:
+    """The kind of the one list that a Feature holds, and where its data start. Raises ValueError for another form."""
+    kind = data[start]
     if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST):
         raise ValueError("not a list")
-    place = _enter(data, place, end, kind)
-    if place < end:
-        place = _enter(data, place, end, 0x0A)
-    return bytes(data[first:place]), bytes(data[key_at:key_end]).decode(), kind, end - place
+    at = _enter(data, start, end, kind)
+    return kind, _enter(data, at, end, 0x0A) if at < end else at
+
+
+def _unasked(data: memoryview, first: int, start: int, end: int) -> _Header:
+    """The header of an entry that nobody asks for, whose Feature starts and ends there."""
+    try:
+        kind, at = _list(data, start, end)
+    except ValueError:
+        kind, at = _INT64_LIST, start
+    if kind == _BYTES_LIST or (kind == _FLOAT_LIST and not (end - at) % 4):
+        return _Header(bytes(data[first:at]), end - at, -1)  # valid whatever the data are
+    at = min(start + 1, end)
+    return _Header(bytes(data[first:at]), end - at, -1, start - first)
+
+
+def _is_valid(block: Block, start: int, stop: int) -> bool:
+    """Whether these bytes of the block are a valid Feature of the lists that there are, packed or not."""
+    try:
+        while start < stop:
+            kind = block.view[start]
+            place, start = _open(block.view, start, stop, kind)
+            if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST) or not _is_valid_list(block, place, start, kind):
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def _is_valid_list(block: Block, place: int, stop: int, kind: int) -> bool:
+    """As `_is_valid`, of the content of a list. Raises ValueError if it is cut."""
+    while place < stop:
+        if block.view[place] == 0x0A:
+            start, place = _open(block.view, place, stop, 0x0A)
+            if kind == _INT64_LIST and not _PACKED_VARINTS.fullmatch(block.bytes, start, place):
+                return False
+            if kind == _FLOAT_LIST and (place - start) % 4:
+                return False
+        else:
+            found = kind in _NOT_PACKED and _NOT_PACKED[kind].match(block.bytes, place, stop)
+            if not found:
+                return False
+            place = found.end()
+    return True
 
 
 def _enter(data: memoryview, place: int, stop: int, tag: int) -> int:

@@ -96,9 +96,12 @@ WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t
     return count;
 }
 
-/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps 12 00 ---- */
+/* ---- tf.Example: 0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }, perhaps 12 00 ----
+ *
+ * A feature that is asked for must be of exactly this form. All others are read over, whatever valid form they have. */
 
 enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
+enum { VARINT, FIXED64, LENGTH, FIXED32 = 5 }; /* wire types, the lower three bits of a tag */
 /* As scorer/kernels/limits.py has them, which compares. */
 enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10, BIN_SHIFT = 13 };
 
@@ -128,10 +131,106 @@ static bool is_named(Span key, const char *name, Py_ssize_t size) {
     return key.end - key.at == size && memcmp(key.at, name, size) == 0;
 }
 
-static bool is_ascii(Span text) {
-    for (; text.at < text.end; text.at++)
-        if (*text.at >= 0x80) return false;
+/* Whether text is UTF-8 as protobuf and Python have it: without surrogates, nothing longer than need be. */
+static bool is_utf8(Span text) {
+    while (text.at < text.end) {
+        uint8_t lead = *text.at++;
+        if (lead < 0x80) continue;
+        int more = lead < 0xc2 ? 0 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : lead < 0xf5 ? 3 : 0;
+        if (!more || text.end - text.at < more) return false;
+        uint8_t least = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+        uint8_t most = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+        if (*text.at < least || *text.at > most) return false;
+        for (text.at++; --more; text.at++)
+            if ((*text.at & 0xc0) != 0x80) return false;
+    }
     return true;
+}
+
+enum { VARINT_MORE = 9 }; /* the most bytes of a varint that say that one more follows */
+#define EVERY_BYTE_MORE 0x8080808080808080u
+
+/* Whether packed varints are whole, and none too long. */
+static bool are_varints(Span packed) {
+    int64_t more = 0; /* such bytes of the varint in hand */
+    for (; packed.end - packed.at >= 8; packed.at += 8) {
+        uint64_t last = ~u64(packed.at) & EVERY_BYTE_MORE; /* bit 7 of the bytes that end one; the lowest byte is first */
+        more += last ? __builtin_ctzll(last) / 8 : 8;
+        if (more > VARINT_MORE) return false;
+        if (last) more = __builtin_clzll(last) / 8;
+    }
+    for (; packed.at < packed.end && more <= VARINT_MORE; packed.at++) more = *packed.at < 0x80 ? 0 : more + 1;
+    return more == 0;
+}
+
+static bool skip(Span *message, int64_t size) {
+    if (message->end - message->at < size) return false;
+    message->at += size;
+    return true;
+}
+
+static bool skip_varint(Span *message) {
+    for (int i = 0; i <= VARINT_MORE && message->at < message->end; i++)
+        if (*message->at++ < 0x80) return true;
+    return false;
+}
+
+/* Whether these are the data of a list, packed where they are numbers. */
+static bool are_data(Span data, uint8_t kind) {
+    return kind == INT64_LIST ? are_varints(data) : kind != FLOAT_LIST || (data.end - data.at) % 4 == 0;
+}
+
+/* Whether a list, or what follows an Example's features (kind 0), is valid. Groups and fields beyond 15 are protobuf's. */
+static bool is_valid(Span message, uint8_t kind) {
+    while (message.at < message.end) {
+        uint8_t tag = *message.at, field = tag >> 3;
+        Span data;
+        if (!field || field > 15 || (!kind && field == 1)) return false;
+        if ((tag & 7) == LENGTH) {
+            if (!take(&message, tag, &data) || (tag == FIELD_1 && !are_data(data, kind))) return false;
+            continue;
+        }
+        message.at++;
+        if ((tag & 7) == VARINT) { if (!skip_varint(&message)) return false; }
+        else if ((tag & 7) == FIXED64) { if (!skip(&message, 8)) return false; }
+        else if ((tag & 7) != FIXED32 || !skip(&message, 4)) return false;
+    }
+    return true;
+}
+
+/* Whether a feature that nobody asked for is valid; most hold one list. */
+static bool is_valid_feature(Span feature) {
+    while (feature.at < feature.end) {
+        uint8_t kind = *feature.at;
+        Span list;
+        if (kind != BYTES_LIST && kind != FLOAT_LIST && kind != INT64_LIST) return false;
+        if (!take(&feature, kind, &list) || !is_valid(list, kind)) return false;
+    }
+    return true;
+}
+
+/* Take the data of a feature's one list, of `kind`, apart from all else. */
+static bool enter_list(Span feature, uint8_t kind, Span *data) {
+    if (!enter(feature, kind, data)) return false;
+    return data->at == data->end || enter(*data, FIELD_1, data);
+}
+
+/* Which of `found` the feature with this key belongs to; -1 if nobody asked for it. */
+static int64_t column_of(Span key, const Input *inputs, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (is_named(key, inputs[i].name, inputs[i].size)) return i;
+    if (is_named(key, "id", 2) || is_named(key, "video_id", 8)) return count;
+    return is_named(key, "labels", 6) ? count + 1 : -1;
+}
+
+/* Whether the data of a feature that was asked for are what `find_features` finds. */
+static bool enter_column(Span feature, int64_t column, const Input *inputs, int64_t count, Span *data) {
+    if (column == count) {
+        if (!enter_list(feature, BYTES_LIST, data)) return false;
+        return data->end > data->at && data->end - data->at <= MAX_ID_BYTES;
+    }
+    if (column > count) return enter_list(feature, INT64_LIST, data) && data->end - data->at <= MAX_LABEL_BYTES;
+    return enter_list(feature, FLOAT_LIST, data) && data->end - data->at == 4 * inputs[column].width;
 }
 
 /* The data of one record's features in the order of `found`: the inputs, the id, the labels. False for a record that is
@@ -139,32 +238,17 @@ static bool is_ascii(Span text) {
 static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
     Span features, entry;
     for (int64_t i = 0; i < count + 2; i++) found[i] = (Span){NULL, NULL};
-    if (!take(&example, FIELD_1, &features)) return false;
-    if (example.at < example.end && !(enter(example, FIELD_2, &entry) && entry.at == entry.end)) return false;
+    if (!take(&example, FIELD_1, &features) || !is_valid(example, 0)) return false;
     while (features.at < features.end) {
-        Span key, feature, list, data;
-        if (!take(&features, FIELD_1, &entry) || !take(&entry, FIELD_1, &key) || !enter(entry, FIELD_2, &feature))
-            return false;
-        if (feature.at == feature.end) return false;
-        uint8_t kind = *feature.at;
-        if (!enter(feature, kind, &list)) return false;
-        data = list;
-        if (list.at < list.end && !enter(list, FIELD_1, &data)) return false;
-        int64_t size = data.end - data.at, column = 0;
-        while (column < count && !is_named(key, inputs[column].name, inputs[column].size)) column++;
-        if (column < count) {
-            if (kind != FLOAT_LIST || size != 4 * inputs[column].width) return false;
-        } else if (is_named(key, "id", 2) || is_named(key, "video_id", 8)) {
-            column = count;
-            if (kind != BYTES_LIST || size < 1 || size > MAX_ID_BYTES) return false;
-        } else if (is_named(key, "labels", 6)) {
-            column = count + 1;
-            if (kind != INT64_LIST || size > MAX_LABEL_BYTES) return false;
-        } else {
-            if (!is_ascii(key) || !(kind == BYTES_LIST || (kind == FLOAT_LIST && size % 4 == 0))) return false;
+        Span key, feature = {NULL, NULL}, data;
+        if (!take(&features, FIELD_1, &entry) || !take(&entry, FIELD_1, &key)) return false;
+        if (entry.at < entry.end && !enter(entry, FIELD_2, &feature)) return false;
+        int64_t column = column_of(key, inputs, count);
+        if (column < 0) {
+            if (!is_utf8(key) || !is_valid_feature(feature)) return false;
             continue;
         }
-        if (found[column].at) return false;
+        if (found[column].at || !enter_column(feature, column, inputs, count, &data)) return false;
         found[column] = data;
     }
     for (int64_t i = 0; i <= count; i++)
@@ -172,12 +256,9 @@ static bool find_features(Span example, const Input *inputs, int64_t count, Span
     return true;
 }
 
-/* Whether an id and labels found by `find_features` are of the forms that need no second look. */
+/* Whether an id and labels found by `find_features` are valid. */
 static bool is_plain(Span id, Span labels) {
-    if (!is_ascii(id) || memchr(id.at, 0, id.end - id.at)) return false;
-    int going_on = 0; /* bytes of a varint so far; it has at most 9, and the last one ends */
-    for (; labels.at < labels.end && going_on < 9; labels.at++) going_on = *labels.at < 0x80 ? 0 : going_on + 1;
-    return going_on == 0;
+    return is_utf8(id) && !memchr(id.at, 0, id.end - id.at) && are_varints(labels);
 }
 
 /* Copy float32 numbers; whether all are finite. */

@@ -62,14 +62,13 @@ features = st.one_of(
     st.lists(ids, max_size=2).map(lambda v: bytes_feature(*v)),
     st.just(b""),
 )
-good_entries = st.permutations(
-    [
-        entry("rgb", float_feature(FLOATS["rgb"])),
-        entry("audio", float_feature(FLOATS["audio"])),
-        entry("id", bytes_feature(b"good")),
-        entry("labels", int64_feature([1, 300])),
-    ]
-)
+ENTRIES = [
+    entry("rgb", float_feature(FLOATS["rgb"])),
+    entry("audio", float_feature(FLOATS["audio"])),
+    entry("id", bytes_feature(b"good")),
+    entry("labels", int64_feature([1, 300])),
+]
+good_entries = st.permutations(ENTRIES)
 odd_entries = st.lists(st.builds(entry, keys, features) | st.builds(entry, ids, features), max_size=3)
 loose_fields = st.builds(field, st.integers(1, 5), st.binary(max_size=9), st.sampled_from([0, 1, 2, 5, 3, 7]))
 
@@ -117,11 +116,77 @@ def test_protobufs_own_serialisation(data: st.DataObject) -> None:
     check([GOOD, message.SerializeToString()])
 
 
+VARINTS = [b"\1", b"\x80\1", b"\xff" * 9 + b"\1", b"\x80" * 9 + b"\0"]
+BROKEN_VARINTS = [b"\xff" * 9 + b"\x7f", b"\xff" * 10 + b"\1", b"\x80" * 8, b"\x80", b"\xff" * 17]
+varints = st.lists(st.sampled_from(VARINTS + BROKEN_VARINTS) | st.binary(max_size=3), max_size=12).map(b"".join)
+values = st.one_of(
+    st.builds(field, st.integers(1, 2), varints),
+    st.builds(field, st.integers(1, 2), varints, st.just(0)),
+    st.builds(field, st.integers(0, 20), st.binary(min_size=4, max_size=8), st.sampled_from([1, 2, 3, 4, 5, 7])),
+    st.just(field(1, field(1, b"\1", 0) + field(1, b"", 4), 3)),  # a group
+)
+unasked_features = st.lists(st.builds(field, st.integers(1, 4), st.lists(values, max_size=4).map(b"".join)), max_size=3)
+NOT_UTF8 = [b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80"]
+unasked_keys = st.sampled_from(["other", "ключ", "", "\U0010ffff", *NOT_UTF8])
+
+
+@given(good_entries, st.lists(st.builds(entry, unasked_keys, unasked_features.map(b"".join)), min_size=1, max_size=3))
+@settings(max_examples=400)
+def test_a_feature_that_nobody_asks_for_is_valid_or_not_as_protobuf_says(good: list[bytes], more: list[bytes]) -> None:
+    check([GOOD, example_of([*good, *more]), GOOD])
+
+
+UNASKED = {
+    "int64": int64_feature([5]),
+    "int64s": int64_feature([0, -1, 2**63 - 1, *range(100)]),
+    "int64s that are not packed": field(3, b"".join(field(1, varint(value), 0) for value in (-3, 300))),
+    "int64s packed and not": field(3, field(1, b"\1\2") + field(1, b"\3", 0) + field(1, b"\4")),
+    "floats that are not packed": field(2, b"".join(field(1, b"\0\0\x80\x3f", 5) for _ in range(3))),
+    "strings": bytes_feature(b"a", b"", b"\xff" * 300),
+    "no feature": b"",
+    "two lists": int64_feature([5]) + bytes_feature(b"a"),
+}
+
+
+@pytest.mark.parametrize("kind", UNASKED)
+@pytest.mark.parametrize("key", ["more", "ещё"])
+def test_a_feature_that_nobody_asks_for_needs_no_protobuf(kind: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protobuf, "parse", never)
+    more = entry(key, UNASKED[kind])
+    check([GOOD, example_of([more, *ENTRIES]), example_of([*ENTRIES, more, more])])
+
+
+BROKEN = {
+    "a varint of 11 bytes": field(3, field(1, b"\x80" * 10 + b"\1")),
+    "a varint of 11 bytes among others": field(3, field(1, b"\1" * 6 + b"\x80" * 10 + b"\1" * 9)),
+    "a varint that is cut": field(3, field(1, b"\1\x80")),
+    "a varint of 11 bytes, not packed": field(3, field(1, b"\x80" * 10 + b"\1", 0)),
+    "floats of 5 bytes": field(2, field(1, b"12345")),
+    "a float of 3 bytes": field(2, field(1, b"123", 5)),
+    "a string that is cut": field(1, b"\x0a\5abc"),
+    "a second list that is cut": int64_feature([5]) + b"\x1a\5\x0a",
+    "field 0": field(3, field(0, b"1")),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_feature_that_nobody_asks_for_makes_a_bad_record(kind: str) -> None:
+    more = entry("more", BROKEN[kind])
+    assert agree([GOOD, example_of([more, *ENTRIES]), example_of([*ENTRIES, more])], Schema(WIDTHS))[1:] == [None, None]
+
+
+@pytest.mark.parametrize("key", NOT_UTF8)
+def test_a_key_that_is_not_utf8_makes_a_bad_record(key: bytes) -> None:
+    payload = example_of([*ENTRIES, entry(key + b" and some more", int64_feature([1]))])
+    assert agree([GOOD, payload], Schema(WIDTHS))[1] is None
+
+
 LAYOUTS = {
     "no labels": shards.example("abc", None, FLOATS),
     "empty labels": shards.example("abc", [], FLOATS),
     "2017's id": shards.example("abc", [3], FLOATS, id_key="video_id"),
     "tail of a SequenceExample": GOOD + b"\x12\x00",
+    "negative labels": shards.example("abc", [-1, 3, -(2**63)], FLOATS),
     "an unknown feature": shards.example("abc", [3], FLOATS | {"more": [1.0]}),
     "many labels": shards.example("abc", range(0, 3000, 3), FLOATS),
     "large labels": shards.example("abc", [0, 127, 128, 16383, 16384, 2**21, 2**28 - 1], FLOATS),
