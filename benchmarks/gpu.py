@@ -31,6 +31,7 @@ from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.contract import OUTPUTS
 from scorer.model.model import Model
+from scorer.model.onnx_file import ModelFile
 from scorer.model.runtime import import_runtime, open_cuda
 from scorer.system.signals import StopRequest
 
@@ -84,7 +85,8 @@ class Resident:
     def __init__(self, path: str, model: Model, gpu: int, tf32: bool, *, graph: bool) -> None:
         runtime = import_runtime()
         self.size = model.batch_size
-        self.session = open_cuda(runtime, path, gpu, tf32=tf32, graphs=graph)
+        with ModelFile(path) as file:
+            self.session = open_cuda(runtime, file, gpu, tf32=tf32, graphs=graph)
         kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
         random = np.random.default_rng(0)
         tensors = {

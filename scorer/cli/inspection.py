@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scorer.cli.remedies import INSPECT
 from scorer.errors import BROKEN_PIPE, ModelError, Yt8mError
 from scorer.model.onnx_file import EXPORT_IT
+from scorer.system.signals import end_on_signals
 from scorer.system.terminal import print_stderr
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from scorer.model.find import find_model
         from scorer.model.model import Model
 
-        model = Model.open(find_model(options.model)[0], device="cpu")
+        with end_on_signals():  # a model may keep ONNX Runtime busy for ever
+            model = Model.open(find_model(options.model)[0], device="cpu")
         _show(_text(model, as_object=options.json))
         return 0
     except BrokenPipeError:

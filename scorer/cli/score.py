@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from scorer.cli.remedies import SCORE
 from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, Hint, UsageError, Yt8mError, printable
-from scorer.system.signals import StopRequest, stop_on_signals
+from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
 from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
 if TYPE_CHECKING:
@@ -167,9 +167,10 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.system.memory import give_memory_back
 
     give_memory_back()
-    model = Model.open(
-        path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
-    )
+    with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
+        model = Model.open(
+            path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
+        )
     report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
     if report is None:
         return stop.exit_code

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
 from scorer.model.contract import OUTPUTS, Contract, read_contract
+from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import Session, device_errors, open_cuda
 from scorer.model.ties import SPARE, best, undecided
@@ -172,8 +173,8 @@ def _answer(calls: queue.SimpleQueue[_Call | None]) -> None:
 class CudaSlot:
     """A session on one GPU, and buffers for one batch. One caller at a time may use it."""
 
-    def __init__(self, runtime: Any, path: str, gpu: int, cuda: CudaRuntime, *, tf32: bool) -> None:
-        """Open the model at `path` on GPU number `gpu`.
+    def __init__(self, runtime: Any, file: ModelFile, gpu: int, cuda: CudaRuntime, *, tf32: bool) -> None:
+        """Open the model on GPU number `gpu`.
 
         Args:
             runtime: the module onnxruntime.
@@ -184,7 +185,7 @@ class CudaSlot:
         self._gpu = gpu
         self._cuda = cuda
         self._thread = OwnThread(f"cuda:{gpu}")
-        self._session: Session = self._thread.do(lambda: open_cuda(runtime, path, gpu, tf32=tf32))
+        self._session: Session = self._thread.do(lambda: open_cuda(runtime, file, gpu, tf32=tf32))
         self._stream: ctypes.c_void_p | None = None
         self._buffers: Buffers | None = None
         self._labels = 0

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scorer.errors import ModelError, UsageError
-from scorer.model.onnx_file import stamp, validate_and_hash
+from scorer.errors import UsageError
+from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import Wishes, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
 from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
@@ -53,15 +53,14 @@ class Model:
             DeviceError: the device or the runtime is not there, or the model cannot run on it.
             UsageError: no device is called so.
         """
-        before, sha256 = stamp(path), validate_and_hash(path)
-        runtime = import_runtime()
-        placed = place(runtime, path, device, Wishes(max(1, threads or usable_cores()), batch_size, tf32))
-        if stamp(path) != before:
-            raise ModelError(f"{path} changed while it was opened", remedy="try again")
+        with ModelFile(path) as file:
+            runtime = import_runtime()
+            placed = place(runtime, file, device, Wishes(max(1, threads or usable_cores()), batch_size, tf32))
+            file.check_unchanged()
         contract = placed.contract
         facts = ModelFacts(
             path=path,
-            sha256=sha256,
+            sha256=file.sha256,
             inputs=contract.inputs,
             dtype=contract.dtype.__name__,
             labels=contract.labels,

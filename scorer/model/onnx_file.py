@@ -1,132 +1,304 @@
-"""What must be known about an ONNX file before ONNX Runtime opens it, read off its bytes without the onnx package.
+"""One ONNX file: opened once, examined, hashed, and only then given to ONNX Runtime.
 
 ONNX Runtime follows external data, that is a file name inside the model, while it opens a session. The contract is one
-self-contained file, so such a model is refused before any session sees it. The walk below visits every message that can
-hold a tensor (onnx.proto of github.com/onnx/onnx) and steps over the rest; it is iterative, and each byte is visited
-once per level of nesting, so no file can make it run away.
+self-contained file, so such a model is refused before any session sees it. The scan below reads the file as protobuf
+does (onnx.proto of github.com/onnx/onnx): it enters every message, counts every field and refuses whatever two
+readers of protobuf could take for different things. It goes through the file once, from front to back, and its memory
+is flat whatever the file holds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-from collections.abc import Iterator
+import stat
 from pathlib import Path
+from types import TracebackType
+from typing import Final
 
 from scorer.errors import ModelError
 
 EXPORT_IT = "export it with `yt8m export`"
+MOST_BYTES: Final = (1 << 31) - 1
+"""Of a file; protobuf reads no more."""
+MOST_FIELDS: Final = 1 << 18
+"""Of a file. An exported model has some thousands; each takes ONNX Runtime up to 0.3 KB, however small it is."""
+DEEPEST: Final = 100
+"""Messages within messages; protobuf reads no deeper."""
 
 # message -> {field number: message that it holds}
-_HOLDS_TENSORS: dict[str, dict[int, str]] = {
-    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
-    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
-    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
-    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
-    "NodeProto": {5: "AttributeProto"},
+MESSAGES: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {
+        7: "GraphProto",
+        8: "OperatorSetIdProto",
+        14: "StringStringEntryProto",
+        20: "TrainingInfoProto",
+        25: "FunctionProto",
+        26: "DeviceConfigurationProto",
+    },
+    "TrainingInfoProto": {
+        1: "GraphProto",
+        2: "GraphProto",
+        3: "StringStringEntryProto",
+        4: "StringStringEntryProto",
+    },
+    "FunctionProto": {
+        7: "NodeProto",
+        9: "OperatorSetIdProto",
+        11: "AttributeProto",
+        12: "ValueInfoProto",
+        14: "StringStringEntryProto",
+    },
+    "GraphProto": {
+        1: "NodeProto",
+        5: "TensorProto",
+        11: "ValueInfoProto",
+        12: "ValueInfoProto",
+        13: "ValueInfoProto",
+        14: "TensorAnnotation",
+        15: "SparseTensorProto",
+        16: "StringStringEntryProto",
+    },
+    "NodeProto": {5: "AttributeProto", 9: "StringStringEntryProto", 10: "NodeDeviceConfigurationProto"},
     "AttributeProto": {
         5: "TensorProto",
         6: "GraphProto",
         10: "TensorProto",
         11: "GraphProto",
+        14: "TypeProto",
+        15: "TypeProto",
         22: "SparseTensorProto",
         23: "SparseTensorProto",
     },
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
-    "TensorProto": {},
+    "TensorProto": {3: "TensorProto.Segment", 13: "StringStringEntryProto", 16: "StringStringEntryProto"},
+    "TensorAnnotation": {2: "StringStringEntryProto"},
+    "ValueInfoProto": {2: "TypeProto", 4: "StringStringEntryProto"},
+    "TypeProto": {
+        1: "TypeProto.Tensor",
+        4: "TypeProto.Sequence",
+        5: "TypeProto.Map",
+        7: "TypeProto.Opaque",
+        8: "TypeProto.SparseTensor",
+        9: "TypeProto.Optional",
+    },
+    "TypeProto.Tensor": {2: "TensorShapeProto"},
+    "TypeProto.SparseTensor": {2: "TensorShapeProto"},
+    "TypeProto.Sequence": {1: "TypeProto"},
+    "TypeProto.Optional": {1: "TypeProto"},
+    "TypeProto.Map": {2: "TypeProto"},
+    "TensorShapeProto": {1: "TensorShapeProto.Dimension"},
+    "NodeDeviceConfigurationProto": {2: "ShardingSpecProto"},
+    "ShardingSpecProto": {3: "IntIntListEntryProto", 4: "ShardedDimProto"},
+    "ShardedDimProto": {2: "SimpleShardedDimProto"},
+    "OperatorSetIdProto": {},
+    "StringStringEntryProto": {},
+    "DeviceConfigurationProto": {},
+    "IntIntListEntryProto": {},
+    "SimpleShardedDimProto": {},
+    "TensorProto.Segment": {},
+    "TypeProto.Opaque": {},
+    "TensorShapeProto.Dimension": {},
 }
-_GRAPH, _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 7, 13, 14, 1
+_GRAPH, _EXTERNAL_DATA, _DATA_LOCATION = 7, 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_WINDOW, _LONGEST_VARINT = 1 << 16, 10
+
+_FOR_PYTORCH = "`yt8m export --model RUN` makes an ONNX file of a trained run"
+_KNOWN_STARTS = (
+    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself (git lfs pull)"),
+    (b"PK\3\4", "a zip archive, as PyTorch's .pt files are", _FOR_PYTORCH),
+    (b"\x80\2", "a pickle, as PyTorch's older .pt files are", _FOR_PYTORCH),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first (gunzip)"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it first (unxz)"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
+    (b"<", "an HTML or XML page", "download the file itself"),
+)
 
 
-def validate_and_hash(path: str) -> str:
-    """Check that `path` is one whole, self-contained ONNX file and return its sha256 in hex.
+class ModelFile:
+    """An open ONNX file that was examined: one whole file without data outside of itself.
 
-    Raises:
-        ModelError: absent, no file, unreadable, empty, not ONNX, cut short, or with data outside of itself.
+    path: as it was given. sha256: of the bytes, in hex.
     """
-    if Path(path).is_dir():
-        raise ModelError(f"{path} is a folder, not an ONNX file", remedy="name the .onnx file itself")
+
+    def __init__(self, path: str) -> None:
+        """
+        Raises:
+            ModelError: absent, no file, unreadable, empty, not ONNX, cut short, or with data outside of itself.
+        """
+        self.path = path
+        self._descriptor = _open(path)
+        try:
+            self._status = os.fstat(self._descriptor)
+            _check_status(path, self._status)
+            _scan(path, self._descriptor, self._status.st_size)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            with open(self._descriptor, "rb", closefd=False) as file:
+                self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            self.close()
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """What opens these very bytes, whatever the path leads to by now; on systems without that, the path."""
+        own = f"/proc/self/fd/{self._descriptor}"
+        return own if os.path.exists(own) else self.path
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError where the bytes may not be those that were examined any more."""
+        there = os.fstat(self._descriptor) if self.address != self.path else _stat(self.path)
+        if there is None or _version(there) != _version(self._status):
+            raise ModelError(f"{self.path} changed while it was opened", remedy="try again")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> ModelFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _open(path: str) -> int:
     try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise ModelError(f"{path} is empty", remedy=EXPORT_IT)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                _check(path, data)
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not be waited for
     except FileNotFoundError:
         raise ModelError(f"{path}: no such model file", remedy=EXPORT_IT) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL in it
+        raise ModelError(f"{path} cannot be read: {error}") from None
 
 
-def stamp(path: str) -> tuple[int, ...]:
-    """Inode, size and time of change: whether the file at `path` is still the one that `validate_and_hash` read."""
+def _check_status(path: str, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        if any(Path(path).glob("*.safetensors")):
+            raise ModelError(f"{path} is the folder of a trained run, not an ONNX file", remedy=_FOR_PYTORCH)
+        raise ModelError(f"{path} is a folder, not an ONNX file", remedy="name the .onnx file itself")
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path} is not a regular file", remedy="copy it to one")
+    if status.st_size == 0:
+        raise ModelError(f"{path} is empty", remedy=EXPORT_IT)
+    if status.st_size > MOST_BYTES:
+        raise ModelError(f"{path} is no ONNX file: it has {status.st_size:,} bytes, more than 2 GB", remedy=EXPORT_IT)
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        status = os.stat(path)
+        return os.stat(path)
     except OSError:
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+        return None
 
 
-def _check(path: str, data: mmap.mmap) -> None:
-    has_graph = False
-    pending = [("ModelProto", 0, len(data))]
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with the file and its bytes. The time of change cannot be set by whoever wrote them."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _scan(path: str, descriptor: int, size: int) -> None:
+    scan = _Scan(descriptor, size)
     try:
-        while pending:
-            message, start, end = pending.pop()
-            for field, value, stop in _fields(data, start, end):
-                has_graph |= message == "ModelProto" and field == _GRAPH
-                if message == "TensorProto" and _is_external(field, value, stop):
-                    raise ModelError(f"{path} keeps weights in another file", remedy=EXPORT_IT + " as one file")
-                if stop >= 0 and field in _HOLDS_TENSORS[message]:
-                    pending.append((_HOLDS_TENSORS[message][field], value, stop))
+        scan.run()
     except ValueError as error:
-        raise ModelError(f"{path} is damaged or no ONNX file: {error}", remedy=EXPORT_IT) from None
-    if not has_graph:
+        what, remedy = _what_else(os.pread(descriptor, 64, 0), size)
+        raise ModelError(f"{path} is {what or f'damaged or no ONNX file: {error}'}", remedy=remedy) from None
+    if scan.external:
+        raise ModelError(f"{path} keeps weights in another file", remedy=f"{EXPORT_IT} as one file")
+    if not scan.has_graph:
         raise ModelError(f"{path} is no ONNX file: it has no graph", remedy=EXPORT_IT)
 
 
-def _is_external(field: int, value: int, stop: int) -> bool:
-    """Whether a field of TensorProto refers to data outside: `external_data`, or `data_location` = EXTERNAL."""
-    return field == _EXTERNAL_DATA or (field == _DATA_LOCATION and stop < 0 and value == _EXTERNAL)
+def _what_else(head: bytes, size: int) -> tuple[str, str]:
+    """What a file that is no ONNX file is, as far as its first bytes tell, and what to do."""
+    for start, what, remedy in _KNOWN_STARTS:
+        if head.startswith(start):
+            return f"{what}, not an ONNX file", remedy
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
+        return "a safetensors checkpoint, not an ONNX file", _FOR_PYTORCH
+    return "", EXPORT_IT
 
 
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Each field of the message in data[start:end]: (number, start, stop) of bytes; (number, value, -1) of a number.
+class _Scan:
+    """Goes through a file field by field.
 
-    Raises ValueError where the bytes are not that.
+    external: whether a tensor refers to data outside, found where the scan ended. has_graph: whether there is a graph.
     """
-    position = start
-    while position < end:
-        key, position = _varint(data, position, end)
-        field, kind = key >> 3, key & 7
-        if field == 0:
-            raise ValueError(f"no field number at byte {position}")
-        if kind == _VARINT:
-            value, position = _varint(data, position, end)
-            yield field, value, -1
-        elif kind in (_BYTES, _FIXED64, _FIXED32):
-            length, position = (
-                _varint(data, position, end) if kind == _BYTES else (8 if kind == _FIXED64 else 4, position)
-            )
-            if length > end - position:
-                raise ValueError(f"byte {position} announces {length} bytes, {end - position} are left")
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.external = self.has_graph = False
+        self._descriptor, self._size = descriptor, size
+        self._window, self._start = b"", 0
+        self._fields = 0
+
+    def run(self) -> None:
+        """Raises ValueError where protobuf could not read the file, or could read it in another way, and OSError."""
+        position = 0
+        within = [("ModelProto", self._size)]  # messages that are open, and where they end
+        while within and not self.external:
+            message, end = within[-1]
+            if position == end:
+                within.pop()
+                continue
+            field, kind, value, position = self._field(position, end)
+            self.has_graph |= message == "ModelProto" and field == _GRAPH and kind == _BYTES
+            self.external = message == "TensorProto" and _is_external(field, kind, value)
             if kind == _BYTES:
-                yield field, position, position + length
-            position += length
+                if (inner := MESSAGES[message].get(field)) is None:
+                    position += value
+                elif len(within) == DEEPEST:
+                    raise ValueError(f"more than {DEEPEST} messages within each other at byte {position}")
+                else:
+                    within.append((inner, position + value))
+
+    def head(self, position: int) -> bytes:
+        """The next bytes, some more than a varint has unless the file ends. By pread: a file cut short is no signal."""
+        here = position - self._start
+        if not 0 <= here <= len(self._window) - 2 * _LONGEST_VARINT:
+            self._window, self._start, here = os.pread(self._descriptor, _WINDOW, position), position, 0
+        return self._window[here : here + 2 * _LONGEST_VARINT]
+
+    def _field(self, position: int, end: int) -> tuple[int, int, int, int]:
+        """The field at `position`: its number, its wire type, its value or length, and where value or bytes start."""
+        self._fields += 1
+        if self._fields > MOST_FIELDS:
+            raise ValueError(f"more than {MOST_FIELDS:,} fields")
+        key, after = self._varint(position, end)
+        field, kind = key >> 3, key & 7
+        if field == 0 or key >> 32:
+            raise ValueError(f"no field number at byte {position}")
+        if kind in (_FIXED64, _FIXED32):
+            value, after = 0, after + (8 if kind == _FIXED64 else 4)
+        elif kind in (_VARINT, _BYTES):
+            value, after = self._varint(after, end, plain=kind == _BYTES)
         else:
             raise ValueError(f"wire type {kind} at byte {position}")
+        if after + (value if kind == _BYTES else 0) > end:
+            raise ValueError(f"the field at byte {position} ends {after + value - end:,} bytes too late")
+        return field, kind, value, after
+
+    def _varint(self, position: int, end: int, *, plain: bool = True) -> tuple[int, int]:
+        """The varint at `position` and where it ends. plain: it must be as short as it can be, as writers make it."""
+        value = 0
+        for count, byte in enumerate(self.head(position)[: min(_LONGEST_VARINT, end - position)]):
+            value |= (byte & 0x7F) << 7 * count
+            if byte < 0x80:
+                if plain and count and byte == 0:
+                    raise ValueError(f"a number longer than it need be at byte {position}")
+                return value, position + count + 1
+        raise ValueError(f"a number is cut short at byte {position}")
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """The varint at `position` and the position after it."""
-    value = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
-    raise ValueError(f"a number is cut short at byte {position}")
+def _is_external(field: int, kind: int, value: int) -> bool:
+    """Whether a field of TensorProto refers to data outside: any `external_data`, or a `data_location` but 0.
+
+    Readers keep the low 32 bits of the latter.
+    """
+    return field == _EXTERNAL_DATA or (field == _DATA_LOCATION and kind == _VARINT and value & 0xFFFFFFFF != 0)

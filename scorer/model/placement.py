@@ -12,6 +12,7 @@ import numpy as np
 from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.contract import Contract, read_contract
 from scorer.model.fp16 import Fp16Conversion
+from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
 from scorer.model.runtime import CPU, CUDA, load_cuda, open_cpu
 from scorer.model.slots import CpuSlot, Slot, SlotPool
@@ -51,7 +52,7 @@ class Wishes:
     tf32: bool = False
 
 
-def place(runtime: Any, path: str, device: str, wishes: Wishes) -> Placement:
+def place(runtime: Any, file: ModelFile, device: str, wishes: Wishes) -> Placement:
     """The model on `device`; on "auto" with CUDA where that opens and suits the model, else on the CPU.
 
     Raises:
@@ -61,13 +62,13 @@ def place(runtime: Any, path: str, device: str, wishes: Wishes) -> Placement:
     """
     gpus = _gpus(device)
     if not gpus:
-        return _on_cpu(runtime, path, wishes, "asked for")
+        return _on_cpu(runtime, file, wishes, "asked for")
     try:
-        return _on_gpus(runtime, path, gpus, wishes, "CUDA opens here" if device == "auto" else "asked for")
+        return _on_gpus(runtime, file, gpus, wishes, "CUDA opens here" if device == "auto" else "asked for")
     except DeviceError as error:
         if device == "auto":
-            return _on_cpu(runtime, path, wishes, error.message)
-        open_cpu(runtime, path, 1)  # raises ModelError where the file is at fault, and not the device
+            return _on_cpu(runtime, file, wishes, error.message)
+        open_cpu(runtime, file, 1)  # raises ModelError where the file is at fault, and not the device
         raise
 
 
@@ -83,26 +84,27 @@ def _gpus(device: str) -> list[int]:
     return sorted({int(number) for number in numbers})
 
 
-def _on_cpu(runtime: Any, path: str, wishes: Wishes, reason: str) -> Placement:
+def _on_cpu(runtime: Any, file: ModelFile, wishes: Wishes, reason: str) -> Placement:
     slots = min(wishes.threads, _MOST_CPU_SLOTS)
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
-    session = open_cpu(runtime, path, wishes.threads - slots + 1)
-    contract = read_contract(path, session)
+    session = open_cpu(runtime, file, wishes.threads - slots + 1)
+    contract = read_contract(file.path, session)
     pool = _fitted(runtime, contract, "cpu", [CpuSlot(session)] * slots, wishes.batch_size or CPU_BATCH)
     return Placement(contract, pool, "cpu", CPU, reason)
 
 
-def _on_gpus(runtime: Any, path: str, gpus: Sequence[int], wishes: Wishes, reason: str) -> Placement:
+def _on_gpus(runtime: Any, file: ModelFile, gpus: Sequence[int], wishes: Wishes, reason: str) -> Placement:
     """Raises DeviceError where CUDA or a GPU does not open, or would leave the model's work to the CPU."""
     from scorer.model.cuda import CudaRuntime, CudaSlot
 
     load_cuda(runtime)
     cuda, device = CudaRuntime(), "cuda:" + ",".join(map(str, gpus))
     try:
-        slots = [CudaSlot(runtime, path, gpu, cuda, tf32=wishes.tf32) for gpu in gpus for _ in range(_CUDA_SLOTS)]
-        contract = slots[0].contract(path)
+        slots = [CudaSlot(runtime, file, gpu, cuda, tf32=wishes.tf32) for gpu in gpus for _ in range(_CUDA_SLOTS)]
+        contract = slots[0].contract(file.path)
     except MemoryError:
-        raise DeviceError(f"{device} has no room for {path}", remedy="free its memory", hints=(Hint.ON_CPU,)) from None
+        what = f"{device} has no room for {file.path}"
+        raise DeviceError(what, remedy="free its memory", hints=(Hint.ON_CPU,)) from None
     pool = _fitted(runtime, contract, device, slots, wishes.batch_size or CUDA_BATCH)
     names = " and ".join(sorted({cuda.name(gpu) for gpu in gpus}))
     engine = f"{' TF32' * wishes.tf32} on {names}, batches of {pool.batch_size:,}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from scorer.errors import DeviceError, Hint, ModelError, Yt8mError
-from scorer.model.onnx_file import EXPORT_IT
+from scorer.model.onnx_file import EXPORT_IT, ModelFile
 from scorer.system.cores import unbound
 
 Session: TypeAlias = Any  # onnxruntime.InferenceSession; the package has no type information
@@ -33,6 +33,10 @@ BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwri
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _SILENT = 4  # the severity of nothing: what fails is told once, by the exception
+_TOO_NEW = (  # a model from the future, in our words and in its own
+    ("IR {has}", r"Unsupported model IR version: (?P<has>\d+), max supported IR version: (?P<reads>\d+)"),
+    ("opset {has} of {domain}", r"Opset (?P<has>\d+) is .* for domain (?P<domain>\S+) is till opset (?P<reads>\d+)"),
+)
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
 _CUDA_SAID = re.compile(r"\bCU[A-Z]+ (failure|error) .*?(?= ; GPU=|$)")  # amid names of C++ templates and nodes
 _OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
@@ -73,7 +77,7 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
+def open_cpu(runtime: Any, model: ModelFile | bytes, threads: int) -> Session:
     """A session on the CPU whose `run` computes in `threads` threads, the caller's included.
 
     They sleep while they wait, since a spinning thread takes its core from the decoder (benchmarks/slots.py).
@@ -85,13 +89,12 @@ def open_cpu(runtime: Any, model: str | bytes, threads: int) -> Session:
     options = _options(runtime)
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    where = model if isinstance(model, str) else "the model"
     try:
         return _open(runtime, model, options, [CPU])
     except Exception as error:
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-            raise DeviceError(f"there is not enough memory for {where}", remedy="take an int8 model") from error
-        raise ModelError(f"{where} does not open: {first_line(error)}", remedy=EXPORT_IT) from error
+            raise DeviceError(f"there is not enough memory for {_name(model)}", remedy="take an int8 model") from error
+        raise _does_not_open(runtime, model, error) from error
 
 
 def load_cuda(runtime: Any) -> None:
@@ -103,7 +106,7 @@ def load_cuda(runtime: Any) -> None:
             runtime.preload_dlls()
 
 
-def open_cuda(runtime: Any, model: str | bytes, gpu: int, *, tf32: bool, graphs: bool = False) -> Session:
+def open_cuda(runtime: Any, model: ModelFile | bytes, gpu: int, *, tf32: bool, graphs: bool = False) -> Session:
     """A session on GPU number `gpu`.
 
     Args:
@@ -164,16 +167,35 @@ def device_errors(device: str) -> Iterator[None]:
 def _options(runtime: Any) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = _SILENT
+    # Else it judges by the name or the first bytes, and opens as its own format what was examined as ONNX.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
 
 
-def _open(runtime: Any, model: str | bytes, options: Any, providers: Sequence[Any]) -> Session:
-    return runtime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+def _open(runtime: Any, model: ModelFile | bytes, options: Any, providers: Sequence[Any]) -> Session:
+    source = model if isinstance(model, bytes) else model.address
+    return runtime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+
+def _name(model: ModelFile | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else model.path
+
+
+def _does_not_open(runtime: Any, model: ModelFile | bytes, error: Exception) -> ModelError:
+    """What ONNX Runtime has against the model; where that is its age, what it reads and what to do."""
+    for what, pattern in _TOO_NEW:
+        if found := re.search(pattern, str(error)):
+            reads = f"ONNX Runtime {runtime.__version__} reads up to {found['reads']}"
+            has = what.format(**found.groupdict())
+            upgrade = "upgrade it: pip install --upgrade onnxruntime"
+            return ModelError(f"{_name(model)} has {has}, {reads}", remedy=upgrade)
+    line = first_line(error)
+    if not isinstance(model, bytes):
+        line = line.replace(model.address, model.path)
+    return ModelError(f"{_name(model)} does not open: {line}", remedy=EXPORT_IT)
 
 
 def _heavy_on_cpu(session: Session) -> list[str]:
-    """Heavy operators that CUDA left to the CPU; none where this ONNX Runtime (before 1.24) does not tell."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return []
+    """Heavy operators that CUDA left to the CPU."""
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == CPU]
     return sorted({node.op_type for part in parts for node in part.get_nodes() if _HEAVY.search(node.op_type)})

@@ -29,7 +29,8 @@ _SLOTS_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each 
 _MORE_THREADS_FOR_GPU = 3  # than slots, since it has to be fed faster
 COALESCED_VIDEOS = 2048
 """Videos whose rows are made at once: of 256, making them takes twice as long a video."""
-_VIDEOS_IN_FLIGHT = 1 << 15  # whose predictions, 0.2 KB each, may wait to be written while a disk is slow
+_BYTES_IN_FLIGHT = 200 << 15  # of predictions that may wait to be written while a disk is slow: 32,768 videos' top 10
+_BYTES_A_VIDEO, _BYTES_A_LABEL = 80, 12
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
 _WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
@@ -80,8 +81,9 @@ class PredictionStream:
         Raises what `scorer.inputs.batching.batches` and `Predictor.run` raise, after what comes before it.
         """
         size = self._predictor.batch_size
-        max_in_flight = self._threads + _VIDEOS_IN_FLIGHT // size
-        coalesce = max(1, COALESCED_VIDEOS // size)
+        videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * self._k)
+        max_in_flight = self._threads + videos // size
+        coalesce = max(1, min(COALESCED_VIDEOS, videos // 4) // size)
         return in_order(self._predict, self._decoded(start), self._threads, max_in_flight, stop, coalesce)
 
     def _decoded(self, start: Position) -> Generator[Batch]:

@@ -47,6 +47,21 @@ class StopRequest:
 
 
 @contextmanager
+def end_on_signals() -> Iterator[None]:
+    """Within, signals end the process at once, even while it is in a library that never returns to Python.
+
+    One that is ignored stays ignored.
+    """
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signals(command: str = "score", meanwhile: str = "committing the batch in hand") -> Iterator[StopRequest]:
     """Within, signals set the request and tell the user on standard error what `command` does meanwhile.
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from scorer.system.signals import stop_on_signals
 from tests import onnx_models
@@ -137,3 +139,46 @@ def test_a_signal_within_a_wait_for_it_does_not_deadlock() -> None:
     """The handler runs at every line of `wait`; threading.Event holds a lock in some of them, and `set` wants it."""
     done = subprocess.run([sys.executable, "-c", IN_EVERY_LINE], capture_output=True, text=True, timeout=60)
     assert int(done.stdout) > 0, done.stderr
+
+
+def endless(path: Path) -> str:
+    """A model that runs for ever, from the first time that it is asked."""
+    flag = helper.make_tensor_value_info("on", TensorProto.BOOL, [])
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, None)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Neg", ["value"], ["next"])],
+        "body",
+        [helper.make_tensor_value_info("turn", TensorProto.INT64, []), flag, value],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    proto = onnx_models.build_model(inputs=INPUTS, labels=LABELS)
+    gemm = proto.graph.node[1]
+    gemm.output[0] = "before"
+    loop = helper.make_node("Loop", ["turns", "", "before"], ["logits"], body=body)
+    proto.graph.initializer.append(helper.make_tensor("turns", TensorProto.INT64, [], [1 << 62]))
+    proto.graph.node.insert(2, loop)
+    onnx.save(proto, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", ["score", "inspect"])
+def test_a_model_that_runs_for_ever_while_it_is_opened_can_be_stopped(
+    tmp_path: Path, number: signal.Signals, program: str
+) -> None:
+    model = endless(tmp_path / "endless.onnx")
+    given = {"score": [*write_shards(tmp_path, [1]), "-o", str(tmp_path / "x.csv"), "--model"], "inspect": []}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yt8m", program, *given[program], model], stderr=subprocess.PIPE, text=True
+    )
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: sum(map(int, used.read_text().rsplit(")")[1].split()[11:13])) > 3 * ticks)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == -number
+    assert process.stderr is not None
+    with process.stderr:
+        assert process.stderr.read() == ""
