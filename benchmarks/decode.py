@@ -33,7 +33,7 @@ from benchmarks import environments
 from benchmarks.machine import machine
 from scorer.inputs import batching, example, layouts, tfrecord
 from scorer.inputs.discover import find_shards
-from scorer.inputs.example import Schema
+from scorer.inputs.records import Schema
 
 HERE = Path(__file__).parent
 NAMES = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.discover import find_shards
-from scorer.inputs.example import Schema
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.job.run import score
 from scorer.job.spec import Job

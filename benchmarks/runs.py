@@ -35,8 +35,10 @@ from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import Yt8mError
 from scorer.inputs.discover import find_shards
+from scorer.inputs.position import BEGINNING
+from scorer.inputs.readers import decoded_blocks
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
-from scorer.inputs.tfrecord import Shard
 from train.registry import build, config_from_json, names, spec
 
 MEASURES = ("MAP@10", "GAP@20", "Hit@1", "PERR")
@@ -120,8 +122,7 @@ def curve(options: argparse.Namespace) -> None:
 
 def videos_in(source: Source) -> int:
     """Number of a shard's records."""
-    with Shard(source) as shard:
-        return sum(len(frames) for frames in shard.blocks())
+    return sum(len(block) for block in decoded_blocks([(0, source)], Schema({}), BEGINNING))
 
 
 @dataclass

@@ -101,7 +101,7 @@ def measure(rows: list[Contestant], shards: list[str], rounds: int, threads: int
 
 def true_labels(shards: list[str]) -> Iterator[tuple[str, set[int]]]:
     from scorer.inputs.batching import batches
-    from scorer.inputs.example import Schema
+    from scorer.inputs.records import Schema
 
     for batch in batches(find_shards(shards), Schema({}), 4096):
         splits = batch.label_splits

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.batching import batches
-from scorer.inputs.example import Schema
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 
 Features = dict[str, NDArray[np.float32]]

@@ -63,7 +63,7 @@ def read(patterns: Sequence[str]) -> tuple[NDArray, NDArray, NDArray]:
     """Features float32 (N, 1152), label values int64 (M,) and splits int64 (N + 1,) of the shards that match."""
     from scorer.inputs.batching import batches
     from scorer.inputs.discover import find_shards
-    from scorer.inputs.example import Schema
+    from scorer.inputs.records import Schema
 
     features, values, splits = [], [], [np.zeros(1, np.int64)]
     for batch in batches(find_shards(patterns), Schema(WIDTHS), 1024):

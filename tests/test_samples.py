@@ -28,7 +28,7 @@ TOLERANCE = 2e-4
 def decoded() -> tuple[NDArray, NDArray, NDArray, list[bytes]]:
     """Features (N, 1152), label values, label splits and ids of the committed samples."""
     from scorer.inputs.batching import batches
-    from scorer.inputs.example import Schema
+    from scorer.inputs.records import Schema
     from scorer.inputs.source import LocalFile
 
     (batch,) = batches([LocalFile.at(str(path)) for path in SAMPLES], Schema(generate.WIDTHS), 1024)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from scorer.errors import RecordError, ShardError, TrainingError
 from scorer.inputs.batching import Batch, batches
-from scorer.inputs.example import Schema
+from scorer.inputs.position import BEGINNING
+from scorer.inputs.readers import decoded_blocks
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
-from scorer.inputs.tfrecord import Shard
 from scorer.outputs.atomic import new_folder, writing
 from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
@@ -191,10 +192,9 @@ def _check_labels(batch: Batch, shard: Source, before: int, labels: int) -> None
 
 
 def _offset(source: Source, record: int) -> int:
-    with Shard(source) as shard:
-        for frames in shard.blocks():
-            if record < frames.record + len(frames):
-                return frames.place(record - frames.record)[1]
+    for block in decoded_blocks([(0, source)], Schema({}), BEGINNING):
+        if record < block.record + len(block):
+            return block.position(record - block.record).offset
     return 0
 
 

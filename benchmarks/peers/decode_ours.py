@@ -6,7 +6,7 @@ from decoding import BATCH, WIDTHS, arguments, measure
 def one_pass(shards):
     from scorer.inputs.batching import batches
     from scorer.inputs.discover import find_shards
-    from scorer.inputs.example import Schema
+    from scorer.inputs.records import Schema
 
     count = 0
     for batch in batches(find_shards(shards), Schema(WIDTHS), BATCH):

@@ -8,7 +8,7 @@ from common import WIDTHS, arguments, session
 
 from scorer.inputs.batching import batches
 from scorer.inputs.discover import find_shards
-from scorer.inputs.example import Schema
+from scorer.inputs.records import Schema
 
 SIZES = (32, 64, 128, 256, 512, 1024, 2048)
 VIDEOS = 8192

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import RecordError, ShardError
-from scorer.inputs.blocks import Decoded, NativeDecoder, Rows, Run, decode, native_decoder
-from scorer.inputs.example import Decoder, Schema
 from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.readers import RecordReaders
+from scorer.inputs.records import DecodedBlock, RecordReader, Rows, Run, Schema
 from scorer.inputs.source import Source
-from scorer.inputs.tfrecord import Block, Shard
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
 MAX_QUARANTINED = 1000
@@ -28,7 +27,7 @@ MAX_LABEL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A bad record that was set aside.
+    """A bad record, left out of the batches.
 
     bytes_lost: 0, or how many bytes of the shard went with it because nothing after it can be found. However many
     records those bytes held, they count as this one.
@@ -48,26 +47,26 @@ class Batch:
     ids: n ids, UTF-8 bytes.
     label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
     labelled: whether any record of the batch had a `labels` feature.
-    end: where a resumed run goes on after this batch.
+    end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
-    finished: (shard index, bytes, records read there in all: good ones and quarantined ones) of shards that ended here.
+    finished: (shard index, records read there in all: good ones and quarantined ones) of shards that ended here.
 
     A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
     records and with MAX_LABEL_BYTES of labels.
     """
 
-    def __init__(self, ring: _Ring, start: Position) -> None:
-        self._ring = ring
+    def __init__(self, pool: _BufferPool, start: Position) -> None:
+        self._pool = pool
         self._count = 0
         self._users, self._users_lock = 1, threading.Lock()
         self._ids: list[bytes] = []  # joined, those of a block at a time
         self._labels: list[bytes] = []
-        self._sizes = RowSizes(ring.size)  # without compiled loops the last two are not used
+        self._sizes = RowSizes(pool.size)  # without compiled loops the last two are not used
         self._label_bytes = 0
         self.labelled = False
         self.end = start
         self.quarantined: list[Quarantined] = []
-        self.finished: list[tuple[int, int, int]] = []
+        self.finished: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return self._count
@@ -75,7 +74,7 @@ class Batch:
     @cached_property
     def _buffers(self) -> dict[str, NDArray[np.float32]]:
         """Taken when the first row comes, so that a thread fills those that it has just released."""
-        return self._ring.take()
+        return self._pool.take()
 
     @cached_property
     def ids(self) -> list[bytes]:
@@ -108,15 +107,15 @@ class Batch:
             self._users -= 1
             last = self._users == 0
         if last and "_buffers" in vars(self):
-            self._ring.give(self._buffers)
+            self._pool.give(self._buffers)
 
     @property
     def room(self) -> int:
         """How many more rows go in; 0 too when there are enough bad records or labels."""
         full = self._label_bytes >= MAX_LABEL_BYTES
-        return 0 if full else min(self._ring.size - self._count, MAX_QUARANTINED - len(self.quarantined))
+        return 0 if full else min(self._pool.size - self._count, MAX_QUARANTINED - len(self.quarantined))
 
-    def take(self, records: Rows, first: int, last: int) -> bool:
+    def append(self, records: Rows, first: int, last: int) -> bool:
         """Append the rows first..last-1 of `records`, for which there is room; False if some of them prove bad."""
         here, count = self._count, last - first
         if not records.copy(first, last, [buffer[here : here + count] for buffer in self._buffers.values()]):
@@ -128,11 +127,11 @@ class Batch:
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def decode(self, decoder: NativeDecoder, shard: Shard, place: Position) -> Run:
-        """Append records from `place` on, leaving out bad ones; returns what `decoder` found."""
+    def decode(self, reader: RecordReader, position: Position) -> Run:
+        """Append records from `position` on, leaving out bad ones; returns what `reader` decoded."""
         here, buffers = self._count, [*self._buffers.values()]
         rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
-        run = decoder.decode(shard, place, buffers, self._sizes, rows, label_bytes)
+        run = reader.decode_into(position, buffers, self._sizes, rows, label_bytes)
         if run.bad:
             good = np.delete(np.arange(here, here + run.records), [*run.bad])
             for values in (*buffers, *self._sizes.matrix):
@@ -158,7 +157,7 @@ def joined(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
     )
 
 
-class _Ring:
+class _BufferPool:
     """Buffers for batches, reused because touching fresh memory costs more than decoding into it."""
 
     def __init__(self, schema: Schema, size: int, depth: int) -> None:
@@ -180,31 +179,32 @@ class _Batcher:
     """Puts blocks of decoded records into batches, in order."""
 
     def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
-        self._ring, self._skip = _Ring(schema, size, depth), skip
-        self._batch = Batch(self._ring, start)
+        self._pool, self._skip = _BufferPool(schema, size, depth), skip
+        self._batch = Batch(self._pool, start)
 
-    def read(self, shard: Shard, decoder: NativeDecoder, place: Position) -> Generator[Batch, None, Position]:
-        """Take records from `place` on, straight from where their bytes are read to.
+    def fill(self, reader: RecordReader, size: int, position: Position) -> Generator[Batch, None, Position]:
+        """Decode a shard of `size` bytes from `position` on straight into batches; yields those that became full.
 
-        Returns where that ended: at a record that is not whole, or at the next shard.
+        Returns where that ended: at a record that is one for `RecordReader.block`, or at the next shard.
         """
-        while place.offset < shard.size:
+        while position.offset < size:
             if not self._batch.room:
                 yield self._next()
-            run = self._batch.decode(decoder, shard, place)
+            run = self._batch.decode(reader, position)
             if not run.records:
-                return place
+                return position
             for error in run.bad.values():
                 self._fault(error)
-            self._batch.end = place = Position(place.shard, place.record + run.records, place.offset + run.size)
-        if place.offset == shard.size > 0:
-            shard.check_unchanged()
-            place = self._finish(place.shard, shard.size, place.record)
+            position = Position(position.shard, position.record + run.records, position.offset + run.size)
+            self._batch.end = position
+        if position.offset == size > 0:
+            reader.check_unchanged()
+            position = self._finish(position.shard, position.record)
             if not self._batch.room:
                 yield self._next()
-        return place
+        return position
 
-    def add(self, block: Decoded) -> Iterator[Batch]:
+    def add(self, block: DecodedBlock) -> Iterator[Batch]:
         """Take one block; yields the batches that became full. Raises its first fault unless faults are skipped.
 
         A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
@@ -217,7 +217,7 @@ class _Batcher:
             if stop == row:
                 self._fault(block.rows.bad[row])
                 stop += 1
-            elif not self._batch.take(block.rows, row, stop):
+            elif not self._batch.append(block.rows, row, stop):
                 continue  # there is one more bad record now
             row = stop
             self._batch.end = block.position(row)
@@ -226,7 +226,7 @@ class _Batcher:
                 yield self._next()
             self._fault(block.lost, bytes_lost=block.size - block.lost.offset)
         if block.last:
-            self._finish(block.index, block.size, block.record + len(block) + (block.lost is not None))
+            self._finish(block.index, block.record + len(block) + (block.lost is not None))
         if not self._batch.room:
             yield self._next()
 
@@ -235,9 +235,9 @@ class _Batcher:
         if len(self._batch) or self._batch.quarantined or self._batch.finished:
             yield self._batch
 
-    def _finish(self, index: int, size: int, records: int) -> Position:
-        """Note that a shard ended; returns where the next one starts."""
-        self._batch.finished.append((index, size, records))
+    def _finish(self, index: int, records: int) -> Position:
+        """Record that a shard ended; returns where the next one starts."""
+        self._batch.finished.append((index, records))
         self._batch.end = Position(index + 1, 0, 0)
         return self._batch.end
 
@@ -247,8 +247,8 @@ class _Batcher:
         self._batch.quarantined.append(Quarantined(error.path, error.record, error.offset, error.reason, bytes_lost))
 
     def _next(self) -> Batch:
-        """The batch in hand, after which a new one is filled."""
-        batch, self._batch = self._batch, Batch(self._ring, self._batch.end)
+        """The current batch, after which a new one is filled."""
+        batch, self._batch = self._batch, Batch(self._pool, self._batch.end)
         return batch
 
 
@@ -267,38 +267,37 @@ def batches(
     size: the most videos in a batch, at least 1.
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
     workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
-        the same, but for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
+        the same, except for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
 
-    Memory is that of the batches in use and of one block (scorer.inputs.tfrecord.BLOCK_BYTES) and what is made of it,
-    however large or many the shards and whatever is in them.
+    Memory is that of the batches in use and of one block of records and what is made of it, however large or many
+    the shards and whatever is in them.
 
     Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
     if size < 1:
         raise ValueError("a batch holds at least one video")
-    packer = _Batcher(schema, size, depth, start, on_error == "skip")
+    batcher = _Batcher(schema, size, depth, start, on_error == "skip")
     if workers:
         from scorer.inputs.workers import decoded_by_workers
 
         with closing(decoded_by_workers(shards, schema, start, workers)) as blocks:
             for block in blocks:
-                yield from packer.add(block)
+                yield from batcher.add(block)
     else:
-        yield from _filled(packer, shards, schema, start)
-    yield from packer.rest()
+        yield from _decoded_here(batcher, shards, schema, start)
+    yield from batcher.rest()
 
 
-def _filled(packer: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
-    """The full batches, decoded here."""
-    decoder, block, native = Decoder(schema), Block(), native_decoder(schema)
+def _decoded_here(batcher: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
+    """The full batches, decoded in the calling thread."""
+    readers = RecordReaders(schema)
     for index, source in list(enumerate(shards))[start.shard :]:
-        place = start if index == start.shard else Position(index, 0, 0)
-        with Shard(source, block) as shard:
-            while place.shard == index:
-                if native and shard.descriptor is not None:
-                    place = yield from packer.read(shard, native, place)
-                if place.shard == index:
-                    found = decode(shard, decoder, place)
-                    yield from packer.add(found)
-                    place = found.end
+        position = start if index == start.shard else Position(index, 0, 0)
+        with closing(readers.open(source)) as reader:
+            while position.shard == index:
+                position = yield from batcher.fill(reader, source.stat.size, position)
+                if position.shard == index:
+                    block = reader.block(position)
+                    yield from batcher.add(block)
+                    position = block.end

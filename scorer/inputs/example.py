@@ -12,7 +12,6 @@ What counts as a record (everything else is a RecordError of that record alone):
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs import protobuf
 from scorer.inputs.layouts import Ints, Layouts
+from scorer.inputs.records import Schema
 from scorer.inputs.tfrecord import Block, Frames
 
 Octets: TypeAlias = NDArray[np.uint8]
@@ -28,13 +28,6 @@ Octets: TypeAlias = NDArray[np.uint8]
 _COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
 _GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
 _TOO_LONG = b"\1" * 10
-
-
-@dataclass(frozen=True)
-class Schema:
-    """The features to read. inputs: name of each TFRecord float feature -> its width, in the order of the model."""
-
-    inputs: Mapping[str, int]
 
 
 class Records:
@@ -119,7 +112,7 @@ class Records:
             self.ids[row], labels[row] = b"", labels[row][:0]
             if row in self.bad:
                 continue
-            odd = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.place(row))
+            odd = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.location(row))
             if isinstance(odd, RecordError):
                 self.bad[row] = odd
                 continue

@@ -21,13 +21,9 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
-from scorer.inputs.source import Source
+from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
+from scorer.inputs.source import Reader, Source
 
-BLOCK_BYTES = 2 << 20
-"""Bytes read at once: enough records to take apart together, and few enough to stay in a core's cache meanwhile.
-
-A record that is longer is checked piecewise and refused: parsed, it could take up to twenty times the memory.
-"""
 MAX_BLOCK_RECORDS = 4096
 
 _HEADER, _FOOTER = 12, 4
@@ -68,7 +64,7 @@ class Frames:
     """The n records found in one block of a shard, valid until the next is read into the same block.
 
     block: holds the bytes; `offset` is the place of its first byte in the file, `record` the index of its first record.
-    places: where in the block each record starts, header and all, and behind them where the next one starts: n + 1.
+    bounds: int64 (n + 1,) where in the block each record starts, header and all, and where the last one ends.
     bad: errors of single records by their row, 0..n-1; such a record's bytes must not be used.
     last: whether nothing comes after this block.
     lost: why nothing from `end` on can be read; None when the shard goes on or is at its end.
@@ -77,45 +73,45 @@ class Frames:
     block: Block
     offset: int
     record: int
-    places: NDArray[np.int64]
+    bounds: NDArray[np.int64]
     last: bool = False
     bad: dict[int, ShardError | RecordError] = field(default_factory=dict)
     lost: ShardError | None = None
 
     def __post_init__(self) -> None:
         """starts, stops: int64 (n,) where each payload starts and ends in the block."""
-        self.starts = self.places[:-1] + _HEADER
-        self.stops = self.places[1:] - _FOOTER
+        self.starts = self.bounds[:-1] + _HEADER
+        self.stops = self.bounds[1:] - _FOOTER
 
     def __len__(self) -> int:
-        return len(self.places) - 1
+        return len(self.bounds) - 1
 
     @property
     def end(self) -> int:
         """Byte of the file at which the next record starts."""
-        return self.offset + int(self.places[-1])
+        return self.offset + int(self.bounds[-1])
 
     def payload(self, row: int) -> bytes:
         return bytes(self.block.view[self.starts[row] : self.stops[row]])
 
-    def place(self, row: int) -> tuple[int, int]:
+    def location(self, row: int) -> tuple[int, int]:
         """Index in the shard and first byte in the file of the record of row `row`, which may be n."""
-        return self.record + row, self.offset + int(self.places[row])
+        return self.record + row, self.offset + int(self.bounds[row])
 
 
 class Shard:
     """One open TFRecord file; a context manager.
 
-    block: where to read to, shared by shards that are read one after the other.
+    block: where to read to, shared by shards that are read one after the other. reader: the source's, where it is open.
     descriptor: the open file's, None where the bytes are no local file's.
 
     Raises InputError when the source cannot be opened, here, and when it cannot be read or has changed, everywhere.
     """
 
-    def __init__(self, source: Source, block: Block | None = None) -> None:
+    def __init__(self, source: Source, block: Block | None = None, reader: Reader | None = None) -> None:
         self.address, self.size = source.address, source.stat.size
         self.block = block or Block()
-        self._reader = source.open()
+        self._reader = reader or source.open()
         self.descriptor = self._reader.descriptor
 
     def __enter__(self) -> Shard:
@@ -157,10 +153,10 @@ class Shard:
 
     def _scan(self, size: int, offset: int, record: int) -> Frames:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
-        places, bad = _records(self.block, size)
-        frames = Frames(self.block, offset, record, places, last=offset + int(places[-1]) == self.size)
+        bounds, bad = _records(self.block, size)
+        frames = Frames(self.block, offset, record, bounds, last=offset + int(bounds[-1]) == self.size)
         for row in bad:
-            frames.bad[row] = self._payload_error(*frames.place(row))
+            frames.bad[row] = self._payload_error(*frames.location(row))
         return frames
 
     def _first(self, size: int, offset: int, record: int) -> Frames:
@@ -188,11 +184,11 @@ class Shard:
 
     def _too_long(self, offset: int, record: int, length: int) -> Frames:
         """A record longer than a block: checked piecewise, then refused."""
-        place, stop, check = offset + _HEADER, offset + _HEADER + length, 0
-        while place < stop:
-            size = self._read(place, min(stop - place, self.block.capacity))
+        at, stop, check = offset + _HEADER, offset + _HEADER + length, 0
+        while at < stop:
+            size = self._read(at, min(stop - at, self.block.capacity))
             check = crc32c(self.block.view[:size], check)
-            place += size
+            at += size
         self._read(stop, _FOOTER)
         (stored,) = struct.unpack_from("<I", self.block.bytes)
         error: ShardError | RecordError = self._payload_error(record, offset)
@@ -201,8 +197,8 @@ class Shard:
             reason = f"the record has {length} bytes; at most {limit} are read"
             error = RecordError(self.address, reason, record=record, offset=offset, hints=(Hint.SKIP,))
         end = stop + _FOOTER
-        places = np.array([0, end - offset])
-        return Frames(self.block, offset, record, places, last=end == self.size, bad={0: error})
+        bounds = np.array([0, end - offset])
+        return Frames(self.block, offset, record, bounds, last=end == self.size, bad={0: error})
 
     def payload(self, start: int, size: int, record: int, offset: int) -> bytes | ShardError:
         """That of the record of `size` bytes, header and all, from byte `start` of the block on; or its CRC's error."""
@@ -245,24 +241,24 @@ def _mask(crc: int) -> int:
 
 
 def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
-    """Of the whole records at the start of `size` bytes: Frames.places, and the rows whose payload fails its CRC."""
+    """Of the whole records at the start of `size` bytes: Frames.bounds, and the rows whose payload fails its CRC."""
     found = [0]
-    place, limit = 0, size - _HEADER - _FOOTER
-    if place <= limit:
+    at, limit = 0, size - _HEADER - _FOOTER
+    if at <= limit:
         sizes, unpack, data, append = _SIZES, _UNPACK_HEADER, block.bytes, found.append
         for _ in repeat(None, MAX_BLOCK_RECORDS):
-            place += sizes[unpack(data, place)[0]]
-            append(place)
-            if place > limit:
+            at += sizes[unpack(data, at)[0]]
+            append(at)
+            if at > limit:
                 break
-        if place > size:
+        if at > size:
             found.pop()
-    places = np.array(found, np.int64)
-    stops = places[1:] - _FOOTER
-    payloads = zip((places[:-1] + _HEADER).tolist(), stops.tolist(), strict=True)
+    bounds = np.array(found, np.int64)
+    stops = bounds[1:] - _FOOTER
+    payloads = zip((bounds[:-1] + _HEADER).tolist(), stops.tolist(), strict=True)
     sums = np.array([crc32c(block.view[start:stop]) for start, stop in payloads], np.uint32)
     masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
-    return places, np.flatnonzero(masked != block.halves[stops]).tolist()
+    return bounds, np.flatnonzero(masked != block.halves[stops]).tolist()
 
 
 _KNOWN_STARTS = (

@@ -24,12 +24,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import Hint, InputError, RecordError, ShardError, Yt8mError
-from scorer.inputs.blocks import Decoded, decoded
-from scorer.inputs.example import Schema
+from scorer.errors import Hint, InputError, Yt8mError
 from scorer.inputs.position import Position
+from scorer.inputs.readers import decoded_blocks, register_format, registered_formats
+from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, RecordFormat, Schema
 from scorer.inputs.source import Source
-from scorer.inputs.tfrecord import BLOCK_BYTES
 
 _SLOTS = 4
 """Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than their records did."""
@@ -38,7 +37,7 @@ _CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scorer.i
 
 @dataclass
 class SharedRows:
-    """The records of a block decoded elsewhere: see scorer.inputs.example.Records.
+    """The records of a block decoded elsewhere: see scorer.inputs.records.Rows.
 
     bad: in ascending order.
     slot: where in the shared memory the features are, float32 (good rows, width) for each input.
@@ -49,12 +48,12 @@ class SharedRows:
     labels: NDArray[np.uint8]
     label_sizes: NDArray[np.int64]
     labelled: NDArray[np.bool_]
-    bad: dict[int, ShardError | RecordError]
+    bad: Faults
     slot: int
     features: list[NDArray[np.float32]] = field(default_factory=list)
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
-        """As Records.copy; here all bad rows are known."""
+        """As Rows.copy; here all bad rows are known."""
         good = first - bisect_left(list(self.bad), first)
         for values, to in zip(self.features, rows, strict=True):
             to[...] = values[good : good + last - first]
@@ -66,6 +65,7 @@ class _Task:
     shards: list[tuple[int, Source]]
     schema: Schema
     start: Position
+    formats: list[RecordFormat]
 
 
 class _Worker:
@@ -88,7 +88,7 @@ class _Worker:
         with suppress(ConnectionError):  # it died at once; what is received will tell
             self._connection.send(task)
 
-    def blocks(self) -> Generator[Decoded]:
+    def blocks(self) -> Generator[DecodedBlock]:
         """The blocks of this worker's next shard. Raises InputError."""
         last = False
         while not last:
@@ -99,9 +99,9 @@ class _Worker:
             with suppress(ConnectionError):  # all that it had to send may be here already
                 self._connection.send(rows.slot)
 
-    def _receive(self) -> tuple[Decoded, SharedRows]:
+    def _receive(self) -> tuple[DecodedBlock, SharedRows]:
         try:
-            message: tuple[Decoded, SharedRows] | Yt8mError = self._connection.recv()
+            message: tuple[DecodedBlock, SharedRows] | Yt8mError = self._connection.recv()
         except (EOFError, ConnectionError):
             reason = f"a decoding process ended with status {self._process.wait()}"
             raise InputError(reason, remedy="give the machine more memory", hints=(Hint.IN_PROCESS,)) from None
@@ -116,13 +116,15 @@ class _Worker:
         self._connection.close()
 
 
-def decoded_by_workers(sources: Sequence[Source], schema: Schema, start: Position, count: int) -> Generator[Decoded]:
-    """What `decoded` gives for all of `sources`, from `count` processes. Raises InputError."""
+def decoded_by_workers(
+    sources: Sequence[Source], schema: Schema, start: Position, count: int
+) -> Generator[DecodedBlock]:
+    """What `decoded_blocks` gives for all of `sources`, from `count` processes. Raises InputError."""
     shards = list(enumerate(sources))[start.shard :]
     with ExitStack() as stack:
         workers = []
         for i in range(min(count, len(shards))):
-            workers.append(_Worker(_Task(shards[i::count], schema, start)))
+            workers.append(_Worker(_Task(shards[i::count], schema, start, registered_formats())))
             stack.callback(workers[-1].close)
         for i in range(len(shards)):
             yield from workers[i % count].blocks()
@@ -143,16 +145,18 @@ def serve() -> None:
 
 
 def _serve(task: _Task, connection: Connection[Any, Any], memory: mmap.mmap) -> None:
+    for new in task.formats:
+        register_format(new)
     widths = list(task.schema.inputs.values())
     free = list(range(_SLOTS))
-    for block in decoded(task.shards, task.schema, task.start):
+    for block in decoded_blocks(task.shards, task.schema, task.start):
         while not free or connection.poll():
             free.append(connection.recv())
         rows = _shared(block, memory, free.pop(), widths)
         connection.send((replace(block, rows=rows), rows))
 
 
-def _shared(block: Decoded, memory: mmap.mmap, slot: int, widths: list[int]) -> SharedRows:
+def _shared(block: DecodedBlock, memory: mmap.mmap, slot: int, widths: list[int]) -> SharedRows:
     """The rows, with the features of the good ones in `slot`."""
     source = block.rows
     while not _copy_good(block, _features(memory, slot, len(block) - len(source.bad), widths)):
@@ -161,7 +165,7 @@ def _shared(block: Decoded, memory: mmap.mmap, slot: int, widths: list[int]) -> 
     return SharedRows(source.ids, source.labels, source.label_sizes, source.labelled, bad, slot)
 
 
-def _copy_good(block: Decoded, features: list[NDArray[np.float32]]) -> bool:
+def _copy_good(block: DecodedBlock, features: list[NDArray[np.float32]]) -> bool:
     """Copy the features of all good rows; False if there prove to be fewer."""
     row = done = 0
     while row < len(block):

@@ -157,7 +157,7 @@ class _Run:
     def _append(self, written: _Written) -> None:
         """Append batches and count them. Nothing here may fail between the two: a commit must not see one alone."""
         batches = written.batches
-        finished = [(self._job.shards[i].stat, records) for batch in batches for i, _, records in batch.finished]
+        finished = [(self._job.shards[i].stat, records) for batch in batches for i, records in batch.finished]
         set_aside = [aside for batch in batches for aside in batch.quarantined]
         self._sink.append(
             rows=written.rows,

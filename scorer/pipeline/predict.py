@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.batching import Batch, batches
-from scorer.inputs.example import Schema
 from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order

@@ -10,10 +10,11 @@ from unittest import mock
 
 import numpy as np
 
-from scorer.inputs import blocks, tfrecord
+from scorer.inputs import example_reader, tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
-from scorer.inputs.example import Decoder, Records, Schema
+from scorer.inputs.example import Decoder, Records
 from scorer.inputs.position import Position
+from scorer.inputs.records import Schema
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Block, Frames, Shard
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
@@ -61,12 +62,12 @@ def agree(payloads: Sequence[bytes], schema: Schema = SCHEMA) -> list[Video | No
     decoder = Decoder(schema)
     for _ in range(2):
         assert videos(decoder.decode("x", frames_of(payloads)), schema) == expected
-    if native := blocks.native_decoder(schema):
+    if native := example_reader.native_decoder(schema):
         assert compiled(payloads, schema, native) == expected
     return expected
 
 
-def compiled(payloads: Sequence[bytes], schema: Schema, decoder: blocks.NativeDecoder) -> list[Video | None]:
+def compiled(payloads: Sequence[bytes], schema: Schema, decoder: example_reader.NativeDecoder) -> list[Video | None]:
     """What the compiled loops, and protobuf for what they leave out, make of these records."""
     features = [np.empty((len(payloads), width), np.float32) for width in schema.inputs.values()]
     sizes, place = RowSizes(len(payloads)), Position(0, 0, 0)
@@ -102,7 +103,7 @@ def read(path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quaranti
     for batch in batches([LocalFile.at(path)], schema, 7, on_error="skip"):
         found += _rows(batch)
         aside += batch.quarantined
-        count += sum(read for _, _, read in batch.finished)
+        count += sum(read for _, read in batch.finished)
         batch.release()
     assert count == len(found) + len(aside)
     return found, aside

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scorer.inputs import tfrecord
-from scorer.inputs.example import Schema
+from scorer.inputs.records import Schema
 from tests import shards
 from tests.fuzz import check
 from tests.loops import HERE, using

@@ -14,8 +14,8 @@ from scorer.errors import InputError, RecordError, ShardError, Yt8mError
 from scorer.inputs import batching as module
 from scorer.inputs import tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
-from scorer.inputs.example import Schema
 from scorer.inputs.position import Position
+from scorer.inputs.records import Schema
 from tests import shards
 from tests.loops import loops  # noqa: F401
 
@@ -76,7 +76,7 @@ def test_rows_run_across_shards_in_order(tmp_path: Path, size: int) -> None:
     videos, aside, finished = collect(paths, size)
     assert videos == [video(number) for number in range(20)]
     assert aside == []
-    assert finished == [(i, Path(path).stat().st_size, counts[i]) for i, path in enumerate(paths)]
+    assert finished == list(enumerate(counts))
 
 
 def test_all_batches_but_the_last_are_full(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_all_batches_but_the_last_are_full(tmp_path: Path) -> None:
 
 def test_a_shard_is_finished_in_the_batch_of_its_last_row(tmp_path: Path) -> None:
     paths = write(tmp_path, [4, 4, 2])
-    assert [[index for index, _, _ in batch.finished] for batch in batches(shards.sources(paths), SCHEMA, 4)] == [
+    assert [[index for index, _ in batch.finished] for batch in batches(shards.sources(paths), SCHEMA, 4)] == [
         [0],
         [1],
         [2],
@@ -116,7 +116,7 @@ def test_start_at_every_record(tmp_path: Path) -> None:
         for record, offset in enumerate(shards.starts(paths[index])):
             videos, _, finished = collect(paths, 3, start=Position(index, record, offset))
             assert videos == [video(number) for number in range(first + record, 7)]
-            assert [count for _, _, count in finished] == [4, 3][index:]
+            assert [count for _, count in finished] == [4, 3][index:]
 
 
 def test_start_past_the_last_shard(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_bad_payload_is_one_record(tmp_path: Path) -> None:
     videos, aside, finished = collect(paths, 3, on_error="skip")
     assert [v.id for v in videos] == [b"id0", b"id1", b"id3", b"id4", b"id5", b"id6"]
     assert aside == [Quarantined(paths[0], 2, shards.starts(paths[0])[2], "the payload fails its CRC32C", 0)]
-    assert [count for _, _, count in finished] == [4, 3]
+    assert [count for _, count in finished] == [4, 3]
 
 
 def test_bad_length_is_the_rest_of_the_shard(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_bad_length_is_the_rest_of_the_shard(tmp_path: Path) -> None:
     assert [v.id for v in videos] == [b"id0", b"id1", b"id4", b"id5", b"id6"]
     reason = "the length fails its CRC32C, and with it all that follows is lost"
     assert aside == [Quarantined(paths[0], 2, starts[2], reason, starts[4] - starts[2])]
-    assert [count for _, _, count in finished] == [3, 3]
+    assert [count for _, count in finished] == [3, 3]
 
 
 def test_empty_shard_is_set_aside(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_empty_shard_is_set_aside(tmp_path: Path) -> None:
     videos, aside, finished = collect(paths, 9, on_error="skip")
     assert len(videos) == 3
     assert aside == [Quarantined(paths[1], 0, 0, "the file is empty", 0)]
-    assert [count for _, _, count in finished] == [2, 1, 1]
+    assert [count for _, count in finished] == [2, 1, 1]
 
 
 def test_bad_content_is_one_record(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_read_is_scored_plus_quarantined(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
         videos, aside, finished = collect(paths, size, on_error="skip")
-    assert len(videos) + len(aside) == sum(read for _, _, read in finished)
+    assert len(videos) + len(aside) == sum(read for _, read in finished)
     assert videos == [video(n) for shard in kinds for n, kind in enumerate(shard) if kind != "bad"]
     assert len(finished) == len(paths)
 
@@ -312,7 +312,7 @@ def test_records_taken_straight_are_those_of_blocks(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tfrecord, "BLOCK_BYTES", bytes_at_once)
             if not straight:
-                patch.setattr(module, "native_decoder", lambda schema: None)
+                patch.setattr("scorer.inputs.example_reader.native_decoder", lambda schema: None)
             found.append(
                 [
                     (rows(batch), batch.labelled, batch.end, batch.quarantined, batch.finished)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from scorer.errors import RecordError
 from scorer.inputs import protobuf
-from scorer.inputs.example import Decoder, Schema
+from scorer.inputs.example import Decoder
+from scorer.inputs.records import Schema
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Shard
 from tests import shards
@@ -328,7 +329,7 @@ def test_common_layouts_do_not_even_load_protobuf(tmp_path: Path) -> None:
     """Its import takes longer than to score a small shard."""
     path = shards.write_shard(tmp_path / "x.tfrecord", LAYOUTS.values())
     code = (
-        "import sys\nfrom scorer.inputs.batching import batches\nfrom scorer.inputs.example import Schema\n"
+        "import sys\nfrom scorer.inputs.batching import batches\nfrom scorer.inputs.records import Schema\n"
         f"from scorer.inputs.source import LocalFile\nshards = [LocalFile.at({path!r})]\n"
         f"print(sum(map(len, batches(shards, Schema({WIDTHS!r}), 4))), 'google.protobuf' in sys.modules)"
     )

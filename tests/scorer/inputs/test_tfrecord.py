@@ -62,7 +62,7 @@ def test_goes_on_at_any_record(path: str) -> None:
 def test_place_is_index_and_byte(path: str) -> None:
     with Shard(LocalFile.at(path)) as shard:
         (frames,) = shard.blocks(0, 5)
-    assert [frames.place(row) for row in range(4)] == [(5 + i, at) for i, at in enumerate(shards.starts(path))]
+    assert [frames.location(row) for row in range(4)] == [(5 + i, at) for i, at in enumerate(shards.starts(path))]
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1), st.integers(216, 700))

@@ -17,9 +17,9 @@ import pytest
 
 from scorer.errors import InputError, RecordError, ShardError
 from scorer.inputs.batching import batches
-from scorer.inputs.blocks import decoded
-from scorer.inputs.example import Schema
 from scorer.inputs.position import Position
+from scorer.inputs.readers import decoded_blocks
+from scorer.inputs.records import Schema
 from scorer.inputs.source import LocalFile, Source
 from scorer.inputs.workers import decoded_by_workers
 from tests import shards
@@ -164,4 +164,4 @@ def test_blocks_wait_for_the_parent(tmp_path: Path) -> None:
     """More blocks than a worker has slots for."""
     paths = [shards.write_shard(tmp_path / f"{i}", [payload(i)]) for i in range(40)]
     found = [block.rows.ids for block in decoded_by_workers(shards.sources(paths), SCHEMA, START, 2)]
-    assert found == [block.rows.ids for block in decoded(enumerate(shards.sources(paths)), SCHEMA, START)]
+    assert found == [block.rows.ids for block in decoded_blocks(enumerate(shards.sources(paths)), SCHEMA, START)]

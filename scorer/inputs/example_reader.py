@@ -1,0 +1,180 @@
+"""The record reader of TFRecord files of tf.Examples: by the compiled loop where there is one, by NumPy else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import RecordError, ShardError
+from scorer.inputs.example import Decoder, parse
+from scorer.inputs.position import Position
+from scorer.inputs.protobuf import Row
+from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Run, Schema
+from scorer.inputs.source import Reader, Source
+from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Shard
+from scorer.kernels import loops
+from scorer.kernels.limits import MAX_INPUTS
+from scorer.kernels.loops import Decode
+from scorer.kernels.packed import PackedStrings, RowSizes
+
+
+class NativeDecoder:
+    """Decodes with the compiled loop, from a file straight to rows; what it leaves out goes through protobuf."""
+
+    def __init__(self, schema: Schema, decode: Decode) -> None:
+        self._schema, self._decode = schema, decode
+        self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
+
+    def decode(
+        self,
+        shard: Shard,
+        position: Position,
+        features: Sequence[NDArray[np.float32]],
+        sizes: RowSizes,
+        rows: tuple[int, int],
+        label_bytes: int,
+    ) -> Run:
+        """Decode records from `position` on into rows[0]..rows[1]-1, as many as come before one of these ends: the
+        shard, the rows, `label_bytes` of labels, some records of which one is irregular, what is whole and readable.
+
+        features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
+        """
+        if shard.descriptor is None:
+            return NOTHING
+        where = shard.descriptor, position.offset, shard.size, shard.block.room
+        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
+        run, start = Run(*found[:5]), found[5]
+        if start is None:
+            return run
+        here = slice(rows[0], rows[0] + run.records)
+        id_sizes, label_sizes, labelled, record_sizes = sizes.matrix[:, here]
+        ids, labels = PackedStrings(run.ids, id_sizes).split(), PackedStrings(run.labels, label_sizes).split()
+        stops = position.offset + np.cumsum(record_sizes)
+        for row in np.flatnonzero(id_sizes == 0).tolist():
+            size = int(record_sizes[row])
+            offset = int(stops[row]) - size
+            parsed = self._parse(shard, offset - start, size, position.record + row, offset)
+            if not isinstance(parsed, Row):
+                run.bad[row] = parsed
+                continue
+            for values, to in zip(parsed.floats, features, strict=True):
+                to[rows[0] + row] = values
+            ids[row], labels[row] = parsed.id, parsed.labels or b""
+            id_sizes[row], label_sizes[row], labelled[row] = len(ids[row]), len(labels[row]), parsed.labels is not None
+        run.ids, run.labels, run.labelled = b"".join(ids), b"".join(labels), bool(labelled.any())
+        return run
+
+    def _parse(self, shard: Shard, start: int, size: int, record: int, offset: int) -> Row | ShardError | RecordError:
+        """What protobuf makes of the record of `size` bytes that starts at byte `start` of the block."""
+        payload = shard.payload(start, size, record, offset)
+        if not isinstance(payload, bytes):
+            return payload
+        return parse(shard.address, payload, self._schema.inputs, record, offset)
+
+
+class NativeRows:
+    """The records of a block from the compiled loop, as scorer.inputs.records.Rows. Each `decode` replaces them."""
+
+    def __init__(self, schema: Schema, decoder: NativeDecoder) -> None:
+        widths = schema.inputs.values()
+        self._size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(widths), 1))  # they fit a worker's slot
+        self._decoder = decoder
+        self._features = [np.empty((self._size, width), np.float32) for width in widths]
+        self._sizes = RowSizes(self._size)
+        self.bad: Faults = {}
+
+    def decode(self, shard: Shard, position: Position) -> NDArray[np.int64]:
+        """Take the whole records from `position` on as far as there is room; returns DecodedBlock.bounds."""
+        run = self._decoder.decode(shard, position, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
+        id_sizes, self.label_sizes, labelled, sizes = self._sizes.matrix[:, : run.records]
+        self.ids, self.labels = PackedStrings(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
+        self.labelled, self.bad = labelled.astype(bool), run.bad
+        return np.cumsum([0, *sizes])
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        for values, to in zip(self._features, rows, strict=True):
+            to[...] = values[first:last]
+        return True
+
+
+def native_decoder(schema: Schema) -> NativeDecoder | None:
+    """None where there are no compiled loops, or more inputs than they serve."""
+    decode = loops.active.decode
+    return NativeDecoder(schema, decode) if decode and len(schema.inputs) <= MAX_INPUTS else None
+
+
+class ExampleOpener:
+    """What shards that are read one after the other share: buffers, and the layouts of records seen before."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._native_rows: NativeRows | None = None
+        self.buffer, self.decoder, self.native = Block(), Decoder(schema), native_decoder(schema)
+
+    def __call__(self, source: Source, reader: Reader) -> ExampleReader:
+        return ExampleReader(self, Shard(source, self.buffer, reader))
+
+    def native_rows(self, native: NativeDecoder) -> NativeRows:
+        """Made when first asked for: a batch that is decoded into needs none."""
+        self._native_rows = self._native_rows or NativeRows(self._schema, native)
+        return self._native_rows
+
+
+class ExampleReader:
+    """One open TFRecord file of tf.Examples: see scorer.inputs.records.RecordReader."""
+
+    def __init__(self, opener: ExampleOpener, shard: Shard) -> None:
+        self._opener, self._shard = opener, shard
+        self.check_unchanged, self.close = shard.check_unchanged, shard.close
+
+    def decode_into(
+        self,
+        position: Position,
+        features: Sequence[NDArray[np.float32]],
+        sizes: RowSizes,
+        rows: tuple[int, int],
+        label_bytes: int,
+    ) -> Run:
+        native = self._opener.native
+        return native.decode(self._shard, position, features, sizes, rows, label_bytes) if native else NOTHING
+
+    def block(self, position: Position) -> DecodedBlock:
+        return self._native_block(position) or self._numpy_block(position)
+
+    def _native_block(self, position: Position) -> DecodedBlock | None:
+        """None where there is nothing for the compiled loop: no record, or none that is whole."""
+        shard, native = self._shard, self._opener.native
+        if native is None or position.offset >= shard.size:
+            return None
+        rows = self._opener.native_rows(native)
+        bounds = rows.decode(shard, position)
+        last = position.offset + int(bounds[-1]) == shard.size
+        if last:
+            shard.check_unchanged()
+        where = position.shard, shard.size, position.record, position.offset
+        found = DecodedBlock(*where, bounds, last, None, rows)
+        return found if len(found) else None
+
+    def _numpy_block(self, position: Position) -> DecodedBlock:
+        shard = self._shard
+        frames = shard.frames(position.offset, position.record)
+        rows = self._opener.decoder.decode(shard.address, frames)
+        if frames.last:
+            shard.check_unchanged()
+        where = position.shard, shard.size, frames.record, frames.offset
+        return DecodedBlock(*where, frames.bounds, frames.last, frames.lost, rows)
+
+
+class _Examples:
+    """The format of YouTube-8M's video-level shards."""
+
+    def recognises(self, head: bytes) -> bool:
+        return True  # and say what is wrong with it
+
+    def opener(self, schema: Schema) -> ExampleOpener:
+        return ExampleOpener(schema)
+
+
+EXAMPLES = _Examples()

@@ -1,0 +1,74 @@
+"""Which reader reads a shard: the one of the format that recognises its first bytes.
+
+Built-in formats stand in `_formats`, others call `register_format`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+
+from scorer.inputs.example_reader import EXAMPLES
+from scorer.inputs.position import Position
+from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Opener, RecordFormat, RecordReader, Schema
+from scorer.inputs.source import Reader, Source
+
+_registered: list[RecordFormat] = []
+
+
+def register_format(new: RecordFormat) -> None:
+    """Have shards that `new` recognises read by it."""
+    _registered.append(new)
+
+
+def registered_formats() -> list[RecordFormat]:
+    """Those that are not built in, for a decoding process to register too."""
+    return list(_registered)
+
+
+def _formats() -> list[RecordFormat]:
+    """All formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
+    return [*_registered, EXAMPLES]
+
+
+class RecordReaders:
+    """Opens shards of any known format for one schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._formats = _formats()
+        self._openers: dict[int, Opener] = {}
+
+    def open(self, source: Source) -> RecordReader:
+        """Raises InputError where the source cannot be opened or read."""
+        reader = source.open()
+        try:
+            number = self._number(reader)
+            if number not in self._openers:
+                self._openers[number] = self._formats[number].opener(self._schema)
+            return self._openers[number](source, reader)
+        except BaseException:
+            reader.close()
+            raise
+
+    def _number(self, reader: Reader) -> int:
+        last = len(self._formats) - 1
+        if not last:
+            return last  # no need to look
+        head = memoryview(bytearray(HEAD_BYTES))
+        start = bytes(head[: reader.read_into(0, head)])
+        return next((number for number in range(last) if self._formats[number].recognises(start)), last)
+
+
+def decoded_blocks(shards: Iterable[tuple[int, Source]], schema: Schema, start: Position) -> Generator[DecodedBlock]:
+    """The blocks of `shards`, pairs of index and source, in order; each is valid until the next one is asked for.
+
+    A shard of the index of `start` is read from there on. Raises InputError.
+    """
+    readers = RecordReaders(schema)
+    for index, source in shards:
+        position = start if index == start.shard else Position(index, 0, 0)
+        with closing(readers.open(source)) as reader:
+            while position.shard == index:
+                yield (block := reader.block(position))
+                position = block.end

@@ -1,0 +1,153 @@
+"""Bytes to examples: what a record format and its reader are.
+
+A format is one file that gives a `RecordFormat`. Batching, decoding processes and all above them know of none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scorer.errors import RecordError, ShardError
+from scorer.inputs.position import Position
+from scorer.inputs.source import Reader, Source
+from scorer.kernels.packed import RowSizes
+
+BLOCK_BYTES = 2 << 20
+"""About so much is read and decoded at once: many records together, few enough to stay in a core's cache meanwhile."""
+HEAD_BYTES = 1 << 12
+"""How many of a shard's first bytes a format is recognised by."""
+
+Faults: TypeAlias = dict[int, ShardError | RecordError]
+"""What is wrong with the bad records, by row."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The features to read. inputs: name of each feature -> its width, in the order of the model."""
+
+    inputs: Mapping[str, int]
+
+
+class Rows(Protocol):
+    """The decoded records of one block, n of them, good and bad.
+
+    ids: n ids, UTF-8; b"" in bad ones.
+    labels: uint8, the labels of all good records as packed varints (see scorer.kernels.packed.unpack_varints).
+    label_sizes: int64 (n,) bytes of `labels` of each record.
+    labelled: bool (n,) whether the record has labels at all, be they none.
+    bad: errors by row; `copy` may add some.
+    """
+
+    ids: list[bytes]
+    labels: NDArray[np.uint8]
+    label_sizes: NDArray[np.int64]
+    labelled: NDArray[np.bool_]
+    bad: Faults
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
+
+        None of these rows may be bad. False if some turned out to be, and are in `bad` now; then `rows` is spoilt.
+        """
+
+
+@dataclass
+class DecodedBlock:
+    """One block of shard `index`, which has `size` bytes.
+
+    record, offset: index and byte of the block's first record in the shard.
+    bounds: int64 (n + 1,) from `offset` on, where each of its n records starts, and where the last one ends.
+    last: whether the shard ends with this block. lost: why it does so before its last byte.
+    """
+
+    index: int
+    size: int
+    record: int
+    offset: int
+    bounds: NDArray[np.int64]
+    last: bool
+    lost: ShardError | None
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def good(self, first: int, last: int) -> int:
+        """Where the run of good rows from `first` on ends; at most `last`."""
+        bad = self.rows.bad
+        return next((row for row in range(first, last) if row in bad), last) if bad else last
+
+    def position(self, row: int) -> Position:
+        """Of the record of row `row`, which may be n."""
+        return Position(self.index, self.record + row, self.offset + int(self.bounds[row]))
+
+    @property
+    def end(self) -> Position:
+        """Where what follows the block starts."""
+        return Position(self.index + 1, 0, 0) if self.last else self.position(len(self))
+
+
+@dataclass
+class Run:
+    """`records` records, one after the other, that have `size` bytes.
+
+    ids, labels: those of all that are not bad, joined. labelled: whether one of these has labels at all.
+    """
+
+    records: int
+    ids: bytes
+    labels: bytes
+    size: int
+    labelled: bool
+    bad: Faults = field(default_factory=dict)
+
+
+NOTHING = Run(0, b"", b"", 0, False)
+
+
+class RecordReader(Protocol):
+    """One open shard. Its errors are InputErrors, except for those that it gives with the records."""
+
+    def decode_into(
+        self,
+        position: Position,
+        features: Sequence[NDArray[np.float32]],
+        sizes: RowSizes,
+        rows: tuple[int, int],
+        label_bytes: int,
+    ) -> Run:
+        """Decode records from `position` on straight into rows[0]..rows[1]-1, up to about `label_bytes` of labels.
+
+        It ends where it must, and gives NOTHING where the next record is one for `block`; a format that has no such
+        way always does. features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
+        """
+
+    def block(self, position: Position) -> DecodedBlock:
+        """The records from `position` on: at least one, unless the shard ends there or the rest of it is lost.
+
+        They take no more than BLOCK_BYTES of features, and are valid until the next call, here
+        or of another reader of the same `Opener`.
+        """
+
+    def check_unchanged(self) -> None: ...
+
+    def close(self) -> None:
+        """Close the source's reader too."""
+
+
+Opener: TypeAlias = Callable[[Source, Reader], RecordReader]
+"""Reads shards of one format for one schema; has what may be used again from shard to shard."""
+
+
+class RecordFormat(Protocol):
+    """A kind of shard. It is sent to decoding processes by name: an object of a module or of a class of one."""
+
+    def recognises(self, head: bytes) -> bool:
+        """Whether a shard that starts with `head`, HEAD_BYTES or all that it has, is of this format."""
+
+    def opener(self, schema: Schema) -> Opener: ...
