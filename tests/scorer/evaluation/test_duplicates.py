@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from scorer.evaluation import duplicates as module
 from scorer.evaluation.duplicates import count_duplicates, id_keys
@@ -38,11 +42,60 @@ def test_keys_of_similar_ids_differ() -> None:
     assert len(np.unique(np.frombuffer(id_keys(PackedStrings.of(ids)), np.uint64))) == len(ids)
 
 
-@pytest.mark.parametrize("pass_rows", [10, 1 << 19])
-def test_duplicates_are_rows_less_distinct_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pass_rows: int) -> None:
-    monkeypatch.setattr(module, "_PASS_ROWS", pass_rows)
+def test_duplicates_are_rows_less_distinct_ids(tmp_path: Path) -> None:
     assert duplicates([], tmp_path) == 0
     assert duplicates([b"a", b"b"], tmp_path) == 0
     assert duplicates([b"a", b"b", b"a", b"a"], tmp_path) == 2
-    many = [b"%d" % (number % 70) for number in range(100)]
-    assert duplicates(many, tmp_path) == 30
+
+
+def count(keys: list[int] | NDArray[np.uint64]) -> int:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(np.array(keys, "<u8").tobytes())
+        file.flush()
+        return count_duplicates(file, len(keys))  # type: ignore[arg-type]  # a wrapper of one
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20) | st.integers(2**64 - 20, 2**64 - 1), max_size=200),
+    st.integers(0, 3),
+    st.integers(1, 9),
+    st.integers(1, 12),
+)
+def test_duplicates_are_rows_less_distinct_keys(keys: list[int], times: int, at_once: int, bits: int) -> None:
+    """Few keys or many, near one another or not, in memory or dealt out many times over."""
+    keys = keys * times + keys[: len(keys) // 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SORTED_AT_ONCE", at_once)
+        patch.setattr(module, "_MOST_BITS", bits)
+        assert count(keys) == len(keys) - len(set(keys))
+
+
+@pytest.mark.parametrize("rows", [10_000, 40_000, 160_000])
+def test_a_key_is_read_three_times_however_many_there_are(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SORTED_AT_ONCE", 1000)
+    read = 0
+
+    def fromfile(file: BinaryIO, kind: str, most: int) -> NDArray[np.uint64]:
+        nonlocal read
+        assert most <= 1000
+        read += most
+        return plain(file, kind, most)
+
+    plain = np.fromfile
+    monkeypatch.setattr(np, "fromfile", fromfile)
+    keys = np.random.default_rng(rows).integers(0, 2**64, rows, np.uint64)
+    keys[: rows // 10] = keys[-(rows // 10) :]
+    assert count(keys) == rows // 10
+    assert read <= 3 * rows
+
+
+def test_one_id_in_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SORTED_AT_ONCE", 100)
+    assert count([7] * 5000) == 4999
+
+
+def test_a_disk_that_writes_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SORTED_AT_ONCE", 100)
+    plain = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: plain(file, data[:5], offset))
+    assert count([*range(0, 2**64, 2**54), 0, 2**54]) == 2
