@@ -13,6 +13,9 @@ Definitions, each over the videos that have at least one label:
   (`calculate_precision_at_equal_recall_rate`), capped at k since no more is known.
 
 Positives are a video's distinct labels. A label that the model does not know is a positive that is never found.
+
+eval_util.py differs in two more ways: a video without labels counts there, as one on which nothing is found, and PERR
+passes over predictions of confidence 0, which here count as any other.
 """
 
 from __future__ import annotations

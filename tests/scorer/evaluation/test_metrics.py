@@ -167,6 +167,15 @@ def test_splits_may_start_anywhere() -> None:
     assert (hits.tolist(), positives.tolist()) == ([[True], [False]], [1, 1])
 
 
+def test_what_eval_util_does_otherwise() -> None:
+    """Videos without labels are left out, and a hit of confidence 0 is a hit."""
+    labels, scores = np.array([[3, 4], [5, 6]]), np.array([[0.5, 0], [0.9, 0.8]], np.float32)
+    metrics = Metrics(2)
+    add(metrics, labels, scores, [[3, 4], []])
+    assert metrics.result() == {"MAP@2": 1.0, "GAP@2": 1.0, "Hit@1": 1.0, "PERR": 1.0}
+    assert evaluate(labels, scores, *csr([[3, 4], []])) == metrics.result()
+
+
 def test_without_labels_there_are_no_metrics() -> None:
     metrics = Metrics(10)
     add(metrics, np.zeros((2, 10), np.int64), np.zeros((2, 10), np.float32), [[], []])
