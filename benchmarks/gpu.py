@@ -138,7 +138,7 @@ def end_to_end(model: Model, shard: Path, workers: int | None) -> float:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(find_shards([str(shard)]), str(Path(folder) / "preds.csv"), workers=workers)
         done = score(job, model, StopRequest(), lambda progress: None)
-    return float(done.record["scored"] / done.seconds)
+    return done.record.scored / done.seconds
 
 
 def join(shards: list[str], target: Path, gigabytes: float) -> Path:

@@ -65,7 +65,7 @@ def whole(model: Model, shards: list[Source], workers: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
         report = score(job, model, StopRequest(), lambda progress: None)
-    return int(report.record["scored"])
+    return report.record.scored
 
 
 def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:

@@ -60,7 +60,7 @@ def rate(path: str, shards: list[Source], point: Point) -> float:
         output = str(Path(folder) / "preds.csv")
         job = Job(shards, output, workers=point.workers)
         report = score(job, model, StopRequest(), lambda progress: None)
-    return float(report.record["scored"] / report.seconds)
+    return report.record.scored / report.seconds
 
 
 def main() -> None:

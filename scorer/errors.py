@@ -10,7 +10,8 @@
     ├── OutputError              8    a result that cannot be written
     ├── ResumeError              9    leftovers, a changed job, or an output that another process holds
     ├── GateError               11    an exported model that does not match its checkpoint
-    └── TrainingError           12    training that cannot continue (NaN loss, no labels, too few videos)
+    ├── TrainingError           12    training that cannot continue (NaN loss, no labels, too few videos)
+    └── NothingScoredError      13    every record was quarantined, so that there is nothing to write
 
 Codes without an exception: 0 done, 1 a bug of ours, 10 done with records quarantined, 130 and 143 stopped by
 SIGINT and SIGTERM, 141 the reader of a pipe has gone. The commands alone turn an error into one line on stderr and its
@@ -138,3 +139,7 @@ class GateError(Yt8mError):
 
 class TrainingError(Yt8mError):
     exit_code = 12
+
+
+class NothingScoredError(Yt8mError):
+    exit_code = 13

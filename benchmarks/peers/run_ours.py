@@ -11,5 +11,5 @@ from scorer.system.signals import StopRequest
 if __name__ == "__main__":
     options = arguments()
     model = Model.open(options.model, device="cpu", threads=options.threads, batch_size=options.batch)
-    job = Job(find_shards(options.shards), options.output, leftovers="restart")
+    job = Job(find_shards(options.shards), options.output, resume_policy="restart")
     report(lambda: score(job, model, StopRequest(), lambda progress: None).record["scored"])

@@ -42,6 +42,7 @@ exit codes:
    8  the output cannot be written
    9  an earlier run left work, cannot be resumed, or is still running
   10  done, but records were quarantined
+  13  every record was quarantined: there is nothing to write
  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; resume with --resume
  141  the reader of -o - closed the pipe
 """
@@ -153,12 +154,12 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
 
     from scorer.inputs.discover import find_shards
     from scorer.model.find import check_model_apart, find_model
-    from scorer.outputs.sink import places
+    from scorer.outputs.open import check_output
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
-    places(options.output)  # what is wrong with it is said before anything is opened
+    check_output(options.output)  # what is wrong with it is said before anything is opened
     path, origin = find_model(options.model)
     check_model_apart(path, options.output)
 
@@ -176,7 +177,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
         return stop.exit_code
     if not options.quiet:
         print_summary(report, model, origin, options.output)
-    return PARTIAL_SUCCESS if report.record["quarantined"] else 0
+    return PARTIAL_SUCCESS if report.record.quarantined else 0
 
 
 def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
@@ -189,7 +190,7 @@ def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
         workers=options.workers,
         on_error=options.on_error,
         max_errors=options.max_errors,
-        leftovers="resume" if options.resume else "restart" if options.restart else "refuse",
+        resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scorer.outputs.sink import places
 from scorer.system.terminal import print_lines
 
 if TYPE_CHECKING:
+    from scorer.job.record import CompletionRecord
     from scorer.job.spec import Report
     from scorer.model.model import Model
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def print_summary(report: Report, model: Model, origin: str, output: str) -> None:
     """Print what a job did on standard error, a line for each thing; `origin` says where the model came from."""
     record = report.record
-    here = record["scored"] - report.resumed
+    here = record.scored - report.resumed
     rate = f"{here / report.seconds:,.0f} videos/s" if report.seconds else ""
     lines = [
         ("model", f"{model.facts.path} ({origin})"),
@@ -26,12 +26,11 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
     lines += [("note", note) for note in model.notes]
     if report.resumed:
         lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
-    if record["metrics"]:
-        lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items())))
-    lines.append(("written", f"{output} ({record['output']['bytes']:,} bytes)"))
-    if record["quarantined"]:
-        where = "on standard error" if places(output) is None else f"in {output}.quarantine.jsonl"
-        lines.append(("quarantined", f"listed {where}, {record['bytes_lost']:,} bytes lost with them"))
+    if record.metrics:
+        lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())))
+    lines.append(("written", f"{output} ({record.output.bytes:,} bytes)"))
+    if record.quarantined:
+        lines.append(("quarantined", f"listed {report.quarantine_place}, {record.bytes_lost:,} bytes lost with them"))
     print_lines(lines)
 
 
@@ -40,6 +39,6 @@ def _how(report: Report) -> str:
     return f"batches of {report.batch_size:,}{workers}"
 
 
-def _counts(record: dict[str, Any]) -> str:
-    text = f"{record['read']:,} read = {record['scored']:,} scored + {record['quarantined']:,} quarantined"
-    return text + (f"; {record['duplicates']:,} rows repeat an id" if record["duplicates"] else "")
+def _counts(record: CompletionRecord) -> str:
+    text = f"{record.read:,} read = {record.scored:,} scored + {record.quarantined:,} quarantined"
+    return text + (f"; {record.duplicates:,} rows repeat an id" if record.duplicates else "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scorer.inputs.source import Source
+from scorer.job.record import CompletionRecord
 from scorer.outputs.sink import ResumePolicy
 from scorer.pipeline.predict import OnError
 
@@ -19,10 +19,11 @@ class Job:
     output: a file, a pipe or a device; "-" is standard output.
     top_k: labels per video.
     workers: decoding processes; None to start them only when the model outruns the decoder.
-    on_error: what a bad record does: end the job, or be set aside.
-    max_errors: more records set aside than this end the job; None for no limit.
-    leftovers: what to do about an earlier run that did not finish.
+    on_error: what a bad record does: end the job, or be quarantined.
+    max_errors: more quarantined records than this end the job; None for no limit.
+    resume_policy: what to do about an earlier run that did not finish.
     commit_seconds: work that a crash may lose.
+    row_format: the name of a format of scorer/outputs/formats.py.
     """
 
     shards: Sequence[Source]
@@ -31,8 +32,9 @@ class Job:
     workers: int | None = None
     on_error: OnError = "fail"
     max_errors: int | None = None
-    leftovers: ResumePolicy = "refuse"
+    resume_policy: ResumePolicy = "refuse"
     commit_seconds: float = 1.0
+    row_format: str = "pairs"
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ class Progress:
 class Report:
     """What a completed job did.
 
-    record: what stands in the completion record beside the output.
+    record: what stands beside the output.
+    quarantine_place: where the quarantined records are listed, in words.
     seconds: of this run, from the first byte read to the last rename.
     resumed: videos that an earlier run had scored.
     batch_size, workers: as they were at the end.
     """
 
-    record: dict[str, Any]
+    record: CompletionRecord
+    quarantine_place: str
     seconds: float
     resumed: int
     batch_size: int

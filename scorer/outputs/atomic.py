@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scorer.errors import OutputError
+from scorer.errors import Hint, OutputError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RANDOM_BYTES = 4
@@ -26,13 +26,14 @@ LONGER = len("..part") + 2 * _RANDOM_BYTES + 1
 
 
 @contextmanager
-def writing(path: object, remedy: str = "make room there or choose another place") -> Iterator[None]:
-    """Turn the system's errors about writing `path` into an OutputError."""
+def writing(path: object, hints: tuple[Hint, ...] = ()) -> Iterator[None]:
+    """Turn the system's errors about writing `path` into an OutputError with these hints."""
     try:
         yield
     except OSError as error:
-        reason = f"{error.filename} is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
-        raise OutputError(f"{path}: cannot be written: {reason}", remedy=remedy) from error
+        remedy = "make room there or choose another place"
+        reason = f"{path}: cannot be written: {error.strerror or error}"
+        raise OutputError(reason, remedy=remedy, hints=hints) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a job remembers of itself on disk: files that only grow, and the journal that says how far they count.
+"""What a job remembers of itself on disk: a journal that says how far its growing files count.
 
 The journal is JSON, one object a line: first the job, then a line per commit, at last the completion record. Each line
 is flushed to the disk before the next is written, so that only the last one can be torn.
@@ -8,188 +8,134 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from crc32c import crc32c
+from typing import Any, BinaryIO
 
 from scorer.errors import Hint, ResumeError
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat
-from scorer.outputs.atomic import write_all
+from scorer.outputs.append import NOTHING, Checkpoint
+from scorer.outputs.own import open_own
+from scorer.outputs.sink import Commit, JobKey
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
 _FORMAT = 1  # of the journal; another is refused
-_CHUNK = 1 << 20  # bytes read at once where a prefix is checked
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_LONGEST_LINE = 1 << 28
+"""Bytes: a million shards with addresses of 256. A longer line, which no job writes, must not fill the memory."""
+_START = b'{"'  # of every line
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """How far a growing file counts: its length in bytes and the CRC32C of those bytes."""
+class Saved:
+    """A commit on disk. files: how far each of APPEND_FILES counts. end: how far the journal does, itself included."""
 
-    length: int = 0
-    crc: int = 0
-
-
-class AppendFile:
-    """A file that only grows from a known prefix; whatever stood behind that prefix is cut off.
-
-    Raises:
-        ResumeError: the file does not start with the prefix that `mark` describes.
-        OSError: as the system reports it, here and in every method.
-    """
-
-    def __init__(self, path: Path, mark: Checkpoint = Checkpoint()) -> None:
-        self.path = path
-        self.mark = mark
-        self._synced = True  # up to `mark`, which was committed after that
-        self._descriptor = os.open(path, _FLAGS, 0o666)
-        try:
-            self._check()
-            os.ftruncate(self._descriptor, mark.length)
-            os.lseek(self._descriptor, mark.length, os.SEEK_SET)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def _check(self) -> None:
-        crc = _crc_of(self._descriptor, self.mark.length)
-        if os.fstat(self._descriptor).st_size < self.mark.length or crc != self.mark.crc:
-            raise ResumeError(
-                f"{self.path}: its first {self.mark.length} bytes are not what was committed",
-                hints=(Hint.RESTART,),
-            )
-
-    def append(self, data: bytes) -> None:
-        """Write `data`, all of it, at the end; `sync` makes it last."""
-        write_all(self._descriptor, data)
-        self.mark = Checkpoint(self.mark.length + len(data), crc32c(data, self.mark.crc))
-        self._synced = False
-
-    def sync(self) -> None:
-        """Make what was appended survive a power loss."""
-        if not self._synced:
-            os.fsync(self._descriptor)
-            self._synced = True
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def holds(path: Path, mark: Checkpoint) -> bool:
-    """Whether the file at `path` is there and is what `mark` describes, no less and no more."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        size = os.fstat(descriptor).st_size
-        return size == mark.length and _crc_of(descriptor, size) == mark.crc
-    finally:
-        os.close(descriptor)
-
-
-def _crc_of(descriptor: int, length: int) -> int:
-    crc = 0
-    for start in range(0, length, _CHUNK):
-        crc = crc32c(os.pread(descriptor, min(_CHUNK, length - start), start), crc)
-    return crc
-
-
-@dataclass(frozen=True)
-class Commit:
-    """All that is needed to go on after the rows that are on disk.
-
-    `finished` has the shards completed since the commit before, in order, each with its count of records; `begun` is
-    the stamp of the shard that `end` lies within, None where it lies between shards.
-    """
-
-    end: Position
-    scored: int = 0
-    set_aside: int = 0
-    bytes_lost: int = 0
-    finished: tuple[tuple[FileStat, int], ...] = ()
-    begun: FileStat | None = None
-    marks: Mapping[str, Checkpoint] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "end": [self.end.shard, self.end.record, self.end.offset],
-            "scored": self.scored,
-            "set_aside": self.set_aside,
-            "bytes_lost": self.bytes_lost,
-            "finished": [[stamp.size, stamp.version, records] for stamp, records in self.finished],
-            "begun": self.begun and [self.begun.size, self.begun.version],
-            "marks": {name: [mark.length, mark.crc] for name, mark in self.marks.items()},
-        }
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Commit:
-        """What `to_json` made. Raises KeyError, TypeError or ValueError for anything else."""
-        commit = cls(
-            end=Position(*_numbers(entry["end"])),
-            scored=_number(entry["scored"]),
-            set_aside=_number(entry["set_aside"]),
-            bytes_lost=_number(entry["bytes_lost"]),
-            finished=tuple(_finished(*shard) for shard in entry["finished"]),
-            begun=None if entry["begun"] is None else _stat(*entry["begun"]),
-            marks={name: Checkpoint(*_numbers(entry["marks"][name])) for name in APPEND_FILES},
-        )
-        if commit.end.shard < 0 or min(mark.length for mark in commit.marks.values()) < 0:
-            raise ValueError("before the beginning")
-        return commit
-
-
-def _number(value: object) -> int:
-    if type(value) is not int:  # a bool is an int too
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _numbers(values: Iterable[object]) -> list[int]:
-    return [_number(value) for value in values]
-
-
-def _finished(size: object, version: object, records: object) -> tuple[FileStat, int]:
-    return _stat(size, version), _number(records)
-
-
-def _stat(size: object, version: object) -> FileStat:
-    return FileStat(_number(size), version if isinstance(version, str) else _number(version))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One whole line of a journal: its one key, what stands under it (or a `Commit`), and the journal up to its end."""
-
-    key: str  # "job", "commit" or "complete"
-    value: Any
+    commit: Commit
+    files: Mapping[str, Checkpoint]
     end: Checkpoint
 
 
-def entries(path: Path) -> Generator[Entry]:
-    """The whole lines of the journal at `path`, one at a time; a torn last line, as a crash leaves it, is left out.
+@dataclass
+class Journal:
+    """What an earlier run wrote, up to its last whole line.
+
+    options, shards: the job. saved: the newest commit. before: the newest one that does not lie within the shard which
+    `saved` lies within. finished: all finished shards. completed: the completion record, if it came so far.
+    started, end: how far the journal counts after its first line, and in all.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    shards: Sequence[object] = ()
+    saved: Saved | None = None
+    before: Saved | None = None
+    finished: list[tuple[FileStat, int]] = field(default_factory=list)
+    completed: Mapping[str, Any] | None = None
+    started: Checkpoint = NOTHING
+    end: Checkpoint = NOTHING
+
+    def add(self, key: str, value: Any) -> None:
+        """Take one more line, which ends at `end`. Raises KeyError, TypeError or ValueError for what no job writes."""
+        if (self.started == NOTHING) != (key == "job") or self.completed is not None:
+            raise ValueError("out of order")
+        if key == "job":
+            self.options, self.shards, self.started = _job(value["options"]), [*value["shards"]], self.end
+        elif key == "commit":
+            self._commit(Saved(_commit(value), _files(value["marks"]), self.end))
+        elif key == "complete" and isinstance(value, dict):
+            self.completed = value
+        else:
+            raise ValueError(key)
+
+    def _commit(self, new: Saved) -> None:
+        old = self.saved
+        if old and (old.commit.partial is None or old.commit.end.shard < new.commit.end.shard):
+            self.before = old
+        self.saved = new
+        self.finished += new.commit.finished
+
+    def is_consistent(self) -> bool:
+        """Whether lines that are each whole belong together."""
+        if self.saved is None:
+            return self.completed is None
+        commit, files = self.saved.commit, self.saved.files
+        records = sum(number for _, number in self.finished) + commit.end.record
+        return (
+            commit.end.shard + (commit.partial is not None) <= len(self.shards)
+            and commit.end.shard == len(self.finished)
+            and commit.scored + commit.quarantined == records
+            and files["ids"].length == 8 * commit.scored
+        )
+
+
+def read_journal(path: Path) -> Journal:
+    """The whole lines of the journal at `path`; a torn last line, as a crash leaves it, is left out.
 
     Raises:
         ResumeError: a damaged line before the last, a whole one that says something else than a journal's lines do, or
             a journal of another format.
+        OSError: it cannot be read, or is not this user's own; FileNotFoundError where there is none.
     """
-    end = Checkpoint()
-    damaged = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    journal, damaged = Journal(), 0
+    with _opened(path) as file:
+        for number, line in enumerate(_lines(file), 1):
             if damaged:
                 raise ResumeError(f"{path}: line {damaged} is damaged", hints=(Hint.RESTART,))
-            end = Checkpoint(end.length + len(line), crc32c(line, end.crc))
             try:
                 key, value = _parsed(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 damaged = number
                 continue
-            yield Entry(key, _understood(path, number, key, value), end)
+            journal.end = journal.end.add(line)
+            _add(journal, path, number, key, value)
+    return journal
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with open(open_own(path, os.O_RDONLY), "rb") as file:
+        yield file
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Its lines, of one that no job writes only the start; an empty one where such a line does not end."""
+    while start := file.readline(len(_START)):
+        line = start if start != _START else start + file.readline(_LONGEST_LINE)
+        yield line
+        if not line.endswith(b"\n") and not _skip_line(file):
+            yield b""
+            return
+
+
+def _skip_line(file: BinaryIO) -> bool:
+    """Go to the next line or the end; False where that does not come soon."""
+    for _ in range(_LONGEST_LINE // _PIECE):
+        piece = file.readline(_PIECE)
+        if not piece or piece.endswith(b"\n"):
+            return True
+    return False
 
 
 def _parsed(line: bytes) -> tuple[str, Any]:
@@ -200,36 +146,83 @@ def _parsed(line: bytes) -> tuple[str, Any]:
     return str(key), value
 
 
-def _understood(path: Path, number: int, key: str, value: Any) -> Any:
-    """`value`, a commit as `Commit`. What stands here is whole, so if it is not understood no crash has torn it."""
+def _add(journal: Journal, path: Path, number: int, key: str, value: Any) -> None:
+    """What stands here is whole, so if it is not understood no crash has torn it."""
     try:
-        if (number == 1) != (key == "job"):
-            raise ValueError("the job is the first line")
-        if key == "commit":
-            return Commit.from_json(value)
-        _check_known(key, value)
-    except (KeyError, TypeError, ValueError) as error:
+        journal.add(key, value)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ResumeError(f"{path}: line {number} is not what a job writes", hints=(Hint.RESTART,)) from error
     if key == "job" and value.get("format") != _FORMAT:
         raise ResumeError(
-            f"{path}: line {number} has format {value.get('format')}, and this version goes on with {_FORMAT}",
+            f"{path}: line {number} has format {value.get('format')}, and this version resumes {_FORMAT}",
             remedy="use the version that began it",
             hints=(Hint.RESTART,),
         )
-    return value
 
 
-def _check_known(key: str, value: Mapping[str, Any]) -> None:
-    kinds: dict[str, type] = {"quarantined": int} if key == "complete" else {"options": dict, "shards": list}
-    if key not in ("job", "complete") or not all(isinstance(value[name], kind) for name, kind in kinds.items()):
-        raise ValueError(key)
-
-
-def job_line(options: Mapping[str, Any], shards: Sequence[str]) -> bytes:
+def job_line(key: JobKey) -> bytes:
     """The first line of a journal."""
-    return line("job", {"format": _FORMAT, "options": options, "shards": shards})
+    shards = [shard.canonical for shard in key.shards]
+    return _line("job", {"format": _FORMAT, "options": key.options, "shards": shards})
 
 
-def line(key: str, value: Any) -> bytes:
-    """One line of a journal."""
+def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
+    """The line of a commit at which each of APPEND_FILES is that long."""
+    return _line(
+        "commit",
+        {
+            "end": [commit.end.shard, commit.end.record, commit.end.offset],
+            "scored": commit.scored,
+            "set_aside": commit.quarantined,
+            "bytes_lost": commit.bytes_lost,
+            "finished": [[stat.size, stat.version, records] for stat, records in commit.finished],
+            "begun": commit.partial and [commit.partial.size, commit.partial.version],
+            "marks": {name: [files[name].length, files[name].crc] for name in APPEND_FILES},
+        },
+    )
+
+
+def complete_line(record: Mapping[str, Any]) -> bytes:
+    """The last line of a journal."""
+    return _line("complete", record)
+
+
+def _line(key: str, value: Any) -> bytes:
     return json.dumps({key: value}, separators=(",", ":")).encode() + b"\n"
+
+
+def _job(options: object) -> Mapping[str, Any]:
+    if not isinstance(options, dict):
+        raise TypeError(f"{options!r} are no options")
+    return options
+
+
+def _commit(entry: Mapping[str, Any]) -> Commit:
+    return Commit(
+        end=Position(*map(_count, entry["end"])),
+        scored=_count(entry["scored"]),
+        quarantined=_count(entry["set_aside"]),
+        bytes_lost=_count(entry["bytes_lost"]),
+        finished=tuple((_stat(size, version), _count(records)) for size, version, records in entry["finished"]),
+        partial=None if entry["begun"] is None else _stat(*entry["begun"]),
+    )
+
+
+def _files(marks: Mapping[str, Any]) -> dict[str, Checkpoint]:
+    return {name: Checkpoint(*map(_count, marks[name])) for name in APPEND_FILES}
+
+
+def _stat(size: object, version: object) -> FileStat:
+    return FileStat(_count(size), version if isinstance(version, str) else _number(version))
+
+
+def _count(value: object) -> int:
+    if (number := _number(value)) < 0:
+        raise ValueError(f"{number} is less than none")
+    return number
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:  # a bool is an int too
+        raise TypeError(f"{value!r} is no whole number")
+    return value

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from scorer.errors import OutputError, ResumeError
 from scorer.outputs.atomic import is_at
-from scorer.outputs.own import create, open_own
+from scorer.outputs.own import NotOwnError, create, open_own
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 _held: set[tuple[int, int]] = set()  # device and inode of each lock file that this process holds
@@ -40,7 +40,7 @@ def owned(path: Path, output: str) -> Iterator[None]:
             descriptor = _acquire(path, output)
             _held.add(_identity(os.fstat(descriptor)))
     except OSError as error:
-        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        reason = f"it {error.reason}" if isinstance(error, NotOwnError) else error.strerror
         remedy = "write to a local folder" if error.errno in _NO_LOCKS else "fix that or choose another output"
         raise OutputError(f"{output}: cannot lock {path}: {reason}", remedy=remedy) from error
     try:

@@ -15,26 +15,44 @@ def create(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
 
 
+class NotOwnError(OSError):
+    """What is at a path is not a regular file, is a link, has a second name or belongs to another user."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(errno.EPERM, f"{path} {reason}")
+        self.reason = reason
+
+
 def open_own(path: Path, flags: int = os.O_RDWR) -> int:
     """A descriptor of the file `path`.
 
     Raises:
-        OSError: as the system reports it, ELOOP for a link; EPERM for what is not a regular file, has a second name
-            (hard link) or belongs to another user.
+        NotOwnError: it is not a regular file of this user's alone.
+        OSError: as the system reports it.
     """
-    descriptor = os.open(path, flags | _FLAGS)
-    if reason := _foreign(os.fstat(descriptor)):
+    try:
+        descriptor = os.open(path, flags | _FLAGS)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotOwnError(path, "is a symbolic link") from None
+        raise
+    try:
+        _check(path, os.fstat(descriptor))
+    except BaseException:
         os.close(descriptor)
-        raise OSError(errno.EPERM, f"{path} {reason}")
+        raise
     return descriptor
 
 
-def _foreign(status: os.stat_result) -> str:
-    """Why a file is not this user's alone; empty where it is. One without a name was just removed by its owner."""
+def check_own(path: Path) -> None:
+    """Raise NotOwnError as `open_own` does."""
+    _check(path, os.lstat(path))
+
+
+def _check(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
-    if status.st_nlink > 1:
-        return "has another name too (a hard link)"
+        raise NotOwnError(path, "is not a regular file")
+    if status.st_nlink > 1:  # one without a name was just removed by its owner
+        raise NotOwnError(path, "has another name too (a hard link)")
     if status.st_uid != os.geteuid():
-        return "belongs to another user"
-    return ""
+        raise NotOwnError(path, "belongs to another user")

@@ -10,61 +10,77 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crc32c import crc32c
-
 from scorer.errors import OutputError
 from scorer.inputs.source import FileStat
+from scorer.outputs.append import NOTHING, Checkpoint
 from scorer.outputs.atomic import write_all
-from scorer.outputs.journal import Checkpoint, Commit
-from scorer.outputs.sink import STANDARD_OUTPUT
+from scorer.outputs.formats import RowFormat
+from scorer.outputs.paths import STANDARD_OUTPUT
+from scorer.outputs.sink import Chunk, Commit, Kept
 from scorer.system.terminal import print_stderr
 
 
-class Stream:
-    """Takes what `scorer.outputs.sink.Output` takes, and sends the rows off at once.
+class StreamSink:
+    """A sink that sends the rows off at once, from `open_stream`. The attributes are those of `Sink`.
 
-    Records that are set aside go to standard error, one JSON object a line.
+    Quarantined records go to standard error, one JSON object a line.
 
     Raises BrokenPipeError when the reader has gone away, OutputError for everything else.
     """
 
-    def __init__(self, name: str, descriptor: int, ids: BinaryIO) -> None:
+    resumable = False
+    quarantine_place = "on standard error"
+
+    def __init__(self, name: str, descriptor: int, ids: BinaryIO, row_format: RowFormat) -> None:
         self.last: Commit | None = None
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
-        self.rows = Checkpoint()
-        self._name = name
-        self._descriptor = descriptor
-        self._notes = {"ids": ids}  # hits are for a job that goes on, which this one cannot
+        self._name, self._descriptor, self._ids, self._format = name, descriptor, ids, row_format
+        self._sent = NOTHING
 
-    def append(self, *, rows: bytes, quarantine: bytes = b"", ids: bytes = b"", hits: bytes = b"") -> None:
-        try:
-            write_all(self._descriptor, rows)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"{self._name}: cannot be written: {error.strerror}") from error
+    def append(self, chunk: Chunk) -> None:
+        rows = self._format.rows(chunk.ids, chunk.labels, chunk.scores)
+        if rows:
+            self._send(rows if self._sent.length else self._format.header + rows)
         with _scratch():
-            write_all(self._notes["ids"].fileno(), ids)
-        self.rows = Checkpoint(self.rows.length + len(rows), crc32c(rows, self.rows.crc))
-        if quarantine:
-            print_stderr(quarantine.decode().removesuffix("\n"))
+            write_all(self._ids.fileno(), chunk.kept("ids"))
+        if chunk.quarantined:
+            print_stderr(chunk.kept("quarantine").decode().removesuffix("\n"))
 
     @contextmanager
-    def notes(self, name: str) -> Iterator[BinaryIO]:
+    def kept(self, what: Kept) -> Iterator[BinaryIO]:
+        if what != "ids":
+            raise ValueError(f"{what} is kept for a job that is resumed, which this one cannot be")
         with _scratch():
-            yield self._notes[name]
+            yield self._ids
 
     def commit(self, commit: Commit) -> None:
         self.finished += commit.finished
         self.last = commit
 
+    def seal(self) -> Checkpoint:
+        if not self._sent.length:
+            self._send(self._format.header)
+        return self._sent
+
     def complete(self, record: Mapping[str, Any]) -> None:
         self.completed = record
 
+    def discard(self) -> None:
+        pass  # what was sent is gone
+
+    def _send(self, data: bytes) -> None:
+        try:
+            write_all(self._descriptor, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{self._name}: cannot be written: {error.strerror}") from error
+        self._sent = self._sent.add(data)
+
 
 @contextmanager
-def streamed(output: str, wait: Callable[[], None]) -> Iterator[Stream]:
+def open_stream(output: str, row_format: RowFormat, wait: Callable[[], None]) -> Iterator[StreamSink]:
     """Open `output`, "-" for standard output.
 
     Args:
@@ -80,7 +96,7 @@ def streamed(output: str, wait: Callable[[], None]) -> Iterator[Stream]:
             stack.callback(os.close, descriptor)
         with _scratch():  # unbuffered, or closing them may try once more to write what could not be written
             ids = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-        yield Stream(output, descriptor, ids)
+        yield StreamSink(output, descriptor, ids, row_format)
 
 
 def _opened(output: str, wait: Callable[[], None]) -> int:

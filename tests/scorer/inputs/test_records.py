@@ -76,7 +76,7 @@ def test_batches_do_not_depend_on_the_format(tmp_path: Path, kinds: str, workers
 def test_a_job_over_it_and_where_it_resumes(tmp_path: Path) -> None:
     as_records = Job(shards.sources(write(tmp_path / "t", "ttt")), str(tmp_path / "t.csv"))
     as_lines = Job(shards.sources(write(tmp_path / "j", "jjj")), str(tmp_path / "j.csv"))
-    assert do(as_lines).record["metrics"] == do(as_records).record["metrics"]
+    assert do(as_lines).record.metrics == do(as_records).record.metrics
     assert Path(as_lines.output).read_bytes() == Path(as_records.output).read_bytes()
     whole = contents(list(as_lines.shards))
     ends = [batch.end for batch in batches(as_lines.shards, SCHEMA, 4)]

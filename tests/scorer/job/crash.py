@@ -116,7 +116,7 @@ def _state(output: Path, expected: dict[str, bytes]) -> str:
     if not journal.exists():
         return "before the journal"
     lines = journal.read_bytes().count(b"\n") - 1
-    return "before the first commit" if lines < 1 else "with commits to go on from"
+    return "before the first commit" if lines < 1 else "with commits to resume from"
 
 
 def _run_whole(shards: Sequence[str], model: str, output: Path, *options: str) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scorer.job.spec import Job
-from scorer.outputs import atomic, journal, lock, sink
+from scorer.outputs import append, atomic, file, journal, lock, own
 from tests import shards
 from tests.scorer.fakes import do, files_of, write_shards
 
@@ -54,7 +54,7 @@ class FaultyOs:
         raise OSError(self.error, os.strerror(self.error))
 
     def install(self) -> None:
-        for module in (sink, journal, lock, atomic):
+        for module in (append, atomic, file, journal, lock, own):
             module.os = self  # type: ignore[attr-defined]
 
 
@@ -66,12 +66,12 @@ def faulty_shards(folder: Path) -> list[str]:
 
 
 def faulty_job(paths: list[str], folder: Path, *, old: bool) -> Job:
-    """A job over `faulty_shards` that goes on where it can and commits after every batch of 8."""
+    """A job over `faulty_shards` that resumes where it can and commits after every batch of 8."""
     folder.mkdir(parents=True)
     output = folder / "preds.csv"
     if old:
         output.write_bytes(OLD)
-    return Job(shards.sources(paths), str(output), on_error="skip", commit_seconds=0.0, leftovers="resume")
+    return Job(shards.sources(paths), str(output), on_error="skip", commit_seconds=0.0, resume_policy="resume")
 
 
 def kill_everywhere(folder: Path) -> int:

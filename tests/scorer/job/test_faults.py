@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scorer.errors import OutputError
-from scorer.outputs import atomic, journal, lock, sink
+from scorer.outputs import append, atomic, file, journal, lock, own
 from tests.scorer.fakes import do, files_of
 from tests.scorer.job.kill_points import OLD, FaultyOs, faulty_job, faulty_shards
 
@@ -28,7 +28,7 @@ def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
         at += 1
         job = faulty_job(shards, tmp_path / str(at), old=at % 2 == 0)
         faulty = FaultyOs(at, error)
-        for module in (sink, journal, lock, atomic):
+        for module in (append, atomic, file, journal, lock, own):
             monkeypatch.setattr(module, "os", faulty)
         failed = False
         try:

@@ -1,4 +1,4 @@
-"""A full disk, a file size limit and a memory limit: one line, and what was done goes on once there is room."""
+"""A full disk, a file size limit and a memory limit: one line, and what was done is resumed once there is room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that stopped goes on to the bytes of one that did not, or refuses and names the difference."""
+"""A job that stopped is resumed to the bytes of one that did not, or refuses and names the difference."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def expected(job: Job, tmp_path: Path) -> dict[str, bytes]:
 def whole(job: Job, folder: Path) -> dict[str, bytes]:
     folder.mkdir()
     output = folder / "preds.csv"
-    do(replace(job, output=str(output), leftovers="refuse"))
+    do(replace(job, output=str(output), resume_policy="refuse"))
     return files_of(output)
 
 
@@ -64,7 +64,7 @@ def broken_off(job: Job, batches: int) -> Job:
     """Commit `batches` batches of 8 videos and fail; returns the job that resumes."""
     with pytest.raises(DeviceError, match="fell off"):
         do(job, FailingModel(batches))
-    return replace(job, leftovers="resume")
+    return replace(job, resume_policy="resume")
 
 
 def touch(path: str, *, later: int = 1) -> None:
@@ -99,7 +99,7 @@ def test_a_failure_before_the_first_commit_leaves_nothing(job: Job) -> None:
     assert files(job) == {}
 
 
-def test_leftovers_are_reported_and_kept(job: Job, expected: dict[str, bytes]) -> None:
+def test_an_unfinished_run_is_reported_and_kept(job: Job, expected: dict[str, bytes]) -> None:
     resumed = broken_off(job, 2)
     before = files(job)
     with pytest.raises(ResumeError, match="stopped after 16 videos"):
@@ -111,17 +111,17 @@ def test_leftovers_are_reported_and_kept(job: Job, expected: dict[str, bytes]) -
 
 def test_restart_begins_again(job: Job, expected: dict[str, bytes]) -> None:
     broken_off(job, 2)
-    report = do(replace(job, leftovers="restart"))
+    report = do(replace(job, resume_policy="restart"))
     assert report.resumed == 0
     assert files(job) == expected
 
 
 def test_resume_of_nothing_is_a_plain_run(job: Job, expected: dict[str, bytes]) -> None:
-    do(replace(job, leftovers="resume"))
+    do(replace(job, resume_policy="resume"))
     assert files(job) == expected
 
 
-def test_leftovers_without_a_commit_are_no_obstacle(job: Job, expected: dict[str, bytes]) -> None:
+def test_an_unfinished_run_without_a_commit_is_no_obstacle(job: Job, expected: dict[str, bytes]) -> None:
     output = Path(job.output)
     output.with_name(".preds.csv.journal").write_bytes(b'{"job":{"format":1,"options":{},"shards":[]}}\n{"commit":{"en')
     output.with_name(".preds.csv.partial").write_bytes(b"of another job")
@@ -151,7 +151,7 @@ def test_a_stop_keeps_the_batch_in_hand(job: Job, expected: dict[str, bytes]) ->
 
     with pytest.raises(Stopped) as stopped:
         do(replace(job, commit_seconds=1e9), StoppingModel(), stop)
-    report = do(replace(job, leftovers="resume"))
+    report = do(replace(job, resume_policy="resume"))
     assert report.resumed == stopped.value.scored
     assert files(job) == expected
 
@@ -162,7 +162,7 @@ def test_a_job_may_be_changed_where_its_rows_do_not(job: Job, tmp_path: Path) ->
     with pytest.raises(ShardError, match="24 videos are kept"):
         do(job)
     skipping = replace(job, on_error="skip")
-    do(replace(skipping, leftovers="resume"), FakePredictor(3))
+    do(replace(skipping, resume_policy="resume"), FakePredictor(3))
     assert files(job) == whole(skipping, tmp_path / "whole")
 
 
@@ -229,17 +229,26 @@ def test_a_changed_job_is_refused(job: Job, change: str) -> None:
         b'{"commit":{"end":[0,"1",2],"scored":1}}',
         b'{"other":{}}',
         b'{"job":{"format":1,"options":{},"shards":[]}}',
-        b'{"complete":{}}',
         b'{"complete":[]}',
     ],
 )
-@pytest.mark.parametrize("leftovers", ["refuse", "resume"])
-def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, leftovers: ResumePolicy) -> None:
+@pytest.mark.parametrize("policy", ["refuse", "resume"])
+def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, policy: ResumePolicy) -> None:
     broken_off(job, 2)
     with open(work(job, "journal"), "ab") as file:
         file.write(lines + b"\n")
     with pytest.raises(ResumeError, match=r"journal: line 4 is not what a job writes"):
-        do(replace(job, leftovers=leftovers))
+        do(replace(job, resume_policy=policy))
+
+
+@pytest.mark.parametrize("change", [{"scored": -1}, {"read": 31}, {"metrics": None}, {"shards": []}, {"other": 1}])
+def test_a_completion_record_that_no_job_writes_is_named(job: Job, change: dict[str, object]) -> None:
+    done = do(replace(job, output=job.output + "2")).record.to_json()
+    resumed = broken_off(job, 3)
+    with open(work(job, "journal"), "ab") as file:
+        file.write(json.dumps({"complete": {**done, **change}}).encode() + b"\n")
+    with pytest.raises(ResumeError, match="the completion record in its journal is damaged"):
+        do(resumed)
 
 
 def test_a_commit_past_the_last_shard_is_refused(job: Job) -> None:
@@ -255,7 +264,7 @@ def test_a_journal_of_another_format_is_refused(job: Job) -> None:
     resumed = broken_off(job, 2)
     path = work(job, "journal")
     path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
-    with pytest.raises(ResumeError, match=r"line 1 has format 2, and this version goes on with 1; use the version"):
+    with pytest.raises(ResumeError, match=r"line 1 has format 2, and this version resumes 1; use the version"):
         do(resumed)
 
 
@@ -267,14 +276,14 @@ def test_another_model_is_refused(job: Job) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_a_shard_that_was_only_begun_may_be_replaced(job: Job, tmp_path: Path, batches: int) -> None:
+def test_a_shard_that_was_read_in_part_may_be_replaced(job: Job, tmp_path: Path, batches: int) -> None:
     """The job goes back to before that shard, so no row of the old one stays."""
     resumed = broken_off(job, batches)
     last = json.loads(work(job, "journal").read_bytes().splitlines()[-1])["commit"]
     index = last["end"][0]
-    begun = job.shards[index].address
+    partial = job.shards[index].address
     new = write_shards(tmp_path / "new", COUNTS, seed=1)[index]
-    os.replace(new, begun)
+    os.replace(new, partial)
     report = do(resumed)
     assert report.resumed < 8 * batches
     assert files(job) == whole(job, tmp_path / "whole")
@@ -299,7 +308,7 @@ def test_records_of_older_files_do_not_stay(job: Job, expected: dict[str, bytes]
     output.with_name("preds.csv.done.json").write_bytes(b"old")
     broken_off(job, 2)
     assert {data for name, data in files(job).items() if not name.startswith(".")} == {b"old"}
-    do(replace(job, leftovers="resume"))
+    do(replace(job, resume_policy="resume"))
     assert files(job) == expected
 
 

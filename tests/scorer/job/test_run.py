@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scorer.errors import InputError, RecordError, ResumeError, ShardError, UsageError
+from scorer.errors import InputError, NothingScoredError, RecordError, ResumeError, ShardError, UsageError
 from scorer.inputs.batching import Batch, batches
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress
 from scorer.model.predictor import Features, Predictions
-from scorer.outputs.journal import Commit
-from scorer.outputs.sink import Output
+from scorer.outputs.file import FileSink
+from scorer.outputs.sink import Commit
 from scorer.pipeline import predict
 from scorer.system.signals import StopRequest
 from tests import shards
@@ -81,13 +81,13 @@ def test_the_watcher_sees_every_batch(job: Job) -> None:
 
 def test_work_is_committed_no_more_often_than_asked(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[Commit] = []
-    really = Output.commit
+    really = FileSink.commit
 
-    def recorded(self: Output, commit: Commit) -> None:
+    def recorded(self: FileSink, commit: Commit) -> None:
         commits.append(commit)
         really(self, commit)
 
-    monkeypatch.setattr(Output, "commit", recorded)
+    monkeypatch.setattr(FileSink, "commit", recorded)
     do(replace(job, commit_seconds=1e9))
     assert [commit.scored for commit in commits] == [30]
 
@@ -98,24 +98,37 @@ def test_a_bad_payload_loses_one_record_and_a_bad_length_the_rest_of_its_shard(j
     shards.damage_length(job.shards[1].address, 10)
     report = do(replace(job, on_error="skip"))
     record = report.record
-    assert (record["read"], record["scored"], record["quarantined"]) == (8 + 10 + 7 + 2, 25, 2)
-    assert record["bytes_lost"] == places[-1] - places[10]
+    assert (record.read, record.scored, record.quarantined) == (8 + 10 + 7 + 2, 25, 2)
+    assert record.bytes_lost == places[-1] - places[10]
     one, rest = quarantine_of(job)
     assert (one["path"], one["record"], one["bytes_lost"]) == (job.shards[0].address, 2, 0)
     assert (rest["record"], rest["offset"], rest["bytes_lost"]) == (10, places[10], places[-1] - places[10])
-    assert [shard["records"] for shard in record["shards"]] == [9, 11, 7]
-    assert ids_of(job)[-7:] == [f"2-{row}" for row in range(7)], "decoding goes on at the next shard"
+    assert [shard.records for shard in record.shards] == [9, 11, 7]
+    assert ids_of(job)[-7:] == [f"2-{row}" for row in range(7)], "decoding continues at the next shard"
 
 
-def test_a_job_of_bad_records_alone(job: Job) -> None:
+@pytest.mark.parametrize("old", [True, False])
+def test_a_job_of_bad_records_alone_leaves_everything_as_it_was(job: Job, old: bool) -> None:
+    if old:
+        do(job)
+    before = files_of(Path(job.output))
     for shard in job.shards:
         Path(shard.address).write_bytes(b"not a TFRecord at all")
-    report = do(replace(job, on_error="skip"))
-    assert (report.record["scored"], report.record["quarantined"]) == (0, 3)
-    assert rows_of(job) == b"VideoId,LabelConfidencePairs\n"
+    says = r"none of the 3 records could be scored; the first, .*a\.tfrecord: record 0 at byte 0: not a TFRecord"
+    with pytest.raises(NothingScoredError, match=says):
+        do(replace(job, on_error="skip"))
+    assert files_of(Path(job.output)) == before
 
 
-def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
+def test_one_good_record_is_worth_an_output(job: Job) -> None:
+    for shard in job.shards[1:]:
+        Path(shard.address).write_bytes(b"not a TFRecord at all")
+    for row in range(8):
+        shards.damage_payload(job.shards[0].address, row)
+    assert do(replace(job, on_error="skip")).record.scored == 1
+
+
+def test_what_was_quarantined_survives_a_resume(job: Job) -> None:
     for row in (1, 5, 8):
         shards.damage_payload(job.shards[1].address, row)
     skipping = replace(job, on_error="skip")
@@ -124,8 +137,8 @@ def test_what_was_set_aside_survives_a_resume(job: Job) -> None:
     with pytest.raises(RecordError, match="3 records are quarantined by now, and 2 may be \\(16 videos are kept"):
         do(replace(skipping, max_errors=2))
     with pytest.raises(UsageError, match="3 records are quarantined already, and 2 may be"):
-        do(replace(skipping, max_errors=2, leftovers="resume"))
-    do(replace(skipping, leftovers="resume"))
+        do(replace(skipping, max_errors=2, resume_policy="resume"))
+    do(replace(skipping, resume_policy="resume"))
     assert Path(f"{job.output}.quarantine.jsonl").read_bytes() == Path(f"{whole.output}.quarantine.jsonl").read_bytes()
     assert rows_of(job) == rows_of(whole)
 
@@ -134,8 +147,8 @@ def test_without_skip_the_first_bad_record_ends_the_job(job: Job) -> None:
     shards.damage_payload(job.shards[2].address, 6)
     with pytest.raises(ShardError, match=r"c\.tfrecord: record 6 at byte \d+: .* \(24 videos are kept\); download"):
         do(job)
-    shards.damage_payload(job.shards[2].address, 6)  # mended
-    do(replace(job, leftovers="resume"))
+    shards.damage_payload(job.shards[2].address, 6)  # fixed
+    do(replace(job, resume_policy="resume"))
     assert len(ids_of(job)) == 30
 
 
@@ -152,13 +165,13 @@ def test_hostile_ids_stay_in_their_cell(job: Job) -> None:
 
 def test_repeated_ids_are_counted(job: Job) -> None:
     Path(job.shards[1].address).write_bytes(Path(job.shards[0].address).read_bytes())
-    assert do(job).record["duplicates"] == 9
+    assert do(job).record.duplicates == 9
 
 
 def test_only_labelled_shards_have_metrics(job: Job, tmp_path: Path) -> None:
-    assert set(do(job).record["metrics"]) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
+    assert set(do(job).record.metrics) == {"MAP@10", "GAP@10", "Hit@1", "PERR"}
     bare = shards.sources(write_shards(tmp_path / "bare", [5], labelled=False))
-    assert do(other(replace(job, shards=bare), "bare.csv")).record["metrics"] == {}
+    assert do(other(replace(job, shards=bare), "bare.csv")).record.metrics == {}
 
 
 def test_the_model_decides_how_many_labels_there_are(job: Job) -> None:
@@ -178,7 +191,7 @@ def test_a_shard_that_vanishes_is_an_input_error_and_the_job_goes_on_once_it_is_
     with pytest.raises((InputError, ResumeError), match=r"c\.tfrecord"):
         do(job, Thief(batch_size=1))
     lost.write_bytes(data)
-    do(replace(job, leftovers="resume"))
+    do(replace(job, resume_policy="resume"))
     assert len(ids_of(job)) == 30
 
 
@@ -191,7 +204,7 @@ def test_a_bug_is_no_reason_to_lose_what_was_committed(job: Job) -> None:
 
     with pytest.raises(ZeroDivisionError):
         do(job, Bug())
-    assert do(replace(job, leftovers="resume")).resumed == 24
+    assert do(replace(job, resume_policy="resume")).resumed == 24
 
 
 def test_no_file_or_thread_stays_open(job: Job) -> None:

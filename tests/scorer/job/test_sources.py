@@ -66,5 +66,5 @@ def test_a_toy_source_is_scored_as_files_are(paths: list[str], tmp_path: Path, w
     record = do_as_found(toys).record
     do_as_found(files)
     assert Path(toys.output).read_bytes() == Path(files.output).read_bytes()
-    assert [shard["path"] for shard in record["shards"]] == [f"toy://shards/{name}.tfrecord" for name in "abc"]
-    assert [shard["records"] for shard in record["shards"]] == [9, 14, 7]
+    assert [shard.canonical for shard in record.shards] == [f"toy://shards/{name}.tfrecord" for name in "abc"]
+    assert [shard.records for shard in record.shards] == [9, 14, 7]

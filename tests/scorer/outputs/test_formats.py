@@ -15,7 +15,7 @@ from scorer.errors import ModelError, UsageError
 from scorer.kernels.numpy_rows import format_rows_plain, quote_id
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs import formats as module
-from scorer.outputs.formats import HEADER
+from scorer.outputs.formats import Pairs
 from tests.loops import loops  # noqa: F401
 
 Table = tuple[list[bytes], NDArray[np.int64], NDArray[np.float32]]
@@ -55,7 +55,7 @@ def big_table(videos: int, k: int = 10, seed: int = 0) -> Table:
 def test_the_form_of_the_file() -> None:
     scores = np.array([[0.9876543, 0.5], [1.0, 0.0000004]], np.float32)
     rows = format_rows([b"a-_1", b"-x"], np.array([[0, 3861], [17, 9]]), scores)
-    assert HEADER == b"VideoId,LabelConfidencePairs\n"
+    assert Pairs.header == b"VideoId,LabelConfidencePairs\n"
     assert rows == b"a-_1,0 0.987654 3861 0.500000\n-x,17 1.000000 9 0.000000\n"
 
 

@@ -29,7 +29,7 @@ def test_a_pipe_may_get_its_reader_late(job: Job) -> None:
     reader.start()
     report = do(job)
     reader.join()
-    assert len(rows[0]) == report.record["output"]["bytes"]
+    assert len(rows[0]) == report.record.output.bytes
 
 
 def test_a_stop_ends_the_wait_for_a_reader(job: Job) -> None:

@@ -1,0 +1,299 @@
+"""Absent or complete: what a job writes stands beside its output file until all of it is there and safe.
+
+For an output `preds.csv` its folder holds, while a job runs or waits to be resumed:
+
+    .preds.csv.partial              the rows so far
+    .preds.csv.quarantine           records quarantined so far, one JSON object a line
+    .preds.csv.ids                  one 64-bit key per row, to count duplicate ids
+    .preds.csv.hits                 where labels are known, what the metrics need of each row
+    .preds.csv.journal              the job, then every commit, then the completion record (scorer/outputs/journal.py)
+    .preds.csv.lock                 who is at it (scorer/outputs/lock.py); gone when nobody is
+
+and once it is done `preds.csv`, `preds.csv.done.json` and, where records were quarantined,
+`preds.csv.quarantine.jsonl`.
+
+A commit flushes the growing files to the disk and only then appends a line with their lengths and CRC32Cs to the
+journal, so the last whole line always describes bytes that are there; what stands behind them is cut off on resume.
+Completion writes its record to the journal first. Each step after that may be repeated, so that resuming finishes a
+job that was killed between any two of them.
+
+CRCs tell damage, not malice. Whoever may write to the folder cannot make a job continue from files of theirs, since all
+must belong to this user alone (scorer/outputs/own.py); more than that is the folder's permissions' business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scorer.errors import Hint, OutputError, ResumeError
+from scorer.inputs.source import FileStat
+from scorer.outputs.append import NOTHING, AppendFile, Checkpoint, holds
+from scorer.outputs.atomic import replace_bytes, sync_folder, writing
+from scorer.outputs.formats import RowFormat
+from scorer.outputs.journal import APPEND_FILES, Journal, commit_line, complete_line, job_line, read_journal
+from scorer.outputs.lock import owned
+from scorer.outputs.own import NotOwnError, check_own, open_own
+from scorer.outputs.paths import OutputPaths
+from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
+
+
+class FileSink:
+    """A sink that is a file, from `open_file`. The attributes are those of `Sink`."""
+
+    resumable = True
+
+    def __init__(self, paths: OutputPaths, key: JobKey, row_format: RowFormat) -> None:
+        self.last: Commit | None = None
+        self.finished: list[tuple[FileStat, int]] = []
+        self.completed: Mapping[str, Any] | None = None
+        self._paths, self._key, self._format = paths, key, row_format
+        self._files: dict[str, AppendFile] = {}
+        self._committed: Mapping[str, Checkpoint] = {}
+        self._keep = True
+
+    @property
+    def quarantine_place(self) -> str:
+        return f"in {self._paths.final_quarantine}"
+
+    def append(self, chunk: Chunk) -> None:
+        data = {
+            "rows": self._format.rows(chunk.ids, chunk.labels, chunk.scores),
+            "quarantine": chunk.kept("quarantine"),
+            "ids": chunk.kept("ids"),
+            "hits": chunk.kept("hits"),
+        }
+        with self._writing():
+            for name in APPEND_FILES:
+                self._files[name].append(data[name])
+
+    def commit(self, commit: Commit) -> None:
+        with self._writing():
+            for name in APPEND_FILES:
+                self._files[name].sync()
+            self._committed = {name: self._files[name].checkpoint for name in APPEND_FILES}
+            self._note(commit_line(commit, self._committed))
+        self.finished += commit.finished
+        self.last, self._keep = commit, True
+
+    @contextmanager
+    def kept(self, what: Kept) -> Iterator[BinaryIO]:
+        with self._writing(), open(open_own(getattr(self._paths, what), os.O_RDONLY), "rb") as file:
+            yield file
+
+    def seal(self) -> Checkpoint:
+        return self._files["rows"].checkpoint
+
+    def complete(self, record: Mapping[str, Any]) -> None:
+        """As `Sink` has it. Raises OutputError where what was committed is gone; then nothing was touched, and an older
+        output stays as it was.
+        """
+        with self._writing():
+            if self.completed is None:
+                self._note(complete_line(record))
+            self.completed = record
+            self._finish(record)
+
+    def discard(self) -> None:
+        self._keep = False
+
+    def start(self) -> None:
+        """Begin from nothing: what an earlier run left is removed."""
+        self._keep = False
+        with self._writing():
+            self._remove_work()
+            mode = _mode_of(self._paths.final)
+            for name in APPEND_FILES:
+                self._files[name] = AppendFile.new(getattr(self._paths, name), mode)
+            self._files["journal"] = AppendFile.new(self._paths.journal, mode)
+            self._files["rows"].append(self._format.header)
+            self._note(job_line(self._key))
+            sync_folder(self._paths.final.parent)
+
+    def resume(self, journal: Journal) -> None:
+        """Continue after the last commit that a run over the shards of today would have reached too.
+
+        A finished shard that changed is refused. One that was only read in part may have been fixed or replaced: its
+        records are scored again.
+
+        Raises:
+            ResumeError: another job, a changed shard or damaged leftovers; the message names the difference.
+        """
+        self._check_same(journal)
+        saved = journal.saved
+        if journal.completed is None:
+            self._check_finished(journal)
+            if saved and self._has_other_partial(saved.commit):
+                saved = journal.before
+        self.last, self.completed = saved.commit if saved else None, journal.completed
+        self.finished = journal.finished[: saved.commit.end.shard if saved else 0]
+        self._committed = saved.files if saved else {}
+        if self.completed is None:
+            with self._writing():
+                self._reopen(saved.end if saved else journal.started)
+
+    def _reopen(self, journal: Checkpoint) -> None:
+        for name in APPEND_FILES:
+            path = getattr(self._paths, name)
+            self._files[name] = AppendFile.reopen(path, self._committed.get(name, NOTHING))
+        self._files["journal"] = AppendFile.reopen(self._paths.journal, journal)
+        if self.last is None:
+            self._files["rows"].append(self._format.header)
+
+    def close(self) -> None:
+        """Let go of the files, and leave none behind that hold nothing."""
+        for file in self._files.values():
+            with suppress(OSError):  # what counts was flushed before
+                file.close()
+        if not self._keep:
+            with suppress(OSError):
+                self._remove_work()
+
+    def _check_same(self, journal: Journal) -> None:
+        for name in {**journal.options, **self._key.options}:
+            old, new = journal.options.get(name, "not stated"), self._key.options.get(name, "not known")
+            if old != new:
+                raise self._refused(f"{name} was {old} and is now {new}")
+        shards = [shard.canonical for shard in self._key.shards]
+        for index, (was, now) in enumerate(zip_longest(journal.shards, shards)):
+            if was != now:
+                raise self._refused(f"shard {index} was {was or 'not there'} and is now {now or 'not there'}")
+        if not journal.is_consistent():
+            raise self._refused(f"the lines of {self._paths.journal} do not belong together")
+
+    def _check_finished(self, journal: Journal) -> None:
+        for shard, (old, _) in zip(self._key.shards, journal.finished, strict=False):
+            if shard.stat != old:
+                raise self._refused(f"{shard.canonical} changed since it was scored, from {old} to {shard.stat}")
+
+    def _has_other_partial(self, commit: Commit) -> bool:
+        """Whether the shard that `commit` lies within has changed since."""
+        return commit.partial is not None and commit.partial != self._key.shards[commit.end.shard].stat
+
+    def _refused(self, difference: str) -> ResumeError:
+        reason = f"{self._paths.final} cannot be resumed: {difference}"
+        return ResumeError(reason, remedy="restore that", hints=(Hint.RESTART,))
+
+    def _finish(self, record: Mapping[str, Any]) -> None:
+        """What completion does once its record is in the journal; may be repeated from the start after a crash."""
+        paths, moves = self._paths, self._moves()
+        for move in moves:
+            _check_there(*move)
+        _remove(paths.done)  # it describes an older file
+        if len(moves) == 1:
+            _remove(paths.final_quarantine)
+        for move in moves:
+            _move(*move)
+        sync_folder(paths.final.parent)
+        replace_bytes(paths.done, json.dumps(record, indent=2).encode() + b"\n")
+        sync_folder(paths.final.parent)  # or a power loss may keep the removals and lose the record
+        self._remove_work()
+        sync_folder(paths.final.parent)
+
+    def _moves(self) -> list[tuple[Path, Path, Checkpoint]]:
+        """From where to where, and what must be there: the quarantine, if anything is in it, and the rows."""
+        paths, files = self._paths, self._committed
+        moves = [(paths.rows, paths.final, files["rows"])]
+        if files["quarantine"].length:
+            moves.insert(0, (paths.quarantine, paths.final_quarantine, files["quarantine"]))
+        return moves
+
+    def _note(self, entry: bytes) -> None:
+        self._files["journal"].append(entry)
+        self._files["journal"].sync()
+
+    def _remove_work(self) -> None:
+        _remove(self._paths.journal)  # first: without it the others mean nothing
+        for name in APPEND_FILES:
+            _remove(getattr(self._paths, name))
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self._paths.final, hints=(Hint.RESUME_LATER,) if self.last else ())
+
+
+@contextmanager
+def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: ResumePolicy) -> Iterator[FileSink]:
+    """Lock the output, then begin or resume.
+
+    Raises:
+        ResumeError: an unfinished run under "refuse", one of another job or of another user under "resume", or another
+            process at work.
+        OutputError: a file that cannot be made, written, flushed or renamed.
+    """
+    with owned(paths.lock, str(paths.final)):
+        sink = FileSink(paths, key, row_format)
+        with closing(sink):
+            journal = None if policy == "restart" else _unfinished(paths)
+            if journal is None:
+                sink.start()
+            elif policy == "resume":
+                with _own_leftovers(paths):
+                    sink.resume(journal)
+            else:
+                scored = journal.saved.commit.scored if journal.saved else 0
+                reason = f"{paths.final}: an earlier run stopped after {scored:,} videos"
+                raise ResumeError(reason, hints=(Hint.RESUME, Hint.RESTART))
+            yield sink
+
+
+def _unfinished(paths: OutputPaths) -> Journal | None:
+    """What an earlier run left; None where it committed nothing. Raises ResumeError for a damaged journal."""
+    with _own_leftovers(paths), writing(paths.final), suppress(FileNotFoundError):
+        journal = read_journal(paths.journal)
+        return journal if journal.saved or journal.completed else None
+    return None
+
+
+@contextmanager
+def _own_leftovers(paths: OutputPaths) -> Iterator[None]:
+    """Turn the error about a work file that is not this user's own into a ResumeError."""
+    try:
+        yield
+    except OutputError as error:
+        if not isinstance(error.__cause__, NotOwnError):
+            raise
+        reason = f"{paths.final}: what an earlier run left cannot be trusted: {error.__cause__.strerror}"
+        raise ResumeError(reason, hints=(Hint.RESTART,)) from None
+
+
+def _mode_of(path: Path) -> int | None:
+    """The permissions of the regular file at `path`, if there is one."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(os.lstat(path).st_mode)
+    return None
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _move(source: Path, target: Path, checkpoint: Checkpoint) -> None:
+    try:
+        os.replace(source, target)
+    except FileNotFoundError:
+        _check_there(source, target, checkpoint)
+
+
+def _check_there(source: Path, target: Path, checkpoint: Checkpoint) -> None:
+    """Refuse to continue unless the bytes of `checkpoint` are at `source`, or at `target` since a crash after the move.
+
+    Where `source` is there its length will do: its bytes were checked, or written, by who holds the lock.
+    """
+    try:
+        there = os.lstat(source).st_size == checkpoint.length
+        check_own(source)
+    except FileNotFoundError:  # a cleaner of temporary files may have taken it: only the bytes tell that from a move
+        there = holds(target, checkpoint)
+    if not there:
+        raise OutputError(
+            f"{target}: its rows or records were in {source}, which was removed or changed meanwhile",
+            remedy="use a folder that nothing cleans",
+            hints=(Hint.RESTART,),
+        )

@@ -1,0 +1,74 @@
+"""An output in memory: what was appended, to be sent elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from scorer.inputs.position import BEGINNING
+from scorer.inputs.source import FileStat
+from scorer.kernels.packed import PackedStrings
+from scorer.outputs.append import NOTHING, Checkpoint
+from scorer.outputs.sink import Chunk, Commit, Kept
+
+
+class MemorySink:
+    """A sink that keeps the predictions themselves. The attributes are those of `Sink`."""
+
+    resumable = False
+    quarantine_place = "in memory"
+
+    def __init__(self, k: int) -> None:
+        """For predictions of `k` labels a video."""
+        self.last: Commit | None = None
+        self.finished: list[tuple[FileStat, int]] = []
+        self.completed: Mapping[str, Any] | None = None
+        self._chunks: list[Chunk] = [_no_videos(k)]
+
+    def append(self, chunk: Chunk) -> None:
+        self._chunks.append(chunk)
+
+    def commit(self, commit: Commit) -> None:
+        self.finished += commit.finished
+        self.last = commit
+
+    @contextmanager
+    def kept(self, what: Kept) -> Iterator[BinaryIO]:
+        yield io.BytesIO(b"".join(chunk.kept(what) for chunk in self._chunks))
+
+    def seal(self) -> Checkpoint:
+        return NOTHING
+
+    def complete(self, record: Mapping[str, Any]) -> None:
+        self.completed = record
+
+    def discard(self) -> None:
+        self._chunks = self._chunks[:1]
+
+    def joined(self) -> Chunk:
+        """All that was appended, as one."""
+        return join(self._chunks)
+
+
+def join(chunks: Sequence[Chunk]) -> Chunk:
+    """Some chunks, at least one, as one."""
+    return Chunk(
+        ids=PackedStrings(
+            b"".join(chunk.ids.data for chunk in chunks), np.concatenate([chunk.ids.sizes for chunk in chunks])
+        ),
+        labels=np.concatenate([chunk.labels for chunk in chunks]),
+        scores=np.concatenate([chunk.scores for chunk in chunks]),
+        metric_records=b"".join(chunk.metric_records for chunk in chunks),
+        quarantined=[bad for chunk in chunks for bad in chunk.quarantined],
+        end=chunks[-1].end,
+        finished=[shard for chunk in chunks for shard in chunk.finished],
+    )
+
+
+def _no_videos(k: int) -> Chunk:
+    ids = PackedStrings(b"", np.empty(0, np.int64))
+    return Chunk(ids, np.empty((0, k), np.int64), np.empty((0, k), np.float32), b"", [], BEGINNING, [])

@@ -1,0 +1,55 @@
+"""From what a user named as the output to the sink that writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TypeAlias
+
+from scorer.errors import Hint, UsageError
+from scorer.outputs.file import open_file
+from scorer.outputs.formats import find_format
+from scorer.outputs.paths import output_paths
+from scorer.outputs.sink import JobKey, ResumePolicy, Sink
+from scorer.outputs.stream import open_stream
+
+Opener: TypeAlias = Callable[[str, JobKey, ResumePolicy], AbstractContextManager[Sink]]
+"""From an address, the job and what to do about an unfinished run to the sink. Raises OutputError or ResumeError."""
+
+_openers: dict[str, Opener] = {}
+
+
+def register_sink(scheme: str, opener: Opener) -> None:
+    """Have outputs named `scheme://...` opened by `opener`."""
+    _openers[scheme] = opener
+
+
+def check_output(output: str) -> None:
+    """Say at once what is wrong with the name of an output. Raises OutputError."""
+    if _opener(output) is None:
+        output_paths(output)
+
+
+def open_sink(
+    output: str, key: JobKey, row_format: str, policy: ResumePolicy, wait: Callable[[], None]
+) -> AbstractContextManager[Sink]:
+    """The sink that writes `output` in the format of that name; `wait` as for `open_stream`.
+
+    Raises:
+        OutputError: it cannot be written.
+        ResumeError: as `open_file`.
+        UsageError: a format that there is none of, or to resume what cannot be.
+    """
+    if (opener := _opener(output)) is not None:
+        return opener(output, key, policy)
+    paths = output_paths(output)
+    if paths is not None:
+        return open_file(paths, key, find_format(row_format), policy)
+    if policy == "resume":
+        raise UsageError(f"only a file can be resumed, and {output} is none", hints=(Hint.NO_RESUME,))
+    return open_stream(output, find_format(row_format), wait)
+
+
+def _opener(output: str) -> Opener | None:
+    scheme, found, _ = output.partition("://")
+    return _openers.get(scheme) if found else None
