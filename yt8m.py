@@ -12,7 +12,7 @@ COMMANDS = {
     "train": ("train.cli", "train DMRNet, LSTM and BiLSTM on TFRecord shards -> runs/"),
     "export": ("export.cli", "turn a trained model into one ONNX file, checked against it -> models/"),
     "score": ("scorer.cli.score", "label the videos of TFRecord shards with an ONNX file -> predictions"),
-    "doctor": ("scorer.cli.doctor", "say what is installed, what works, and what mends the rest"),
+    "doctor": ("scorer.cli.doctor", "say what is installed, what works, and what fixes the rest"),
     "inspect": ("scorer.cli.inspection", "print an ONNX file's contract, metadata and reports"),
 }
 

@@ -8,7 +8,7 @@
     ├── ModelError               6    a model or checkpoint that is absent, damaged or of another contract
     ├── DeviceError              7    a provider, device or runtime package that is not there or failed
     ├── OutputError              8    a result that cannot be written
-    ├── ResumeError              9    leftovers, a changed job, or an output that another process holds
+    ├── ResumeError              9    an unfinished run, a changed job, or an output that another process holds
     ├── GateError               11    an exported model that does not match its checkpoint
     ├── TrainingError           12    training that cannot continue (NaN loss, no labels, too few videos)
     └── NothingScoredError      13    every record was quarantined, so that there is nothing to write

@@ -41,13 +41,6 @@ def test_no_line_is_of_a_file_that_is_gone() -> None:
     assert not gone, f"remove from {PAGE}:\n" + "\n".join(gone)
 
 
-def test_the_lines_of_a_package_are_in_order() -> None:
-    for package in PACKAGES:
-        paths = [path for path in listed() if path.startswith(f"{package}/")]
-        folders = list(dict.fromkeys(path.rpartition("/")[0] for path in paths))
-        assert paths == [path for folder in folders for path in sorted(paths) if path.rpartition("/")[0] == folder]
-
-
 def test_what_the_page_links_to_is_there() -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / PAGE).read_text(encoding="utf-8"))
     assert links

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import email
+import runpy
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def copy_of_the_tree(folder: Path) -> Path:
     """The tree without what git ignores, so that no stale build/ can slip into the wheel."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *ROOMS]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
-    top = ["pyproject.toml", "README.md", "LICENSE", "NOTICE", "yt8m.py"]
+    top = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "yt8m.py"]
     for name in [*filter(None, names), *top]:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,13 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile) -> No
 def test_wheel_carries_its_licence_and_attributions(wheel: zipfile.ZipFile) -> None:
     assert "Apache License" in text_of(wheel, "/LICENSE")
     assert "CC BY 4.0" in text_of(wheel, "/NOTICE")
+
+
+def test_an_older_python_is_refused_before_anything_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip itself tries every release of every dependency first, for many minutes."""
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and this is"):
+        runpy.run_path(str(ROOT / "setup.py"))
 
 
 def test_commands(wheel: zipfile.ZipFile) -> None:

@@ -1,6 +1,6 @@
 """The sample shards are what their generator makes, resemble real ones, and are scored as they were.
 
-Golden predictions: `score samples/*.tfrecord -o tests/golden/samples.csv` with the bundled model makes them anew.
+Golden predictions: `score samples/*.tfrecord -o tests/golden/samples.csv` with the bundled model makes them again.
 Kernels differ between kinds of CPU, so that a score may differ in its last digits and labels within that distance may
 change places: scores are held to 2e-4, and a label may be missing only where its score is that close to the tenth.
 """
@@ -74,10 +74,10 @@ def test_statistics_are_aggregates() -> None:
 
 
 def test_the_order_of_features_varies() -> None:
-    places = {
+    in_order = {
         record.index(b"mean_rgb") < record.index(b"mean_audio") for record in generate.records(generate.load(), 16)
     }
-    assert places == {True, False}
+    assert in_order == {True, False}
 
 
 Predictions = dict[str, dict[int, float]]

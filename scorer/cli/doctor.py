@@ -1,4 +1,4 @@
-"""`yt8m doctor`: what is installed, what really works, and the command that mends the rest.
+"""`yt8m doctor`: what is installed, what really works, and the command that fixes the rest.
 
 A provider counts as working when a session opened on it and computed, not when ONNX Runtime lists it.
 """
@@ -30,7 +30,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. remedy: the command that mends it; "" where nothing is wrong."""
+    """One line of the report. remedy: the command that fixes it; "" where nothing is wrong."""
 
     topic: str
     state: str
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns 0 where the scorer can work, else DeviceError's exit code."""
     parser = argparse.ArgumentParser(
         prog="yt8m doctor",
-        description="Say what is installed and what works, and the command that mends what does not.",
-        epilog="exit codes: 0 the scorer works, 7 something is to be mended",
+        description="Say what is installed and what works, and the command that fixes what does not.",
+        epilog="exit codes: 0 the scorer works, 7 something needs fixing",
     )
     parser.parse_args(argv)
     findings = examine()
@@ -183,8 +183,8 @@ def _print(findings: Sequence[Finding]) -> None:
     """A table on a terminal and the commands below it, else a line for each finding."""
     if not sys.stdout.isatty():
         for finding in findings:
-            mend = f"; mend: {finding.remedy}" if finding.remedy else ""
-            print(f"{'PROBLEM' if finding.remedy else 'ok':<8}{finding.topic}: {finding.state}{mend}")
+            fix = f"; fix: {finding.remedy}" if finding.remedy else ""
+            print(f"{'PROBLEM' if finding.remedy else 'ok':<8}{finding.topic}: {finding.state}{fix}")
         return
     from rich.console import Console
     from rich.table import Table
@@ -198,7 +198,7 @@ def _print(findings: Sequence[Finding]) -> None:
     console.print(table)
     for finding in findings:
         if finding.remedy:  # outside the table, which would break a command into lines that cannot be copied
-            console.print(Text(f"to mend {finding.topic}: {finding.remedy}"), soft_wrap=True)
+            console.print(Text(f"to fix {finding.topic}: {finding.remedy}"), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -72,10 +72,10 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            _tell(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
+            _write_stderr(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
             os._exit(128 + number)
         stop.set(number)
-        _tell(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
+        _write_stderr(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
 
     heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}
@@ -86,7 +86,7 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
             signal.signal(number, handler)
 
 
-def _tell(line: str) -> None:
+def _write_stderr(line: str) -> None:
     """Past Python's buffers, which a signal handler may find in use."""
     with suppress(OSError):
         os.write(_STDERR, f"{line}\n".encode())

@@ -14,7 +14,7 @@ from scorer.errors import printable
 
 def hold_standard_descriptors() -> None:
     """Open those of 0, 1 and 2 that are closed, or the next file, the output say, gets what is printed on them."""
-    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # writing to 1 must go on failing
+    for descriptor, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # writing to 1 must still fail
         try:
             os.fstat(descriptor)
         except OSError:

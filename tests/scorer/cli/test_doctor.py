@@ -1,4 +1,4 @@
-"""The doctor: healthy, or every problem named together with the command that mends it."""
+"""The doctor: healthy, or every problem named together with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_no_runtime(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     monkeypatch.setattr(runtime, "import_runtime", absent)
     code, text = report(capsys)
     assert code == DeviceError.exit_code
-    assert "PROBLEM onnx runtime: ONNX Runtime is not installed; mend: pip install 'yt8m-edge[cpu]'" in text
+    assert "PROBLEM onnx runtime: ONNX Runtime is not installed; fix: pip install 'yt8m-edge[cpu]'" in text
 
 
 def test_both_runtimes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "installed_runtimes", lambda: ["onnxruntime", "onnxruntime-gpu"])
     code, text = report(capsys)
     assert code == DeviceError.exit_code
-    assert "both installed and overwrite each other; mend: pip uninstall -y onnxruntime onnxruntime-gpu && pip" in text
+    assert "both installed and overwrite each other; fix: pip uninstall -y onnxruntime onnxruntime-gpu && pip" in text
 
 
 def gpu_runtime(opened_as: str) -> Any:
@@ -71,7 +71,7 @@ def gpu_runtime(opened_as: str) -> Any:
         real = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         if providers == ["CPUExecutionProvider"]:
             return real
-        return SimpleNamespace(get_providers=lambda: [opened_as], run=real.run)
+        return SimpleNamespace(get_providers=lambda: [opened_as], get_provider_graph_assignment_info=list, run=real.run)
 
     return SimpleNamespace(
         __version__="1.99",
@@ -85,8 +85,8 @@ def gpu_runtime(opened_as: str) -> Any:
 @pytest.mark.parametrize(
     ("libraries", "problem"),
     [
-        ([], "cuda libraries: no driver, no cudart, no cublas, no cudnn; mend: install NVIDIA's driver, or"),
-        (["libcuda.so.1", "libcudart.so.12"], "libcudart.so.12, no cublas, no cudnn; mend: pip uninstall"),
+        ([], "cuda libraries: no driver, no cudart, no cublas, no cudnn; fix: install NVIDIA's driver, or"),
+        (["libcuda.so.1", "libcudart.so.12"], "libcudart.so.12, no cublas, no cudnn; fix: pip uninstall"),
     ],
 )
 def test_a_provider_that_is_listed_and_does_not_open(
@@ -126,7 +126,7 @@ def test_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     )
     code, text = report(capsys)
     assert code == DeviceError.exit_code
-    assert "PROBLEM rich: missing; mend: pip install rich" in text
+    assert "PROBLEM rich: missing; fix: pip install rich" in text
     assert "ok      yt8m-edge: not installed, run from its source" in text
     assert "train and export: without torch" in text
     assert "pip install 'yt8m-edge[train]'" in text
@@ -146,7 +146,7 @@ def test_the_table_keeps_commands_in_one_piece(bundled: Path, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "dumb")
     assert doctor.main([]) == DeviceError.exit_code
-    assert "to mend bundled model: pip install --force-reinstall yt8m-edge" in "".join(written)
+    assert "to fix bundled model: pip install --force-reinstall yt8m-edge" in "".join(written)
 
 
 def test_it_never_imports_torch() -> None:
