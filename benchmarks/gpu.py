@@ -32,7 +32,7 @@ from scorer.job.spec import Job
 from scorer.model.contract import OUTPUTS
 from scorer.model.model import Model
 from scorer.model.onnx_file import ModelFile
-from scorer.model.runtime import import_runtime, open_cuda
+from scorer.model.runtime import GpuOptions, import_runtime, open_cuda
 from scorer.system.signals import StopRequest
 
 K = 10
@@ -86,7 +86,7 @@ class Resident:
         runtime = import_runtime()
         self.size = model.batch_size
         with ModelFile(path) as file:
-            self.session = open_cuda(runtime, file, gpu, tf32=tf32, graphs=graph)
+            self.session = open_cuda(runtime, file, gpu, GpuOptions(tf32=tf32, graphs=graph))
         kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
         random = np.random.default_rng(0)
         tensors = {

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from scorer.model.runtime import import_runtime, installed_runtimes
 from scorer.system.cores import usable_cores
 
 
 def machine() -> str:
     """Processor, usable cores, memory, Python and ONNX Runtime, as one line."""
-    from importlib.metadata import version
-
-    runtime = f"onnxruntime {version('onnxruntime')}"
+    runtime = f"{' and '.join(installed_runtimes())} {import_runtime().__version__}"
     return f"{processor()}, {usable_cores()} cores, {memory()}, Python {platform.python_version()}, {runtime}"
 
 

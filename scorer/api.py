@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scorer.errors import UsageError
 from scorer.inputs.discover import find_shards
-from scorer.model.find import find_model
+from scorer.model.find import open_model
 from scorer.model.model import Model
 from scorer.pipeline.predict import PredictionBatch, PredictionStream
 
@@ -51,15 +51,29 @@ class Scorer:
         device: str = "auto",
         threads: int | None = None,
         batch_size: int | None = None,
+        tf32: bool = False,
+        gpu_memory: int | None = None,
     ) -> None:
-        """Open `model`, a file or a name in models/; the options are those of `Model.open`.
+        """Open `model`, a file or a name in models/.
+
+        Args:
+            device: "auto", "cpu", "cuda", "cuda:N", "cuda:N,M,..." or "cuda:all"; "auto" takes CUDA where it opens.
+            threads: CPU threads that compute; all usable cores by default.
+            batch_size: videos that run at once; the device's best by default.
+            tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
+            gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
 
         Raises:
             ModelError: no such model, or a file that is damaged or not of this scorer.
             DeviceError: the device or ONNX Runtime is not there.
         """
-        path, _ = find_model(None if model is None else os.fspath(model))
-        self.model = Model.open(path, device=device, threads=threads, batch_size=batch_size)
+
+        def open_path(path: str) -> Model:
+            return Model.open(
+                path, device=device, threads=threads, batch_size=batch_size, tf32=tf32, gpu_memory=gpu_memory
+            )
+
+        self.model, _ = open_model(None if model is None else os.fspath(model), open_path)
 
     def predict(
         self,

@@ -119,7 +119,7 @@ def _providers(runtime: Any) -> Iterable[Finding]:
     yield _tried(CPU, lambda: open_cpu(runtime, CAST_ONNX, 1), "pip install --force-reinstall onnxruntime")
     listed = runtime.get_available_providers()
     if CUDA in listed:
-        yield _tried(CUDA, lambda: open_cuda(runtime, CAST_ONNX, 0, tf32=False), "nvidia-smi")
+        yield _tried(CUDA, lambda: open_cuda(runtime, CAST_ONNX, 0), "nvidia-smi")
         yield _cuda_libraries()
     if others := [name for name in listed if name not in (CPU, CUDA)]:
         yield Finding("other providers", f"{', '.join(others)}: listed, never used")

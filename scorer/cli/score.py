@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -99,9 +98,13 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         help="file, or name in models/ [models/default.onnx, else the bundled model]",
     )
     group.add_argument(
-        "--device", type=_device, default="auto", help="auto, cpu, cuda, cuda:N or cuda:N,M [auto: CUDA where it opens]"
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all [auto: CUDA where it opens]",
     )
     group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products, of 10 bits")
+    group.add_argument("--gpu-memory", type=_gibibytes, metavar="GIB", help="on CUDA: memory of each GPU to use [all]")
     group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
 
 
@@ -144,40 +147,63 @@ def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+(,[0-9]+)*)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N and cuda:N,M")
-    return text
+    from scorer.model.devices import check_device
+
+    try:
+        return check_device(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _gibibytes(text: str) -> int:
+    """Bytes of `text`, a number of GiB."""
+    try:
+        size = int(float(text) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory in GiB")
+    return size
 
 
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start a thread a core, which spins and has no work
 
     from scorer.inputs.discover import find_shards
-    from scorer.model.find import check_model_apart, find_model
+    from scorer.model.find import check_model_apart, find_model, open_model
     from scorer.outputs.open import check_output
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     shards = find_shards(options.shards, options.output)
     check_output(options.output)  # what is wrong with it is said before anything is opened
-    path, origin = find_model(options.model)
-    check_model_apart(path, options.output)
+    check_model_apart(find_model(options.model)[0], options.output)
 
     from scorer.cli.summary import print_summary
-    from scorer.model.model import Model
     from scorer.system.memory import give_memory_back
 
     give_memory_back()
     with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
-        model = Model.open(
-            path, device=options.device, threads=options.threads, batch_size=options.batch_size, tf32=options.tf32
-        )
+        model, origin = open_model(options.model, lambda path: _open(path, options))
     report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
     if report is None:
         return stop.exit_code
     if not options.quiet:
         print_summary(report, model, origin, options.output)
     return PARTIAL_SUCCESS if report.record.quarantined else 0
+
+
+def _open(path: str, options: argparse.Namespace) -> Model:
+    from scorer.model.model import Model
+
+    return Model.open(
+        path,
+        device=options.device,
+        threads=options.threads,
+        batch_size=options.batch_size,
+        tf32=options.tf32,
+        gpu_memory=options.gpu_memory,
+    )
 
 
 def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:

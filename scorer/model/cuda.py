@@ -37,7 +37,7 @@ from scorer.errors import DeviceError
 from scorer.model.contract import OUTPUTS, Contract, read_contract
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
-from scorer.model.runtime import Session, device_errors, open_cuda
+from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
 from scorer.model.ties import SPARE, best, undecided
 
 Array: TypeAlias = NDArray[Any]
@@ -59,6 +59,12 @@ class CudaRuntime:
     def use(self, device: int) -> None:
         """Make `device` the one that the calling thread speaks to."""
         self._call("cudaSetDevice", ctypes.c_int(device))
+
+    def count(self) -> int:
+        """How many GPUs there are."""
+        count = ctypes.c_int()
+        self._call("cudaGetDeviceCount", ctypes.byref(count))
+        return count.value
 
     def name(self, device: int) -> str:
         """What the vendor calls `device`."""
@@ -173,7 +179,7 @@ def _answer(calls: queue.SimpleQueue[_Call | None]) -> None:
 class CudaSlot:
     """A session on one GPU, and buffers for one batch. One caller at a time may use it."""
 
-    def __init__(self, runtime: Any, file: ModelFile, gpu: int, cuda: CudaRuntime, *, tf32: bool) -> None:
+    def __init__(self, runtime: Any, file: ModelFile, gpu: int, cuda: CudaRuntime, options: GpuOptions) -> None:
         """Open the model on GPU number `gpu`.
 
         Args:
@@ -185,7 +191,7 @@ class CudaSlot:
         self._gpu = gpu
         self._cuda = cuda
         self._thread = OwnThread(f"cuda:{gpu}")
-        self._session: Session = self._thread.do(lambda: open_cuda(runtime, file, gpu, tf32=tf32))
+        self._session: Session = self._thread.do(open_cuda, runtime, file, gpu, options)
         self._stream: ctypes.c_void_p | None = None
         self._buffers: Buffers | None = None
         self._labels = 0

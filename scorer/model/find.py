@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scorer.errors import Hint, ModelError, UsageError
 from scorer.inputs.discover import identity
 
+if TYPE_CHECKING:
+    from scorer.model.model import Model
+    from scorer.model.predictor import ModelFacts
+
 BUNDLED = Path(__file__).parents[1] / "bundled" / "default.onnx"
-
-
 MODELS = Path("models")
+_CUDA = "CUDAExecutionProvider"
+_WEIGHTS = "yt8m.weights_sha256"
 
 
 def find_model(name: str | None) -> tuple[str, str]:
@@ -31,6 +37,32 @@ def find_model(name: str | None) -> tuple[str, str]:
             return str(path), "as given"
     known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
     raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
+
+
+def open_model(name: str | None, open_path: Callable[[str], Model]) -> tuple[Model, str]:
+    """The model of `find_model`, opened by `open_path`, and in words where it came from.
+
+    Without a name, on CUDA: the fp16 file of the same weights where `export` wrote it beside the default, because
+    CUDA computes int8 files in float32.
+
+    Raises what `find_model` and `open_path` raise.
+    """
+    path, origin = find_model(name)
+    model = open_path(path)
+    if name is None and (twin := _fp16_twin(model.facts)) is not None:
+        other = open_path(twin)
+        if other.facts.metadata.get(_WEIGHTS) == model.facts.metadata.get(_WEIGHTS):
+            return other, f"{origin}, in fp16 for CUDA"
+    return model, origin
+
+
+def _fp16_twin(facts: ModelFacts) -> str | None:
+    """The file that `export --precision fp16` writes for the model of `facts`, where CUDA would gain by it."""
+    model, precision = facts.metadata.get("yt8m.model", ""), facts.metadata.get("yt8m.precision")
+    if facts.provider != _CUDA or precision == "fp16" or not model.isidentifier():
+        return None
+    twin = Path(facts.path).with_name(f"{model}.fp16.onnx")
+    return str(twin) if _is_file(twin) else None
 
 
 def _is_file(model: Path) -> bool:

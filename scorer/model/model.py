@@ -14,11 +14,10 @@ import numpy as np
 
 from scorer.errors import UsageError
 from scorer.model.onnx_file import ModelFile
-from scorer.model.placement import Wishes, place
+from scorer.model.placement import DeviceOptions, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
-from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
+from scorer.model.runtime import BOTH_INSTALLED, CUDA, import_runtime, installed_runtimes
 from scorer.model.slots import SlotPool
-from scorer.system.cores import usable_cores
 
 
 class Model:
@@ -29,6 +28,8 @@ class Model:
         self.facts = facts
         self._pool = pool
         self._notes = [BOTH_INSTALLED] if len(installed_runtimes()) > 1 else []
+        if facts.provider == CUDA and facts.metadata.get("yt8m.precision") == "int8":
+            self._notes.append("CUDA computes this int8 model in float32; one of fp16 is faster there")
 
     @classmethod
     def open(
@@ -39,14 +40,9 @@ class Model:
         threads: int | None = None,
         batch_size: int | None = None,
         tf32: bool = False,
+        gpu_memory: int | None = None,
     ) -> Model:
-        """Open the ONNX file at `path`.
-
-        Args:
-            device: "auto", "cpu", "cuda", "cuda:N" or "cuda:N,M,..."; "auto" takes CUDA where it opens.
-            threads: CPU threads that compute; all usable cores by default.
-            batch_size: videos that run at once in a slot; the device's best by default.
-            tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
+        """Open the ONNX file at `path`; the options are those of `scorer.model.placement.DeviceOptions`.
 
         Raises:
             ModelError: the file is absent, damaged or does not follow the contract.
@@ -55,7 +51,7 @@ class Model:
         """
         with ModelFile(path) as file:
             runtime = import_runtime()
-            placed = place(runtime, file, device, Wishes(max(1, threads or usable_cores()), batch_size, tf32))
+            placed = place(runtime, file, DeviceOptions(device, threads, batch_size, tf32, gpu_memory))
             file.check_unchanged()
         contract = placed.contract
         facts = ModelFacts(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scorer.errors import DeviceError, Hint, UsageError
+from scorer.errors import DeviceError, Hint
 from scorer.model.contract import Contract, read_contract
+from scorer.model.devices import check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
-from scorer.model.runtime import CPU, CUDA, load_cuda, open_cpu
+from scorer.model.runtime import CPU, CUDA, GpuOptions, load_cuda, open_cpu
 from scorer.model.slots import CpuSlot, Slot, SlotPool
+from scorer.system.cores import usable_cores
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
@@ -40,74 +41,73 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a user may ask of a device.
+class DeviceOptions:
+    """Where a model is to run, and how.
 
-    threads: CPU threads that compute. batch_size: videos that run at once in a slot; None for the device's best.
-    tf32: let CUDA round the factors of float32 products to 10 bits.
+    device: "auto", "cpu", "cuda", "cuda:N", "cuda:N,M,..." or "cuda:all"; "auto" takes CUDA where it opens.
+    threads: CPU threads that compute; all usable cores by default.
+    batch_size: videos that run at once in a slot; the device's best by default.
+    tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
+    gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
     """
 
-    threads: int
+    device: str = "auto"
+    threads: int | None = None
     batch_size: int | None = None
     tf32: bool = False
+    gpu_memory: int | None = None
 
 
-def place(runtime: Any, file: ModelFile, device: str, wishes: Wishes) -> Placement:
-    """The model on `device`; on "auto" with CUDA where that opens and suits the model, else on the CPU.
+def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
+    """The model on its device; on "auto" with CUDA where that opens and suits the model, else on the CPU.
 
     Raises:
         ModelError: ONNX Runtime cannot open the model, or it does not follow the contract.
         DeviceError: the device is not there, or the model cannot run on it.
         UsageError: no device is called so.
     """
-    gpus = _gpus(device)
-    if not gpus:
-        return _on_cpu(runtime, file, wishes, "asked for")
+    auto = options.device == "auto"
+    check_device(options.device)
+    if options.device == "cpu":
+        return _on_cpu(runtime, file, options, "asked for")
     try:
-        return _on_gpus(runtime, file, gpus, wishes, "CUDA opens here" if device == "auto" else "asked for")
+        return _on_gpus(runtime, file, options, "CUDA opens here" if auto else "asked for")
     except DeviceError as error:
-        if device == "auto":
-            return _on_cpu(runtime, file, wishes, error.message)
+        if auto:
+            return _on_cpu(runtime, file, options, error.message)
         open_cpu(runtime, file, 1)  # raises ModelError where the file is at fault, and not the device
         raise
 
 
-def _gpus(device: str) -> list[int]:
-    """The GPUs that `device` names, or may take: [0, 2] of "cuda:0,2", [] of "cpu". Raises UsageError."""
-    if device == "cpu":
-        return []
-    if device in ("auto", "cuda"):
-        return [0]
-    numbers = device.removeprefix("cuda:").split(",")
-    if not device.startswith("cuda:") or not all(re.fullmatch("[0-9]{1,3}", number) for number in numbers):
-        raise UsageError(f"no device is called {device!r}", remedy="choose auto, cpu, cuda, cuda:N or cuda:N,M")
-    return sorted({int(number) for number in numbers})
-
-
-def _on_cpu(runtime: Any, file: ModelFile, wishes: Wishes, reason: str) -> Placement:
-    slots = min(wishes.threads, _MOST_CPU_SLOTS)
+def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) -> Placement:
+    threads = max(1, options.threads or usable_cores())
+    slots = min(threads, _MOST_CPU_SLOTS)
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
-    session = open_cpu(runtime, file, wishes.threads - slots + 1)
+    session = open_cpu(runtime, file, threads - slots + 1)
     contract = read_contract(file.path, session)
-    pool = _fitted(runtime, contract, "cpu", [CpuSlot(session)] * slots, wishes.batch_size or CPU_BATCH)
+    pool = _fitted(runtime, contract, "cpu", [CpuSlot(session)] * slots, options.batch_size or CPU_BATCH)
     return Placement(contract, pool, "cpu", CPU, reason)
 
 
-def _on_gpus(runtime: Any, file: ModelFile, gpus: Sequence[int], wishes: Wishes, reason: str) -> Placement:
+def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) -> Placement:
     """Raises DeviceError where CUDA or a GPU does not open, or would leave the model's work to the CPU."""
     from scorer.model.cuda import CudaRuntime, CudaSlot
 
     load_cuda(runtime)
-    cuda, device = CudaRuntime(), "cuda:" + ",".join(map(str, gpus))
+    cuda = CudaRuntime()
+    numbers = gpus(options.device, cuda.count())
+    device = "cuda:" + ",".join(map(str, numbers))
+    memory = options.gpu_memory // _CUDA_SLOTS if options.gpu_memory else None
+    session = GpuOptions(tf32=options.tf32, memory=memory)
     try:
-        slots = [CudaSlot(runtime, file, gpu, cuda, tf32=wishes.tf32) for gpu in gpus for _ in range(_CUDA_SLOTS)]
+        slots = [CudaSlot(runtime, file, gpu, cuda, session) for gpu in numbers for _ in range(_CUDA_SLOTS)]
         contract = slots[0].contract(file.path)
     except MemoryError:
         what = f"{device} has no room for {file.path}"
         raise DeviceError(what, remedy="free its memory", hints=(Hint.ON_CPU,)) from None
-    pool = _fitted(runtime, contract, device, slots, wishes.batch_size or CUDA_BATCH)
-    names = " and ".join(sorted({cuda.name(gpu) for gpu in gpus}))
-    engine = f"{' TF32' * wishes.tf32} on {names}, batches of {pool.batch_size:,}"
+    pool = _fitted(runtime, contract, device, slots, options.batch_size or CUDA_BATCH)
+    names = " and ".join(sorted({cuda.name(gpu) for gpu in numbers}))
+    engine = f"{' TF32' * options.tf32} on {names}, batches of {pool.batch_size:,}"
     return Placement(contract, pool, device, CUDA, reason, engine)
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +40,11 @@ _TOO_NEW = (  # a model from the future, in our words and in its own
 )
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
 _CUDA_SAID = re.compile(r"\bCU[A-Z]+ (failure|error) .*?(?= ; GPU=|$)")  # amid names of C++ templates and nodes
-_OUT_OF_MEMORY = re.compile("out of memory|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+_AS_REQUESTED = "kSameAsRequested"  # the arena grows by what is needed, not twofold
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|is smaller than requested bytes|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED",
+    re.IGNORECASE,
+)
 
 
 def installed_runtimes() -> list[str]:
@@ -106,25 +111,42 @@ def load_cuda(runtime: Any) -> None:
             runtime.preload_dlls()
 
 
-def open_cuda(runtime: Any, model: ModelFile | bytes, gpu: int, *, tf32: bool, graphs: bool = False) -> Session:
-    """A session on GPU number `gpu`.
+@dataclass(frozen=True)
+class GpuOptions:
+    """How a session uses its GPU.
 
-    Args:
-        tf32: round the factors of float32 products to 10 bits.
-        graphs: capture each run as a CUDA graph; for one thread and bound buffers only.
+    tf32: round the factors of float32 products to 10 bits. memory: bytes that it may take, at most.
+    graphs: capture each run as a CUDA graph; for one thread and bound buffers only.
+    """
+
+    tf32: bool = False
+    memory: int | None = None
+    graphs: bool = False
+
+
+def open_cuda(runtime: Any, model: ModelFile | bytes, gpu: int, options: GpuOptions = GpuOptions()) -> Session:
+    """A session on GPU number `gpu`.
 
     Raises:
         DeviceError: CUDA, the GPU or the model does not open, or CUDA has no kernel for its heavy operators.
         MemoryError: the GPU has no room for the model.
     """
     load_cuda(runtime)
-    options = _options(runtime)
-    options.use_deterministic_compute = True
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # int8 weights become float32 once, not per run
-    choices = {"device_id": str(gpu), "use_tf32": str(int(tf32)), "enable_cuda_graph": str(int(graphs))}
+    session_options = _options(runtime)
+    session_options.use_deterministic_compute = True
+    session_options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session_options.add_session_config_entry("session.disable_quant_qdq", "1")  # unpack int8 weights once, not per run
+    choices: dict[str, Any] = {
+        "device_id": gpu,
+        "use_tf32": int(options.tf32),
+        "enable_cuda_graph": int(options.graphs),
+    }
+    if options.memory is not None:
+        choices |= {"gpu_mem_limit": options.memory, "arena_extend_strategy": _AS_REQUESTED}
     with device_errors(f"cuda:{gpu}"):
-        session = _open(runtime, model, options, [(CUDA, choices)])
+        session = _open(
+            runtime, model, session_options, [(CUDA, {name: str(value) for name, value in choices.items()})]
+        )
     if session.get_providers()[0] != CUDA:  # ONNX Runtime itself leaves out a provider that does not load
         why = _why_cuda_does_not_load(runtime)
         raise DeviceError(f"cuda:{gpu} does not open{why}", remedy="`yt8m doctor` says what is missing")

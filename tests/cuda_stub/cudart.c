@@ -249,12 +249,16 @@ static void remember(void *start, size_t size, Place place) {
     pthread_mutex_unlock(&lock);
 }
 
-static void forget(void *start) {
+static size_t forget(void *start) {
+    size_t size = 0;
     pthread_mutex_lock(&lock);
     for (int i = 0; i < RANGES; i++)
-        if (ranges[i].start == start)
+        if (ranges[i].start == start) {
+            size = ranges[i].size;
             ranges[i].start = NULL;
+        }
     pthread_mutex_unlock(&lock);
+    return size;
 }
 
 static Place place_of(const void *pointer) {
@@ -297,9 +301,8 @@ static Error release(const char *call, void *pointer) {
     Error error = pointer ? stub_forbidden(call) : 0;
     if (error || !pointer)
         return error;
-    forget(pointer);
+    stub_log("%s size=%zu", call, forget(pointer));
     free(pointer);
-    stub_log("%s", call);
     return 0;
 }
 

@@ -10,7 +10,7 @@ import pytest
 from export.build import convert, trace_checkpoint, write
 from export.videos import random_videos
 from tests.cuda_stub import CudaStub, needs_provider
-from tests.export.small import small_checkpoint
+from tests.export.small import small_checkpoint, write_videos
 
 pytestmark = needs_provider
 
@@ -20,7 +20,7 @@ from scorer.model.model import Model
 from scorer.model.runtime import import_runtime, open_cuda
 
 nodes = {}
-for part in open_cuda(import_runtime(), sys.argv[1], 0, tf32=False).get_provider_graph_assignment_info():
+for part in open_cuda(import_runtime(), sys.argv[1], 0).get_provider_graph_assignment_info():
     nodes.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
 model = Model.open(sys.argv[1], device="cuda", batch_size=64)
 print(json.dumps(nodes))
@@ -39,3 +39,28 @@ def test_every_node_runs_on_cuda(cuda_stub: CudaStub, name: str, precision: str,
     print(name, precision, nodes)
     assert set(nodes) == {"CUDAExecutionProvider"}
     assert {"Gemm", "MatMul"} & set(nodes["CUDAExecutionProvider"])
+
+
+IN_FOLDER = "import os, sys; os.chdir(sys.argv[1]); from scorer.cli.score import main; sys.exit(main(sys.argv[2:]))"
+
+
+def test_the_default_model_is_taken_in_fp16_on_cuda(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    """Where `export --precision all` left it; a file that was asked for by name is the one that is used."""
+    checkpoint = small_checkpoint("lstm")
+    source = trace_checkpoint(checkpoint)
+    videos = random_videos(source.inputs, 1024)
+    models = tmp_path / "models"
+    models.mkdir()
+    for precision, name in (("int8", "default.onnx"), ("fp16", "lstm.fp16.onnx")):
+        write(models / name, convert(source, precision, videos))
+    shard = write_videos(tmp_path / "a.tfrecord", checkpoint.config, 20)
+    command = ["-c", IN_FOLDER, str(tmp_path), shard, "-o", "preds.csv"]
+    done = cuda_stub.run(*command)
+    assert "models/lstm.fp16.onnx (the last export, in fp16 for CUDA)" in done.stderr
+    assert "int8" not in done.stderr
+    named = cuda_stub.run(*command, "--model", "default")
+    assert "models/default.onnx (as given)" in named.stderr
+    assert "CUDA computes this int8 model in float32; one of fp16 is faster there" in named.stderr
+    assert "models/default.onnx (the last export)" in cuda_stub.run(*command, "--device", "cpu").stderr
+    write(models / "lstm.fp16.onnx", convert(trace_checkpoint(small_checkpoint("lstm-l2")), "fp16", videos))
+    assert "models/default.onnx (the last export)" in cuda_stub.run(*command).stderr, "its weights are others"

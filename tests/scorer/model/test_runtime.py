@@ -142,4 +142,4 @@ def test_what_keeps_cuda_from_opening_is_said(tmp_path: Path) -> None:
         SessionOptions=runtime.import_runtime().SessionOptions,
     )
     with pytest.raises(DeviceError, match=r"cuda:0 does not open: .*libonnxruntime_providers_cuda.so: file too short;"):
-        runtime.open_cuda(listed, b"", 0, tf32=False)
+        runtime.open_cuda(listed, b"", 0)
