@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -261,6 +261,7 @@ def batches(
     on_error: Literal["fail", "skip"] = "fail",
     workers: int = 0,
     depth: int = 3,
+    fewer: Callable[[int, str], None] = lambda started, reason: None,
 ) -> Generator[Batch]:
     """The videos of `shards` in order, `size` at a time, from `start` on.
 
@@ -268,6 +269,7 @@ def batches(
     depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
     workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
         the same, except for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
+    fewer: called where not all of these could be started, with how many were and the reason; the batches are the same.
 
     Memory is that of the batches in use and of one block of records and what is made of it, however large or many
     the shards and whatever is in them.
@@ -281,7 +283,7 @@ def batches(
     if workers:
         from scorer.inputs.workers import decoded_by_workers
 
-        with closing(decoded_by_workers(shards, schema, start, workers)) as blocks:
+        with closing(decoded_by_workers(shards, schema, start, workers, fewer)) as blocks:
             for block in blocks:
                 yield from batcher.add(block)
     else:

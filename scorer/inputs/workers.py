@@ -15,16 +15,17 @@ import subprocess
 import sys
 import tempfile
 from bisect import bisect_left
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+import scorer
 from scorer.errors import Hint, InputError, Yt8mError
+from scorer.inputs.channel import Channel
 from scorer.inputs.position import Position
 from scorer.inputs.readers import decoded_blocks, register_format, registered_formats
 from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, RecordFormat, Schema
@@ -32,7 +33,20 @@ from scorer.inputs.source import Source
 
 _SLOTS = 4
 """Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than their records did."""
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from scorer.inputs.workers import serve; serve()"
+_CHILD = """
+import json, sys
+from importlib.util import module_from_spec, spec_from_file_location
+sys.path += [entry for entry in json.loads(sys.argv[2]) if entry not in sys.path]
+spec = spec_from_file_location("scorer", sys.argv[1])
+sys.modules["scorer"] = module_from_spec(spec)
+spec.loader.exec_module(sys.modules["scorer"])
+from scorer.inputs.workers import serve
+serve(*map(int, sys.argv[3:]))
+"""
+"""This very package, whatever of its name lies elsewhere; all else from Python's own folders before the parent's.
+
+With -P the working folder is none of Python's: a json.py there is not the one that is meant.
+"""
 
 
 @dataclass
@@ -69,24 +83,30 @@ class _Task:
 
 
 class _Worker:
-    """The parent's side of one process."""
+    """The parent's side of one process. Raises OSError where it cannot be started."""
 
-    def __init__(self, task: _Task) -> None:
-        self._widths = list(task.schema.inputs.values())
-        ours, theirs = socket.socketpair()
-        with _shared_memory() as memory, theirs:
+    def __init__(self) -> None:
+        self._widths: list[int] = []
+        with ExitStack() as stack:
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            memory = stack.enter_context(_shared_memory())
             self._memory = mmap.mmap(memory.fileno(), _SLOTS * BLOCK_BYTES)
+            descriptors = theirs.fileno(), memory.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(theirs.fileno()), str(memory.fileno())],
-                pass_fds=(theirs.fileno(), memory.fileno()),
+                [sys.executable, "-P", "-c", _CHILD, *_where(), *map(str, descriptors)],
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the parent
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
-        self._connection = Connection(ours.detach())
+            self._channel = Channel(socket.socket(fileno=ours.detach()))
+
+    def give(self, task: _Task) -> None:
+        """Say what to decode."""
+        self._widths = list(task.schema.inputs.values())
         with suppress(ConnectionError):  # it died at once; what is received will tell
-            self._connection.send(task)
+            self._channel.send(task)
 
     def blocks(self) -> Generator[DecodedBlock]:
         """The blocks of this worker's next shard. Raises InputError."""
@@ -97,11 +117,11 @@ class _Worker:
             yield block
             last = block.last
             with suppress(ConnectionError):  # all that it had to send may be here already
-                self._connection.send(rows.slot)
+                self._channel.send(rows.slot)
 
     def _receive(self) -> tuple[DecodedBlock, SharedRows]:
         try:
-            message: tuple[DecodedBlock, SharedRows] | Yt8mError = self._connection.recv()
+            message: tuple[DecodedBlock, SharedRows] | Yt8mError = self._channel.receive()
         except (EOFError, ConnectionError):
             reason = f"a decoding process ended with status {self._process.wait()}"
             raise InputError(reason, remedy="give the machine more memory", hints=(Hint.IN_PROCESS,)) from None
@@ -113,47 +133,78 @@ class _Worker:
         self._process.kill()  # it has nothing to put in order
         with suppress(subprocess.TimeoutExpired):  # it hangs in a file system, and ends when that answers
             self._process.wait(timeout=5)
-        self._connection.close()
+        self._channel.close()
 
 
 def decoded_by_workers(
-    sources: Sequence[Source], schema: Schema, start: Position, count: int
+    sources: Sequence[Source],
+    schema: Schema,
+    start: Position,
+    count: int,
+    fewer: Callable[[int, str], None] = lambda started, reason: None,
 ) -> Generator[DecodedBlock]:
-    """What `decoded_blocks` gives for all of `sources`, from `count` processes. Raises InputError."""
+    """What `decoded_blocks` gives for all of `sources`, from `count` processes.
+
+    Where not all of them can be started, the work is done by those that were, or in this process, and `fewer` is called
+    with how many there are and the reason. Raises InputError.
+    """
     shards = list(enumerate(sources))[start.shard :]
     with ExitStack() as stack:
-        workers = []
-        for i in range(min(count, len(shards))):
-            workers.append(_Worker(_Task(shards[i::count], schema, start, registered_formats())))
+        count = min(count, len(shards))
+        workers = _started(shards, _Task([], schema, start, registered_formats()), count, stack, fewer)
+        if not workers:
+            yield from decoded_blocks(shards, schema, start)
+        for i in range(len(shards) if workers else 0):
+            yield from workers[i % len(workers)].blocks()
+
+
+def _started(
+    shards: Sequence[tuple[int, Source]],
+    task: _Task,
+    count: int,
+    stack: ExitStack,
+    fewer: Callable[[int, str], None],
+) -> list[_Worker]:
+    """As many processes as can be had, up to `count`, each with its part of the shards; closed by `stack`."""
+    workers: list[_Worker] = []
+    try:
+        for _ in range(count):
+            workers.append(_Worker())
             stack.callback(workers[-1].close)
-        for i in range(len(shards)):
-            yield from workers[i % count].blocks()
+    except OSError as error:
+        fewer(len(workers), error.strerror or str(error))
+    for i, worker in enumerate(workers):
+        worker.give(replace(task, shards=list(shards[i :: len(workers)])))
+    return workers
 
 
-def serve() -> None:
-    """A worker process: reads its task from the socket and decodes until the parent wants no more or has gone."""
-    connection = Connection(int(sys.argv[2]))
-    memory = mmap.mmap(int(sys.argv[3]), _SLOTS * BLOCK_BYTES)
+def serve(end: int, slots: int) -> None:
+    """A worker process: reads its task from the socket and decodes until the parent wants no more or has gone.
+
+    end, slots: descriptors of the socket and of the shared memory.
+    """
+    channel = Channel(socket.socket(fileno=end))
+    memory = mmap.mmap(slots, _SLOTS * BLOCK_BYTES)
     with suppress(EOFError, ConnectionError):
-        task: _Task = connection.recv()
+        task: _Task = channel.receive()
         try:
-            _serve(task, connection, memory)
+            _serve(task, channel, memory)
         except Yt8mError as error:
-            connection.send(error)
+            channel.send(error)
         while True:
-            connection.recv()
+            channel.receive()
 
 
-def _serve(task: _Task, connection: Connection[Any, Any], memory: mmap.mmap) -> None:
+def _serve(task: _Task, channel: Channel, memory: mmap.mmap) -> None:
     for new in task.formats:
         register_format(new)
     widths = list(task.schema.inputs.values())
     free = list(range(_SLOTS))
     for block in decoded_blocks(task.shards, task.schema, task.start):
-        while not free or connection.poll():
-            free.append(connection.recv())
+        while not free or channel.pending():
+            free.append(channel.receive())
         rows = _shared(block, memory, free.pop(), widths)
-        connection.send((replace(block, rows=rows), rows))
+        channel.send((replace(block, rows=rows), rows))
 
 
 def _shared(block: DecodedBlock, memory: mmap.mmap, slot: int, widths: list[int]) -> SharedRows:
@@ -186,15 +237,22 @@ def _features(memory: mmap.mmap, slot: int, count: int, widths: list[int]) -> li
     return features
 
 
+def _where() -> tuple[str, str]:
+    """For _CHILD: this package's file, and the folders that this process imports from, as JSON."""
+    assert scorer.__file__
+    return scorer.__file__, json.dumps([os.path.abspath(entry) for entry in sys.path])
+
+
 def _shared_memory() -> IO[bytes]:
-    """A file without a name, as large as all slots, whose space is really there. Raises InputError."""
+    """A file without a name, as large as all slots, whose space is really there. Raises OSError."""
+    # The kernel's own memory where it can be had: containers often have too small a /dev/shm.
+    linux = sys.platform == "linux"
+    memory = os.fdopen(os.memfd_create("blocks"), "r+b") if linux else tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        # The kernel's own memory where it can be had: containers often have too small a /dev/shm.
-        linux = sys.platform == "linux"
-        memory = os.fdopen(os.memfd_create("blocks"), "r+b") if linux else tempfile.TemporaryFile()  # noqa: SIM115
         if linux:
             os.posix_fallocate(memory.fileno(), 0, _SLOTS * BLOCK_BYTES)
         memory.truncate(_SLOTS * BLOCK_BYTES)
-    except OSError as error:
-        raise InputError(f"no memory to share with a decoding process: {error.strerror}") from None
+    except OSError:
+        memory.close()
+        raise
     return memory

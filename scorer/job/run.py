@@ -34,7 +34,7 @@ def score(
     Args:
         stop: set it to end the job after the batch in hand.
         watch: called after every batch, or a few where they come fast.
-        log: called with a line when decoding processes are started on the way.
+        log: called with a line when decoding processes are started later, or cannot be.
 
     Raises:
         Yt8mError: whatever is wrong with the shards, the output or an earlier run; what was done is committed.

@@ -62,7 +62,7 @@ class PredictionStream:
         on_error: OnError = "fail",
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """See `scorer.job.run.Job` for the options; `log` gets a line when workers are started on the way."""
+        """See `scorer.job.spec.Job` for the options; `log` gets a line when workers are started later, or cannot be."""
         self.workers = workers or 0
         self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
@@ -126,7 +126,12 @@ class PredictionStream:
             on_error=self._on_error,
             workers=self.workers,
             depth=self._threads,
+            fewer=self._fewer_workers,
         )
+
+    def _fewer_workers(self, started: int, reason: str) -> None:
+        self._log(f"{self.workers - started} of {self.workers} decoding processes could not be started: {reason}")
+        self.workers = started
 
     def _predict(self, batch: Batch) -> PredictionBatch:
         scores, labels = self._predictor.run(batch.features, self._k)

@@ -41,6 +41,7 @@ def video(number: int) -> Video:
 
 def write(folder: Path, counts: list[int]) -> list[str]:
     """Shards of so many numbered videos each."""
+    folder.mkdir(exist_ok=True)
     first = np.cumsum([0, *counts])
     return [
         shards.write_shard(folder / f"{i:03}.tfrecord", map(payload, range(first[i], first[i] + count)))

@@ -138,6 +138,62 @@ def test_killed_worker_is_an_error(tmp_path: Path) -> None:
         list(source)
 
 
+@pytest.mark.parametrize("call", ["socket.socketpair", "os.memfd_create", "os.posix_fallocate", "subprocess.Popen"])
+@pytest.mark.parametrize("started", [0, 2])
+def test_fewer_processes_where_no_more_can_be_started(
+    damaged: list[str], call: str, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ulimit -n`, `ulimit -u` and a memory limit stop one of these calls: the batches are the same."""
+    expected, calls = everything(damaged), 0
+    owner, _, name = call.partition(".")
+    real = getattr(sys.modules[owner], name)
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > started:
+            raise OSError(11, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sys.modules[owner], name, limited)
+    said: list[tuple[int, str]] = []
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert everything(damaged, workers=3, fewer=lambda *what: said.append(what)) == expected
+    assert said == [(started, "Resource temporarily unavailable")]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not children()
+
+
+@pytest.mark.parametrize("more", range(4, 22, 3))
+def test_a_real_limit_of_open_files(tmp_path: Path, more: int) -> None:
+    paths = write(tmp_path, [9, 1, 14, 6])
+    code = (
+        "import os, resource\nfrom tests.scorer.inputs.test_workers import *\n"
+        f"expected, opened = everything({paths!r}), len(os.listdir('/proc/self/fd'))\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (opened + {more}, opened + {more}))\n"
+        f"assert everything({paths!r}, workers=3) == expected\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_code_of_the_working_folder_is_imported(tmp_path: Path) -> None:
+    """Modules of every name that a decoding process imports lie there, and the folder is in its parent's path."""
+    paths = write(tmp_path / "shards", [3, 3])
+    names = "import sys, scorer.inputs.workers; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-P", "-c", names], check=True, capture_output=True, text=True)
+    (tmp_path / "here").mkdir()
+    for name in {*done.stdout.split(), "scorer", "google", "pickle", "select"} - {"__main__"}:
+        (tmp_path / "here" / f"{name}.py").write_text(f"open('planted', 'a').write('{name} ')\nraise SystemExit(7)\n")
+    code = (
+        "import sys\nfrom scorer.inputs.batching import batches\nfrom scorer.inputs.records import Schema\n"
+        "from scorer.inputs.source import LocalFile\nfrom scorer.inputs import workers\nsys.path.insert(0, '')\n"
+        f"found = batches([LocalFile.at(path) for path in {paths!r}], Schema({SCHEMA.inputs!r}), 4, workers=2)\n"
+        "assert sum(map(len, found)) == 6\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path / "here")
+    assert not (tmp_path / "here" / "planted").exists()
+
+
 def test_workers_do_not_outlive_a_killed_parent(damaged: list[str]) -> None:
     code = (
         "import os, signal\nfrom tests.scorer.inputs.test_workers import *\n"

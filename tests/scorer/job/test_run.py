@@ -238,3 +238,27 @@ def test_decoding_processes_are_started_once_one_decoder_is_too_slow(job: Job, m
     do(calm)
     assert rows_of(calm) == rows_of(job)
     assert asked == [0, 3, 0]
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_decoding_processes_that_cannot_be_started_are_a_line(
+    job: Job, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start, or once the model outruns one decoder: the job is done without them."""
+    calm = other(job, "calm.csv", workers=0)
+    do(calm)
+
+    def limited(*arguments: Any, **options: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("subprocess.Popen", limited)
+    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
+    monkeypatch.setattr(predict, "_WORTH_WORKERS", 0)
+    monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
+    told: list[str] = []
+    given = replace(job, workers=None if later else 2)
+    report = score(given, FakePredictor(), StopRequest(), lambda progress: None, told.append)
+    assert told[later:] == ["2 of 2 decoding processes could not be started: Too many open files"]
+    assert report.workers == 0
+    assert rows_of(calm) == rows_of(job)
