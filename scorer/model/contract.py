@@ -35,11 +35,11 @@ class Contract:
 
 
 def read_contract(path: str, session: Session) -> Contract:
-    """What the model in `session` promises, and one run that keeps it.
+    """What the model in `session` promises, and a few runs that keep it.
 
     Raises:
         ModelError: naming `path`, the first clause that is broken, and the remedy.
-        Exception: ONNX Runtime's, where a device other than the CPU fails in that run.
+        Exception: ONNX Runtime's, where a device other than the CPU fails in such a run.
     """
     try:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
@@ -48,7 +48,7 @@ def read_contract(path: str, session: Session) -> Contract:
         _check_outputs(session)
         labels, names = _read_labels(metadata)
         contract = Contract(inputs, dtype, labels, names, metadata)
-        _check_answer(session, contract)
+        _check_answers(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
     return contract
@@ -90,14 +90,19 @@ def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
     if version != FORMAT:
         raise ValueError(f"its yt8m.format is {version!r}, this scorer reads {FORMAT!r}")
     count = metadata.get("yt8m.labels", "")
-    if not (count.isascii() and count.isdigit() and 0 < int(count) < 1 << 31):
+    if not (count.isascii() and count.isdigit() and len(count) <= 10 and 0 < int(count) < 1 << 31):
         raise ValueError(f"its yt8m.labels is {count[:40]!r}, not a number of labels")
     names = _read_names(metadata.get("yt8m.names", "null"))
     if names is not None and not (isinstance(names, list) and len(names) == int(count)):
         raise ValueError(f"its yt8m.names is not a list of {count} names")
-    if names is not None and not all(isinstance(name, str) for name in names):
+    if names is not None and not all(map(_is_name, names)):
         raise ValueError("its yt8m.names holds something that is no name")
     return int(count), names
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it is text that can be written."""
+    return isinstance(name, str) and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _read_names(text: str) -> Any:
@@ -108,25 +113,50 @@ def _read_names(text: str) -> Any:
         raise ValueError("its yt8m.names is nested too deeply") from None
 
 
-def _check_answer(session: Session, contract: Contract) -> None:
-    """Ask about two videos for every label, so that what can only fail in a run fails before any shard is read.
+def _check_answers(session: Session, contract: Contract) -> None:
+    """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
+    videos = _videos(contract)
+    together = _ask(session, contract, videos)
+    for row in range(2):
+        alone = _ask(session, contract, {name: values[[row, row]] for name, values in videos.items()})
+        difference = float(np.abs(alone[0] - together[row]).max())
+        if difference > _tolerance(session, contract):
+            raise ValueError(
+                f"a video's scores depend on the others in its batch, and differ by up to {difference:.2g}"
+            )
 
-    Their features are small and not zero, which a model that scales by the norm could not take.
-    """
-    feed: dict[str, NDArray[Any]] = {
-        name: np.tile(np.linspace(-0.1, 0.12, width), (2, 1)).astype(contract.dtype)
-        for name, width in contract.inputs.items()
-    }
-    feed["k"] = np.array([contract.labels], np.int64)
+
+def _videos(contract: Contract) -> dict[str, NDArray[Any]]:
+    """Three different ones. None is zero, which a model that scales by the norm could not take."""
+    videos = {}
+    for name, width in contract.inputs.items():
+        row = np.linspace(-0.1, 0.12, width)
+        videos[name] = np.stack([row, -3 * row[::-1], 8 * row]).astype(contract.dtype)
+    return videos
+
+
+def _tolerance(session: Session, contract: Contract) -> float:
+    """What rounding may change a score by where the number of videos chooses other kernels, twice over."""
+    half = contract.dtype is np.float16 or contract.metadata.get("yt8m.precision") == "fp16"
+    return 4e-3 if half or session.get_providers()[0] != CPU else 2e-5
+
+
+def _ask(session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Every label's score of n videos, (n, labels), in the order of the labels."""
+    count = len(next(iter(videos.values())))
     try:
-        scores, labels = session.run(OUTPUTS, feed)
+        scores, labels = session.run(OUTPUTS, {**videos, "k": np.array([contract.labels], np.int64)})
     except Exception as error:
         if session.get_providers()[0] != CPU:
             raise
         raise ValueError(f"it does not run: {first_line(error)}") from error
-    if scores.shape != (2, contract.labels) or labels.shape != scores.shape:
-        raise ValueError(f"asked for k = {contract.labels}, it gives {scores.shape} scores and {labels.shape} labels")
+    if scores.shape != (count, contract.labels) or labels.shape != scores.shape:
+        asked = f"asked for {contract.labels} labels of {count} videos"
+        raise ValueError(f"{asked}, it gives {scores.shape} scores and {labels.shape} labels")
     if not (scores.min() >= 0 and scores.max() <= 1 and (np.diff(scores) <= 0).all()):
         raise ValueError("its scores do not descend within [0, 1]")
     if not (np.sort(labels) == np.arange(contract.labels)).all():
         raise ValueError(f"its labels are not 0 to {contract.labels - 1}, each once")
+    found: NDArray[np.float32] = np.empty_like(scores)
+    np.put_along_axis(found, labels, scores, axis=1)
+    return found

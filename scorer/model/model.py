@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scorer.errors import UsageError
+from scorer.errors import ModelError, UsageError
+from scorer.kernels import loops
 from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import DeviceOptions, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
@@ -96,12 +97,17 @@ class Model:
 
         Raises:
             UsageError: other features, shapes or k.
+            ModelError: the predictions break the model's contract.
             DeviceError: the device failed, or has not enough memory for one video.
         """
         arrays, videos = self._checked(features, k)
         if videos == 0:
             return Predictions(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
-        return self._pool.run(arrays, videos, k)
+        predictions = self._pool.run(arrays, videos, k)
+        row = loops.active.check_predictions(predictions.labels, predictions.scores, self.facts.labels)
+        if row >= 0:
+            raise ModelError(f"{self.facts.path} {_what_is_wrong(predictions, row, self.facts.labels)}")
+        return predictions
 
     def _checked(self, features: Features, k: int) -> tuple[Features, int]:
         facts = self.facts
@@ -115,3 +121,13 @@ class Model:
             if arrays[name].shape != (videos, width):
                 raise UsageError(f"{name} has shape {arrays[name].shape}, the model reads ({videos}, {width})")
         return arrays, videos
+
+
+def _what_is_wrong(predictions: Predictions, row: int, labels: int) -> str:
+    """In words, of a row that breaks the contract."""
+    scores, found = predictions.scores[row], predictions.labels[row]
+    for label in found[(found < 0) | (found >= labels)]:
+        return f"gave the label {label}, which is outside 0 to {labels - 1}"
+    for score in scores[~((scores >= 0) & (scores <= 1))]:
+        return f"gave the score {score}, which is outside [0, 1]"
+    return "gave scores that do not descend"

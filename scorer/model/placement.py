@@ -85,7 +85,7 @@ def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) 
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
     session = open_cpu(runtime, file, threads - slots + 1)
     contract = read_contract(file.path, session)
-    pool = _fitted(runtime, contract, "cpu", [CpuSlot(session)] * slots, options.batch_size or CPU_BATCH)
+    pool = _fitted(runtime, contract, "cpu", [CpuSlot(session, file.path)] * slots, options.batch_size or CPU_BATCH)
     return Placement(contract, pool, "cpu", CPU, reason)
 
 

@@ -72,5 +72,6 @@ class Predictor(Protocol):
 
         Raises:
             UsageError: other features, shapes or k.
+            ModelError: the predictions break the model's contract.
             DeviceError: the device failed.
         """

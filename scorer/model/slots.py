@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from scorer.errors import DeviceError, Hint
+from scorer.errors import DeviceError, Hint, ModelError
 from scorer.model.contract import OUTPUTS, Contract
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import Session, device_errors
@@ -34,18 +34,22 @@ class Slot(Protocol):
 class CpuSlot:
     """A share of the CPU's session, which several threads may use at once."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, path: str) -> None:
+        """`path` is the model's, for messages."""
+        self._session, self._path = session, path
 
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Nothing to prepare: memory is found while a batch runs."""
 
     def run(self, features: Features, k: int) -> Predictions:
         """A video alone runs as two: a matrix-vector kernel, where one is chosen, rounds otherwise."""
-        videos = len(next(iter(features.values())))
+        videos = asked = len(next(iter(features.values())))
         if videos == 1:
-            features = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}
+            features, asked = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}, 2
         scores, labels = self._session.run(OUTPUTS, {**features, "k": np.array([k], np.int64)})
+        if scores.shape != (asked, k) or labels.shape != (asked, k):
+            given = f"{scores.shape} scores and {labels.shape} labels"
+            raise ModelError(f"{self._path} was asked for {k} labels of {asked} videos and gave {given}")
         return Predictions(scores[:videos], labels[:videos])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
 import scorer.model.placement
 import scorer.model.slots
-from scorer.errors import DeviceError, ModelError, UsageError
+from scorer.errors import DeviceError, UsageError
 from scorer.model import runtime
 from scorer.model.model import Model
 from scorer.model.placement import CPU_BATCH
@@ -170,94 +170,6 @@ def test_as_many_threads_compute_as_were_asked_for(
     model = Model.open(path, threads=threads, batch_size=32)
     assert sum(started) + model.slots == threads
     assert same(model.run(given), expected)
-
-
-# ---- contracts that are broken
-
-
-def drop_metadata(proto: onnx.ModelProto) -> None:
-    del proto.metadata_props[:]
-
-
-def set_metadata(**changes: str) -> Callable[[onnx.ModelProto], None]:
-    def change(proto: onnx.ModelProto) -> None:
-        entries = {entry.key: entry.value for entry in proto.metadata_props}
-        helper.set_model_props(proto, entries | {f"yt8m.{key}": value for key, value in changes.items()})
-
-    return change
-
-
-def k_without_default(proto: onnx.ModelProto) -> None:
-    for tensor in [tensor for tensor in proto.graph.initializer if tensor.name == "k"]:
-        proto.graph.initializer.remove(tensor)
-
-
-def k_fixed(proto: onnx.ModelProto) -> None:
-    for value in [value for value in proto.graph.input if value.name == "k"]:
-        proto.graph.input.remove(value)
-
-
-def rename_output(proto: onnx.ModelProto) -> None:
-    proto.graph.output[0].name = proto.graph.node[-1].output[0] = "probabilities_out"
-
-
-def fixed_batch(proto: onnx.ModelProto) -> None:
-    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
-
-
-def dynamic_width(proto: onnx.ModelProto) -> None:
-    proto.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "width"
-
-
-def integer_input(proto: onnx.ModelProto) -> None:
-    value = helper.make_tensor_value_info("extra", TensorProto.INT64, ["batch", 3])
-    proto.graph.input.append(value)
-
-
-def unbounded_scores(proto: onnx.ModelProto) -> None:
-    proto.graph.node[-2].op_type = "Identity"
-
-
-def fewer_labels(proto: onnx.ModelProto) -> None:
-    set_metadata(labels="40")(proto)
-
-
-def ascending(proto: onnx.ModelProto) -> None:
-    for attribute in proto.graph.node[-1].attribute:
-        if attribute.name == "largest":
-            attribute.i = 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop_metadata, "no yt8m.format"),
-        (set_metadata(format="2"), "yt8m.format is '2', this scorer reads '1'"),
-        (set_metadata(labels="many"), "yt8m.labels is 'many'"),
-        (set_metadata(labels="-3"), "yt8m.labels"),
-        (set_metadata(names="[1, 2]"), "not a list of 30 names"),
-        (set_metadata(names="{oops"), "not a model for this scorer"),
-        (set_metadata(names="[" + "1," * 29 + "2]"), "no name"),
-        (k_without_default, "k has no default"),
-        (k_fixed, "no overridable initializer k"),
-        (rename_output, "no output scores"),
-        (fixed_batch, "not \\[batch, width\\]"),
-        (dynamic_width, "not \\[batch, width\\]"),
-        (integer_input, "extra is tensor\\(int64\\), not float32"),
-        (unbounded_scores, "do not descend within \\[0, 1\\]"),
-        (fewer_labels, "does not run"),
-        (ascending, "do not descend"),
-    ],
-)
-def test_a_broken_contract_is_named(tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str) -> None:
-    proto = build_model(**SMALL)
-    change(proto)
-    path = tmp_path / "m.onnx"
-    path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match=message) as caught:
-        Model.open(str(path), device="cpu")
-    assert str(caught.value).startswith(str(path))
-    assert "yt8m export" in str(caught.value)
 
 
 # ---- devices and runtimes
