@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scorer.errors import DeviceError, Yt8mError
+
+if TYPE_CHECKING:
+    from scorer.model.driver import Gpu, Kernels
 
 SCORER_PACKAGES = ("numpy", "crc32c", "protobuf", "rich")
 TRAIN_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors", "matplotlib")
@@ -121,6 +124,8 @@ def _providers(runtime: Any) -> Iterable[Finding]:
     if CUDA in listed:
         yield _tried(CUDA, lambda: open_cuda(runtime, CAST_ONNX, 0), "nvidia-smi")
         yield _cuda_libraries()
+        if _loads(_CUDA_LIBRARIES["driver"][0]) or _loads(_CUDA_LIBRARIES["driver"][1]):
+            yield from _driver_and_gpus(runtime)
     if others := [name for name in listed if name not in (CPU, CUDA)]:
         yield Finding("other providers", f"{', '.join(others)}: listed, never used")
 
@@ -147,6 +152,38 @@ def _cuda_libraries() -> Finding:
     if found["driver"] is None:
         return Finding("cuda libraries", state, f"install NVIDIA's driver, or, without a GPU: {REINSTALL_CPU}")
     return Finding("cuda libraries", state, "" if all(found.values()) else REINSTALL_GPU)
+
+
+def _driver_and_gpus(runtime: Any) -> Iterable[Finding]:
+    """Whether driver and GPUs are those that this ONNX Runtime was built for, which it would say in CUDA's words."""
+    from scorer.model.driver import NEEDED, Kernels, read_driver, read_kernels
+
+    try:
+        driver = read_driver()
+    except DeviceError as error:
+        yield Finding("driver", error.message, error.remedy)
+        return
+    built = getattr(getattr(runtime, "capi", None), "build_and_package_info", None)
+    wanted = str(getattr(built, "cuda_version", "") or "")
+    state = f"for CUDA {driver.cuda[0]}.{driver.cuda[1]}" + (f", ONNX Runtime for CUDA {wanted}" if wanted else "")
+    major = int(wanted.partition(".")[0] or 0)
+    old = driver.cuda[0] < major
+    yield Finding("driver", state, f"install NVIDIA's driver {NEEDED.get(major, '')} or newer" if old else "")
+    try:
+        kernels = read_kernels(Path(runtime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
+    except OSError:
+        kernels = Kernels(frozenset())
+    for number, gpu in enumerate(driver.gpus):
+        yield _gpu(number, gpu, kernels)
+
+
+def _gpu(number: int, gpu: Gpu, kernels: Kernels) -> Finding:
+    state = f"{gpu.name}, compute capability {gpu.capability / 10}"
+    if not kernels.capabilities or kernels.serve(gpu.capability):
+        return Finding(f"cuda:{number}", state)
+    served = ", ".join(str(capability / 10) for capability in sorted(kernels.capabilities))
+    remedy = "use another GPU, --device cpu, or an onnxruntime-gpu built for this one"
+    return Finding(f"cuda:{number}", f"{state}; ONNX Runtime has kernels for {served} and newer ones of each", remedy)
 
 
 def _loads(library: str) -> bool:

@@ -20,11 +20,10 @@ def check_device(name: str) -> str:
 def gpus(name: str, count: int) -> list[int]:
     """The GPUs, of `count`, that "cuda:0,2" or "cuda:all" means, or that "auto" and "cuda" may take: the first.
 
-    Raises DeviceError where "cuda:all" means none.
+    Raises DeviceError where one of them is not there.
     """
-    if name == "cuda:all":
-        if count == 0:
-            raise DeviceError("there is no GPU")
-        return list(range(count))
-    numbers = name.partition(":")[2] or "0"
-    return sorted({int(number) for number in numbers.split(",")})
+    wanted = name.partition(":")[2] or "0"
+    numbers = list(range(count)) if wanted == "all" else sorted({int(number) for number in wanted.split(",")})
+    if not numbers or numbers[-1] >= count:
+        raise DeviceError(f"{name} is not there: CUDA sees {count} GPU{'s' * (count != 1)}", remedy="see nvidia-smi")
+    return numbers

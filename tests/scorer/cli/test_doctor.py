@@ -15,7 +15,7 @@ import pytest
 from scorer.cli import doctor
 from scorer.errors import DeviceError
 from scorer.kernels import loops
-from scorer.model import find, runtime
+from scorer.model import driver, find, runtime
 from tests.onnx_models import save_model
 
 ROOT = Path(__file__).parents[3]
@@ -103,9 +103,12 @@ def test_a_provider_that_is_listed_and_does_not_open(
 def test_a_provider_that_opens(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "import_runtime", lambda: gpu_runtime("CUDAExecutionProvider"))
     monkeypatch.setattr(doctor, "_loads", lambda name: True)
+    monkeypatch.setattr(driver, "read_driver", lambda: driver.Driver((13, 1), [driver.Gpu("a GPU", 75)]))
     code, text = report(capsys)
     assert code == 0, text
     assert "CUDAExecutionProvider: opens and computes" in text
+    assert "driver: for CUDA 13.1" in text
+    assert "cuda:0: a GPU, compute capability 7.5" in text
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut short"])

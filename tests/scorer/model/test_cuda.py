@@ -57,6 +57,10 @@ class Cudart:
         self.devices.append(device.value)
         return self.failing.get("cudaSetDevice", 0)
 
+    def cudaGetDeviceCount(self, count: Any) -> int:
+        count._obj.value = 3
+        return 0
+
     def cudaGetDeviceProperties(self, properties: Any, device: ctypes.c_int) -> int:
         properties.value = b"stand-in"
         return 0
@@ -239,6 +243,12 @@ def test_several_gpus_have_a_session_per_slot(gpu: Gpu, cudart: Cudart, path: st
     assert [choices["device_id"] for choices in gpu.choices] == ["0", "0", "0", "2", "2", "2"]
     assert same(model.run(given), Model.open(path, device="cpu").run(given))
     assert cudart.devices == [0, 0, 0, 2, 2, 2]
+
+
+def test_all_gpus_and_none_that_is_not_there(gpu: Gpu, path: str) -> None:
+    assert Model.open(path, device="cuda:all").facts.device == "cuda:0,1,2"
+    with pytest.raises(DeviceError, match="cuda:1,3 is not there: CUDA sees 3 GPUs; see nvidia-smi"):
+        Model.open(path, device="cuda:1,3")
 
 
 def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -> None:

@@ -141,7 +141,30 @@ def test_all_gpus_of_the_machine(cuda_stub: CudaStub, tmp_path: Path) -> None:
     assert len({call.thread for call in done.calls("cudaLaunchKernel")}) == 3 * SLOTS
     none = score(cuda_stub, tmp_path / "preds.csv", "--device", "cuda:3", "--quiet", CUDA_STUB_DEVICES="3")
     assert none.returncode == DeviceError.exit_code
-    assert none.stderr.count("\n") == 1
+    assert none.stderr == "score: cuda:3 is not there: CUDA sees 3 GPUs; see nvidia-smi\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({}, "ok      driver: for CUDA 13.0, ONNX Runtime for CUDA 13.0"),
+        ({}, "ok      cuda:0: CUDA stub, compute capability 9.0"),
+        ({"CUDA_STUB_CAPABILITY": "87"}, "ok      cuda:0: CUDA stub, compute capability 8.7"),
+        (
+            {"CUDA_STUB_DRIVER": "12080"},
+            "PROBLEM driver: for CUDA 12.8, ONNX Runtime for CUDA 13.0; fix: install NVIDIA's driver 580 or newer",
+        ),
+        (
+            {"CUDA_STUB_CAPABILITY": "70"},
+            "PROBLEM cuda:0: CUDA stub, compute capability 7.0; ONNX Runtime has kernels for 7.5, 8.0, ",
+        ),
+        ({"CUDA_STUB_DEVICES": "0"}, "PROBLEM driver: NVIDIA's driver does not work: cuInit: no GPU"),
+    ],
+)
+def test_the_doctor_reads_driver_and_gpus(cuda_stub: CudaStub, variables: dict[str, str], line: str) -> None:
+    done = cuda_stub.run("yt8m.py", "doctor", **variables)
+    assert line in done.stdout
+    assert done.stderr == ""
 
 
 def test_no_room_for_the_model_is_an_error_or_a_reason_for_the_cpu(cuda_stub: CudaStub, tmp_path: Path) -> None:
