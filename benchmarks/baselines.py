@@ -37,7 +37,7 @@ from train.data import Videos, fisher_ratios, load
 from train.devices import bf16_is_fast, choose_device, use_all_cores
 from train.evaluate import Record, evaluate
 from train.gather import Resident
-from train.layers import Scaling, scalings
+from train.layers import Scaling, count_parameters, scalings
 from train.losses import bce, targets_of
 from train.training import learning_rate
 
@@ -137,7 +137,7 @@ def train(baseline: Baseline, videos: Videos, valid: Resident, device: torch.dev
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     found = evaluate(model, valid, "bce")
-    count = sum(parameter.numel() for parameter in model.parameters())
+    count = count_parameters(model)
     return found | {"parameters": count, "epochs": config.epochs, "seconds": time.perf_counter() - start}
 
 

@@ -39,6 +39,7 @@ from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
+from train.layers import count_parameters
 from train.registry import build, config_from_json, names, spec
 
 MEASURES = ("MAP@10", "GAP@20", "Hit@1", "PERR")
@@ -68,7 +69,7 @@ def read(folder: Path) -> Run:
     with torch.device("meta"):
         model = build(config_from_json(json.dumps(config["model"])))
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return Run(last, sum(parameter.numel() for parameter in model.parameters()))
+    return Run(last, count_parameters(model))
 
 
 def seeds(options: argparse.Namespace) -> None:

@@ -2,62 +2,59 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from export.build import Exported, TracedCheckpoint
 from export.onnx_writer import node_count
 from export.timing import PLAIN, Timing
 from export.videos import VideoSample
+from scorer.system.tables import format_table, paragraph, terminal_width
+from train.layers import count_parameters
 
 
 def show(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample, timing: Timing | None) -> None:
-    """Print tables on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(_graphs(traced, written, timing))
-    if traced.graph is not None:
-        console.print("operators: nodes of ONNX; as trained: the network before it is reduced, written the same way")
-    if traced.reduced is None:
-        console.print("this model has layers without a method `trace`: it was exported plainly, by torch.onnx.export")
-    console.print(_gates(written))
-    console.print(f"checked on {check.source}, alone and in batches of up to 1,024")
-    if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):
-        console.print("quality was not measured: that takes 2,000 labelled videos, given with --check")
-    if any(exported.precision == "fp16" for exported in written):
-        console.print("fp16 is for CUDA: on a CPU it is no faster than fp32")
+    """Print what became of a checkpoint on standard output."""
+    columns = terminal_width()
+    lines = [traced.checkpoint.config.name, *_table(traced, written, timing, columns)]
+    for note in _notes(traced, written, check):
+        lines += paragraph(note, columns)
+    print("\n".join(lines), flush=True)
 
 
-def _graphs(traced: TracedCheckpoint, written: Sequence[Exported], timing: Timing | None) -> Table:
-    columns = ["", "operators", "parameters", "FLOPs/video", "bytes", *(["videos/s", "x plain"] if timing else [])]
-    table = Table(*columns, title=traced.checkpoint.config.name)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    before, after = traced.graph, traced.reduced
-    if before:
-        size = timing.plain_bytes if timing else 4 * before.parameters()
-        row = _numbers(node_count(before), before.parameters(), before.flops(), size)
-        table.add_row("as trained", *row, *(timing.cells(PLAIN) if timing else []))
+def _table(traced: TracedCheckpoint, written: Sequence[Exported], timing: Timing | None, columns: int) -> list[str]:
+    header = ["", "operators", "parameters", "FLOPs/video", "bytes", *(["videos/s", "x plain"] if timing else [])]
+    rows = []
+    if traced.graph:
+        parameters = count_parameters(traced.model)
+        size = timing.plain_bytes if timing else 4 * parameters
+        row = _numbers(node_count(traced.graph), parameters, traced.graph.flops(), size)
+        rows.append(["as trained", *row, *(timing.cells(PLAIN) if timing else [])])
     for exported in written:
-        row = _numbers(exported.nodes, exported.parameters, after.flops() if after else 0, exported.bytes)
-        table.add_row(exported.path.name, *row, *(timing.cells(exported.path.name) if timing else []))
-    return table
+        flops = traced.reduced.flops() if traced.reduced else 0
+        row = _numbers(exported.nodes, exported.parameters, flops, exported.bytes)
+        rows.append([exported.path.name, *row, *(timing.cells(exported.path.name) if timing else [])])
+    return format_table(header, rows, columns)
 
 
 def _numbers(*values: int) -> list[str]:
     return [f"{value:,}" for value in values]
 
 
-def _gates(written: Sequence[Exported]) -> Table:
-    table = Table("written", "against the checkpoint", "in other batches")
+def _notes(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample) -> Iterator[str]:
+    if traced.graph is None:
+        yield "this model has layers without a method `trace`: it was exported plainly, by torch.onnx.export"
+    else:
+        yield "operators: nodes of ONNX; as trained: the network before it is reduced, written the same way"
+    yield f"checked on {check.source}, alone and in batches of up to 1,024:"
     for exported in written:
-        bits = exported.report["independence"]["same_bits"]
-        others = "the same bits" if bits else f"within {exported.report['independence']['bound']:.0e}"
-        table.add_row(str(exported.path), _agreement(exported.report), others)
-    return table
+        independence = exported.report["independence"]
+        same = "the same bits" if independence["same_bits"] else f"within {independence['bound']:.0e}"
+        yield f"{exported.path}: {_agreement(exported.report)}; in other batches {same}"
+    if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):
+        yield "quality was not measured: that takes 2,000 labelled videos, given with --check"
+    if any(exported.precision == "fp16" for exported in written):
+        yield "fp16 is for CUDA: on a CPU it is no faster than fp32"
 
 
 def _agreement(report: Mapping[str, Any]) -> str:

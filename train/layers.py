@@ -76,6 +76,11 @@ def scalings(model: nn.Module) -> list[Scaling]:
     return [module for module in model.modules() if isinstance(module, Scaling)]
 
 
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all weights, as they are counted wherever they are shown; what is measured on the data is none."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def set_prior(model: nn.Module, log_odds_L: Tensor) -> None:
     """Start the logits of a fresh model from each label's log odds among the training videos."""
     with torch.no_grad():

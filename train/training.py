@@ -30,7 +30,7 @@ from train.distillation.soft_labels import MOST_VIDEOS, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.gather import Resident, placed
-from train.layers import scalings, set_he, set_prior
+from train.layers import count_parameters, scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.registry import build
 from train.state import State
@@ -131,7 +131,7 @@ class Training:
     @property
     def parameters(self) -> int:
         """Number of the model's parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return count_parameters(self.model)
 
     def run(self, folder: Path, view: View, stop: Callable[[], bool]) -> None:
         """Train to the last epoch, keeping `folder` up to date.

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
+from scorer.system.tables import format_table, terminal_width
 from train.evaluate import Record
 from train.training import View
 
@@ -73,7 +74,7 @@ class _Lines:
 
 
 class _LiveTable:
-    """The latest epochs in a table, and a bar of all steps with videos/s and the time left."""
+    """The latest epochs in a table, the best with a star, and a bar of all steps with videos/s and the time left."""
 
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
@@ -86,7 +87,8 @@ class _LiveTable:
             TimeRemainingColumn(),
         )
         self._task = self._bar.add_task(name, total=1, rate="", start=False)
-        self.live = Live(self._render(), console=Console(stderr=True), refresh_per_second=4)
+        self._console = Console(stderr=True)
+        self.live = Live(self._render(), console=self._console, refresh_per_second=4)
 
     def step(self, done: int, steps: int) -> None:
         if not self._bar.tasks[0].started:
@@ -103,26 +105,24 @@ class _LiveTable:
         self.live.console.print(f"{self.name}: {line}", highlight=False, markup=False)
 
     def _render(self) -> Group:
-        table = Table(title=self.name, title_justify="left")
-        for column in ("epoch", *_COLUMNS, "videos/s"):
-            table.add_column(column, justify="right")
         best = max((record["MAP@10"] for record in self._records), default=0)
-        for record in self._records:
-            cells = [f"{record[name]:.4f}" for name in _COLUMNS]
-            style = "bold" if record["MAP@10"] == best else ""
-            epoch = f"{record['epoch']:.0f}/{self.epochs}"
-            table.add_row(epoch, *cells, f"{record['videos_per_second']:,.0f}", style=style)
-        return Group(table, self._bar)
+        rows = [
+            [
+                f"{record['epoch']:.0f}/{self.epochs}{' *' if record['MAP@10'] == best else ''}",
+                *(f"{record[name]:.4f}" for name in _COLUMNS),
+                f"{record['videos_per_second']:,.0f}",
+            ]
+            for record in self._records
+        ]
+        lines = [self.name, *format_table(("epoch", *_COLUMNS, "videos/s"), rows, self._console.width)]
+        return Group(Text("\n".join(lines)), self._bar)
 
 
 def print_table(rows: Sequence[tuple[str, Record]]) -> None:
     """The models side by side on standard output, as the report's Table 1: (name, measures) each."""
-    table = Table(title="held-out videos", title_justify="left")
-    table.add_column("model")
-    for column in (*_COLUMNS[1:], "parameters", "epoch", "seconds"):
-        table.add_column(column, justify="right")
-    for name, record in rows:
-        measures = [f"{record[column]:.4f}" for column in _COLUMNS[1:]]
-        counts = (f"{record[column]:,.0f}" for column in ("parameters", "epoch", "seconds"))
-        table.add_row(name, *measures, *counts)
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    columns = ("model", *_COLUMNS[1:], "parameters", "epoch", "seconds")
+    cells = [
+        [name, *(f"{record[column]:.4f}" for column in columns[1:5]), *(f"{record[c]:,.0f}" for c in columns[5:])]
+        for name, record in rows
+    ]
+    print("\n".join(["held-out videos", *format_table(columns, cells, terminal_width())]), flush=True)

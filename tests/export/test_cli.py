@@ -21,6 +21,7 @@ from export.tracing import Untranslatable
 from scorer.model.model import Model
 from tests.export.small import CONFIGS, save_run, small_checkpoint, write_videos
 from tests.shards import damage_payload
+from train.layers import count_parameters
 
 
 def run(runs: Path, out: Path, *arguments: str) -> int:
@@ -181,7 +182,7 @@ def test_int8_passes_its_gates_and_says_so(tmp_path: Path, capsys: pytest.Captur
     shard = write_videos(tmp_path / "a.tfrecord", CONFIGS["lstm-wide"], 2100)
     arguments = ["--checkpoint", str(checkpoint), "--precision", "all", "--check", shard]
     assert run(tmp_path, tmp_path / "models", *arguments) == 0
-    assert "MAP@10 " in capsys.readouterr().out
+    assert re.search(r"MAP@10\s+[01]\.", capsys.readouterr().out)
     assert files(tmp_path / "models") == ["default.onnx", "lstm.fp16.onnx", "lstm.int8.onnx", "lstm.onnx"]
     model = Model.open(str(tmp_path / "models/lstm.int8.onnx"), device="cpu")
     report = json.loads(model.facts.metadata["yt8m.parity"])
@@ -267,6 +268,20 @@ def test_speed_is_measured_against_the_plain_export(tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert re.search(r"as trained.* 34 .*1\.00", shown)
     assert "operators: nodes of ONNX" in shown
+
+
+@pytest.mark.parametrize("columns", ["30", "50", "80", "200"])
+def test_numbers_are_whole_in_any_width(
+    columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    save_run(tmp_path / "runs", "bilstm")
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "bilstm") == 0
+    shown = capsys.readouterr().out
+    size = (tmp_path / "models/bilstm.onnx").stat().st_size
+    assert re.search(rf"bilstm\.onnx.* {size:,}$", shown, re.MULTILINE)
+    trained = count_parameters(small_checkpoint("bilstm").model())
+    assert re.search(rf"as trained.* {trained:,}\b", shown), "not as train counts them"
 
 
 def test_a_full_temporary_folder_leaves_speed_unmeasured(
