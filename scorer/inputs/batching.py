@@ -59,7 +59,7 @@ class Batch:
         self._pool = pool
         self._count = 0
         self._users, self._users_lock = 1, threading.Lock()
-        self._ids: list[bytes] = []  # joined, those of a block at a time
+        self._ids: list[bytes] = []  # one string a block
         self._labels: list[bytes] = []
         self._sizes = RowSizes(pool.size)  # without compiled loops the last two are not used
         self._label_bytes = 0
@@ -74,11 +74,11 @@ class Batch:
     @cached_property
     def _buffers(self) -> dict[str, NDArray[np.float32]]:
         """Taken when the first row comes, so that a thread fills those that it has just released."""
-        return self._pool.take()
+        return self._pool.acquire()
 
     @cached_property
     def ids(self) -> list[bytes]:
-        return joined([self])[0].split()
+        return packed([self])[0].split()
 
     @property
     def features(self) -> dict[str, NDArray[np.float32]]:
@@ -94,7 +94,7 @@ class Batch:
 
     @cached_property
     def _unpacked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return unpack_varints(joined([self])[1])
+        return unpack_varints(packed([self])[1])
 
     def retain(self) -> None:
         """Add a user of `features`, who is to call release() too."""
@@ -107,7 +107,7 @@ class Batch:
             self._users -= 1
             last = self._users == 0
         if last and "_buffers" in vars(self):
-            self._pool.give(self._buffers)
+            self._pool.release(self._buffers)
 
     @property
     def room(self) -> int:
@@ -147,7 +147,7 @@ class Batch:
         self._label_bytes += len(labels)
 
 
-def joined(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
+def packed(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
     """The ids of some batches, and their labels as packed varints."""
     ids = b"".join(part for batch in batches for part in batch._ids)
     labels = b"".join(part for batch in batches for part in batch._labels)
@@ -165,12 +165,12 @@ class _BufferPool:
         self._inputs, self._depth = dict(schema.inputs), depth
         self._free: list[dict[str, NDArray[np.float32]]] = []
 
-    def take(self) -> dict[str, NDArray[np.float32]]:
+    def acquire(self) -> dict[str, NDArray[np.float32]]:
         if self._free:
             return self._free.pop()
         return {name: np.empty((self.size, width), np.float32) for name, width in self._inputs.items()}
 
-    def give(self, buffers: dict[str, NDArray[np.float32]]) -> None:
+    def release(self, buffers: dict[str, NDArray[np.float32]]) -> None:
         if len(self._free) < self._depth and not any(buffers is free for free in self._free):
             self._free.append(buffers)
 

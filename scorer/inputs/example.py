@@ -26,7 +26,7 @@ from scorer.inputs.tfrecord import Block, Frames
 Octets: TypeAlias = NDArray[np.uint8]
 
 _COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
-_GOES_ON = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint goes on after this byte
+_CONTINUES = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint continues after this byte
 _TOO_LONG = b"\1" * 10
 
 
@@ -42,7 +42,7 @@ class Records:
 
     def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
         self._path, self._frames, self._inputs = path, frames, inputs
-        self._odd: dict[int, protobuf.Row] = {}
+        self._irregular: dict[int, protobuf.Row] = {}
         self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
         if len(self.bad) == len(frames):
             self._set_empty()
@@ -57,9 +57,9 @@ class Records:
         for at, to in zip(self._at, rows, strict=False):
             if not self._copy(first, at[first:last], to):
                 return False
-        for row, odd in self._odd.items():
+        for row, parsed in self._irregular.items():
             if first <= row < last:
-                for to, values in zip(rows, odd.floats, strict=True):
+                for to, values in zip(rows, parsed.floats, strict=True):
                     to[row - first] = values
         return True
 
@@ -68,20 +68,20 @@ class Records:
         block = self._frames.block
         size = to.shape[1] * to.itemsize
         if size > block.capacity:
-            return True  # these can only be odd ones
+            return True  # these can only be irregular
         values = block.items(size)
         for start in range(0, len(at), _COPIED_TOGETHER):
             part = to[start : start + _COPIED_TOGETHER]
             part[...] = values[at[start : start + _COPIED_TOGETHER]].view("<f4").reshape(part.shape)
             finite = np.isfinite(part)
-            if not finite.all() and not self._mend_infinite(first + start + np.flatnonzero(~finite.all(axis=1))):
+            if not finite.all() and not self._judge_infinite(first + start + np.flatnonzero(~finite.all(axis=1))):
                 return False
         return True
 
-    def _mend_infinite(self, rows: Ints) -> bool:
+    def _judge_infinite(self, rows: Ints) -> bool:
         """Judge rows with numbers that are not finite, which may be another record's; whether all are good."""
-        found = [row for row in rows.tolist() if row not in self._odd]
-        self._mend(found)
+        found = [row for row in rows.tolist() if row not in self._irregular]
+        self._fall_back(found)
         return self.bad.keys().isdisjoint(found)
 
     def _set_empty(self) -> None:
@@ -90,35 +90,35 @@ class Records:
         self.labels, self.label_sizes = np.zeros(0, np.uint8), np.zeros(count, np.int64)
 
     def _decode(self, layouts: Layouts) -> None:
-        places = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
-        self._at, self.labelled = places.at, places.labelled
-        odd = ~places.known
-        odd[list(self.bad)] = True
-        if odd.any():
+        fields = layouts.find(self._frames.block, self._frames.starts, self._frames.stops)
+        self._at, self.labelled = fields.at, fields.labelled
+        irregular = ~fields.known
+        irregular[list(self.bad)] = True
+        if irregular.any():
             # They are copied with the others and then overwritten: from where another record's numbers are.
-            places.at[:, odd] = 0 if odd.all() else places.at[:, [np.argmin(odd)]]
-            places.lengths[:, odd] = 0
+            fields.at[:, irregular] = 0 if irregular.all() else fields.at[:, [np.argmin(irregular)]]
+            fields.lengths[:, irregular] = 0
         block = self._frames.block
-        self.ids = _ids(_joined(block, places.at[-2], places.lengths[-2]), places.lengths[-2], odd)
-        self.label_sizes = places.lengths[-1]
-        self.labels = _labels(_joined(block, places.at[-1], self.label_sizes), self.label_sizes, odd)
-        if odd.any():
-            self._mend(np.flatnonzero(odd).tolist())
+        self.ids = _ids(_gathered(block, fields.at[-2], fields.lengths[-2]), fields.lengths[-2], irregular)
+        self.label_sizes = fields.lengths[-1]
+        self.labels = _labels(_gathered(block, fields.at[-1], self.label_sizes), self.label_sizes, irregular)
+        if irregular.any():
+            self._fall_back(np.flatnonzero(irregular).tolist())
 
-    def _mend(self, rows: Iterable[int]) -> None:
+    def _fall_back(self, rows: Iterable[int]) -> None:
         """Decode `rows` through protobuf, as far as they are not known to be bad."""
         labels = np.split(self.labels, np.cumsum(self.label_sizes)[:-1])
         for row in rows:
             self.ids[row], labels[row] = b"", labels[row][:0]
             if row in self.bad:
                 continue
-            odd = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.location(row))
-            if isinstance(odd, RecordError):
-                self.bad[row] = odd
+            parsed = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.location(row))
+            if isinstance(parsed, RecordError):
+                self.bad[row] = parsed
                 continue
-            self._odd[row] = odd
-            self.ids[row], self.labelled[row] = odd.id, odd.labels is not None
-            labels[row] = np.frombuffer(odd.labels or b"", np.uint8)
+            self._irregular[row] = parsed
+            self.ids[row], self.labelled[row] = parsed.id, parsed.labels is not None
+            labels[row] = np.frombuffer(parsed.labels or b"", np.uint8)
         self.labels, self.label_sizes = np.concatenate(labels), np.array([*map(len, labels)], np.int64)
 
 
@@ -150,34 +150,34 @@ class Decoder:
         return Records(path, frames, self._inputs, self._layouts)
 
 
-def _ids(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> list[bytes]:
+def _ids(joined: bytes, sizes: Ints, irregular: NDArray[np.bool_]) -> list[bytes]:
     """n ids of `sizes` bytes, one after the other. Marks the rows whose id is not plain ASCII."""
     size = int(sizes[0])
     plain = joined.isascii() and b"\0" not in joined
     if plain and size and (sizes == size).all():
-        quick: list[bytes] = np.frombuffer(joined, f"S{size}").tolist()  # would strip NULs from the ends of ids
-        return quick
+        equally_long: list[bytes] = np.frombuffer(joined, f"S{size}").tolist()  # would strip NULs from the ends of ids
+        return equally_long
     stops = np.cumsum(sizes).tolist()
     ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
     if not plain:
-        odd |= [not id.isascii() or b"\0" in id for id in ids]
+        irregular |= [not id.isascii() or b"\0" in id for id in ids]
     return ids
 
 
-def _labels(joined: bytes, sizes: Ints, odd: NDArray[np.bool_]) -> Octets:
+def _labels(joined: bytes, sizes: Ints, irregular: NDArray[np.bool_]) -> Octets:
     """The labels' bytes, n times `sizes`. Marks the rows that do not consist of varints of at most ten bytes."""
     labels = np.frombuffer(joined, np.uint8)
     if len(labels):
         stops = np.cumsum(sizes)
-        odd |= (labels[stops - 1] >= 0x80) & (sizes > 0)
-        more = joined.translate(_GOES_ON)
+        irregular |= (labels[stops - 1] >= 0x80) & (sizes > 0)
+        more = joined.translate(_CONTINUES)
         if _TOO_LONG in more:
             rows = zip((stops - sizes).tolist(), stops.tolist(), strict=True)
-            odd |= [_TOO_LONG in more[start:stop] for start, stop in rows]
+            irregular |= [_TOO_LONG in more[start:stop] for start, stop in rows]
     return labels
 
 
-def _joined(block: Block, at: Ints, sizes: Ints) -> bytes:
+def _gathered(block: Block, at: Ints, sizes: Ints) -> bytes:
     """The `sizes` bytes from each of the bytes `at` of the block on, one after the other."""
     stops = np.cumsum(sizes)
     data: Octets = block.octets[np.repeat(at + sizes - stops, sizes) + np.arange(stops[-1])]

@@ -5,7 +5,7 @@ A tf.Example as every common writer makes it is
     0A len { 0A len { 0A len key  12 len { kind len { tag len data } } } ... }
 
 with one entry of the map per feature, where kind is 0A bytes_list, 12 float_list or 1A int64_list and tag is 0A. All
-of an entry but its data is its header. Equal headers mean equal structure, so a header is taken apart once
+of an entry except its data is its header. Equal headers mean equal structure, so a header is taken apart once
 (`Layouts._header`) and afterwards recognised by its bytes, for all records of a block at once. The order of entries is
 free. A feature that nobody asks for may be of any form: what is valid in it only its own bytes can tell, so these are
 looked at record by record (`_is_valid`). A record with anything else in it is left to protobuf.
@@ -100,9 +100,9 @@ class Layouts:
         begins, stops, framed = _spans(block.words, starts, stops)
         rounds = 0
         while True:
-            kinds, places, ends, full = self._walk(block.words, begins, stops)
+            kinds, positions, ends, full = self._walk(block.words, begins, stops)
             known = framed & (ends == stops)
-            equal = self._equal(block.words, places, kinds)
+            equal = self._equal(block.words, positions, kinds)
             if not equal.all():
                 same = equal.all(axis=2) | (kinds == _NOTHING)
                 known &= same.all(axis=0)
@@ -111,29 +111,29 @@ class Layouts:
                 break
             if self._sure:
                 self._sure = 0  # perhaps some records have fewer entries than all had until now
-            elif rounds == _MAX_ROUNDS or equal.all() or not self._learn(block, places, stops, framed, same):
+            elif rounds == _MAX_ROUNDS or equal.all() or not self._learn(block, positions, stops, framed, same):
                 break
             else:
                 rounds += 1
         if self._feature.any():
-            self._check_features(block, known, kinds, places)
-        return self._collect(known, kinds, places)
+            self._check_features(block, known, kinds, positions)
+        return self._collect(known, kinds, positions)
 
-    def _check_features(self, block: Block, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> None:
+    def _check_features(self, block: Block, known: NDArray[np.bool_], kinds: Ints, positions: Ints) -> None:
         """No longer `known` is a record with a feature that nobody asks for and that is not valid."""
         steps, rows = np.nonzero((self._feature[kinds] > 0) & known)
-        at, kind = places[steps, rows], kinds[steps, rows]
+        at, kind = positions[steps, rows], kinds[steps, rows]
         starts, stops = (at + self._feature[kind]).tolist(), (at + self._sizes[kind]).tolist()
         for row, start, stop in zip(rows.tolist(), starts, stops, strict=True):
             if not _is_valid(block, start, stop):
                 known[row] = False
 
     def _learn(
-        self, block: Block, places: Ints, stops: Ints, framed: NDArray[np.bool_], same: NDArray[np.bool_]
+        self, block: Block, positions: Ints, stops: Ints, framed: NDArray[np.bool_], same: NDArray[np.bool_]
     ) -> bool:
         """Remember the headers that the walk did not know, one of each first word; whether any was new."""
         rows = np.flatnonzero(framed & ~same.all(axis=0))
-        at = places[same[:, rows].argmin(axis=0), rows]
+        at = positions[same[:, rows].argmin(axis=0), rows]
         _, some = np.unique(block.words[at], return_index=True)
         found = [self._header(block, int(at[i]), int(stops[rows[i]])) for i in some[:_MAX_LEARNT].tolist()]
         new = {header.content: header for header in found if header and header.content not in self._headers}
@@ -153,7 +153,7 @@ class Layouts:
         return header if header and _WORD <= len(header.content) <= MAX_HEADER_BYTES else None
 
     def _take_apart(self, data: memoryview, first: int, stop: int) -> _Header | None:
-        """As `_header`. Raises ValueError when the entry is of another form, or goes on after `stop`."""
+        """As `_header`. Raises ValueError when the entry is of another form, or continues after `stop`."""
         key, start, end = _entry(data, first, stop)
         if key not in self._columns and key not in ID_KEYS and key != LABELS_KEY:
             return _unasked(data, first, start, end)
@@ -168,7 +168,7 @@ class Layouts:
         return _Header(bytes(data[first:at]), length, column) if fits else None
 
     def _index(self) -> None:
-        """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, but are of one place."""
+        """Tables by kind: a header's number, from 2 on. No words match _UNKNOWN: they differ, at one position."""
         headers = list(self._headers.values())
         sink = len(self._columns) + 2
         count = max((-(-len(header.content) // _WORD) for header in headers), default=2)
@@ -198,53 +198,53 @@ class Layouts:
                 self._first[number] = kind
         self._chained = bool(self._next.any())
 
-    def _walk(self, words: Ints, place: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, int]:
-        """Follow the entries from `place` on.
+    def _walk(self, words: Ints, position: Ints, stops: Ints) -> tuple[Ints, Ints, Ints, int]:
+        """Follow the entries from `position` on.
 
-        Returns int64 (steps, n) kinds and places of entries, (n,) where the last ends, and the steps before any ended.
+        Returns int64 (steps, n) kinds and positions of entries, (n,) where the last ends, and the steps before one did.
         """
-        kinds, places, full = [], [], 0
+        kinds, positions, full = [], [], 0
         limit = len(words) - MAX_HEADER_BYTES  # what is read there instead of further on is no part of a record
         for step in range(_MAX_ENTRIES):
-            left = len(place)
+            left = len(position)
             if step >= self._sure:
-                active = place < stops
+                active = position < stops
                 left = int(np.count_nonzero(active))
                 if not left:
                     break
-            at = np.minimum(place, limit)
+            at = np.minimum(position, limit)
             kind = self._first[words[at] * _HASH >> _HASH_SHIFT]
             if self._chained:
                 self._resolve(words, at, kind)
-            if left < len(place):
+            if left < len(position):
                 kind[~active] = _NOTHING
             else:
                 full = step + 1
             kinds.append(kind)
-            places.append(at)
-            place = place + self._sizes[kind]
-        shape = len(kinds), len(place)
-        return np.array(kinds, np.int64).reshape(shape), np.array(places, np.int64).reshape(shape), place, full
+            positions.append(at)
+            position = position + self._sizes[kind]
+        shape = len(kinds), len(position)
+        return np.array(kinds, np.int64).reshape(shape), np.array(positions, np.int64).reshape(shape), position, full
 
-    def _resolve(self, words: Ints, place: Ints, kind: Ints) -> None:
-        """Go on along the chain, in `kind` itself, where another header has the same hash."""
+    def _resolve(self, words: Ints, position: Ints, kind: Ints) -> None:
+        """Follow the chain, in `kind` itself, where another header has the same hash."""
         rows = np.flatnonzero(self._next[kind])
         while len(rows):
-            rows = rows[~self._equal(words, place[rows], kind[rows]).all(axis=1)]
+            rows = rows[~self._equal(words, position[rows], kind[rows]).all(axis=1)]
             kind[rows] = self._next[kind[rows]]
             rows = rows[self._next[kind[rows]] != 0]
 
-    def _equal(self, words: Ints, places: Ints, kinds: Ints) -> NDArray[np.bool_]:
-        """Shape of `kinds` and one axis more: whether each word at `places` is the one that the header has there."""
-        at = places[..., None] + self._offsets.take(kinds, axis=0)
+    def _equal(self, words: Ints, positions: Ints, kinds: Ints) -> NDArray[np.bool_]:
+        """Shape of `kinds` and one axis more: whether each word at `positions` is the one that the header has there."""
+        at = positions[..., None] + self._offsets.take(kinds, axis=0)
         equal: NDArray[np.bool_] = words[at] == self._words.take(kinds, axis=0)
         return equal
 
-    def _collect(self, known: NDArray[np.bool_], kinds: Ints, places: Ints) -> FieldOffsets:
+    def _collect(self, known: NDArray[np.bool_], kinds: Ints, positions: Ints) -> FieldOffsets:
         columns, count = len(self._columns) + 2, len(known)
         column = self._column[kinds]
         found = np.full((columns + 1, count), -1)  # the last is for what nobody asks for
-        found[column, np.arange(count)] = places + self._data[kinds]  # byte, and above bit 32 the length
+        found[column, np.arange(count)] = positions + self._data[kinds]  # byte, and above bit 32 the length
         found = found[:columns]
         filled = found >= 0
         if not filled.all():
@@ -278,7 +278,7 @@ _HEADS = _heads(np.arange(1 << 14))
 
 
 def _spans(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-    """Where the Features of each Example start and end, and whether there is nothing else but perhaps _TAIL.
+    """Where the Features of each Example start and end, and whether there is nothing else except perhaps _TAIL.
 
     The shards of YouTube-8M were written as SequenceExamples without feature lists: to an Example, an unknown field.
     """
@@ -299,8 +299,8 @@ def _begins(words: Ints, starts: Ints, stops: Ints) -> tuple[Ints, NDArray[np.bo
 
 def _entry(data: memoryview, first: int, stop: int) -> tuple[str, int, int]:
     """Key of the entry at byte `first`, and where its Feature starts and ends. Raises ValueError as `_take_apart`."""
-    place, end = _open(data, first, stop, 0x0A)
-    key_at, key_end = _open(data, place, end, 0x0A)
+    position, end = _open(data, first, stop, 0x0A)
+    key_at, key_end = _open(data, position, end, 0x0A)
     return bytes(data[key_at:key_end]).decode(), _enter(data, key_end, end, 0x12), end
 
 
@@ -330,51 +330,51 @@ def _is_valid(block: Block, start: int, stop: int) -> bool:
     try:
         while start < stop:
             kind = block.view[start]
-            place, start = _open(block.view, start, stop, kind)
-            if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST) or not _is_valid_list(block, place, start, kind):
+            position, start = _open(block.view, start, stop, kind)
+            if kind not in (_BYTES_LIST, _FLOAT_LIST, _INT64_LIST) or not _is_valid_list(block, position, start, kind):
                 return False
     except ValueError:
         return False
     return True
 
 
-def _is_valid_list(block: Block, place: int, stop: int, kind: int) -> bool:
+def _is_valid_list(block: Block, position: int, stop: int, kind: int) -> bool:
     """As `_is_valid`, of the content of a list. Raises ValueError if it is cut."""
-    while place < stop:
-        if block.view[place] == 0x0A:
-            start, place = _open(block.view, place, stop, 0x0A)
-            if kind == _INT64_LIST and not _PACKED_VARINTS.fullmatch(block.bytes, start, place):
+    while position < stop:
+        if block.view[position] == 0x0A:
+            start, position = _open(block.view, position, stop, 0x0A)
+            if kind == _INT64_LIST and not _PACKED_VARINTS.fullmatch(block.bytes, start, position):
                 return False
-            if kind == _FLOAT_LIST and (place - start) % 4:
+            if kind == _FLOAT_LIST and (position - start) % 4:
                 return False
         else:
-            found = kind in _NOT_PACKED and _NOT_PACKED[kind].match(block.bytes, place, stop)
+            found = kind in _NOT_PACKED and _NOT_PACKED[kind].match(block.bytes, position, stop)
             if not found:
                 return False
-            place = found.end()
+            position = found.end()
     return True
 
 
-def _enter(data: memoryview, place: int, stop: int, tag: int) -> int:
-    """Where the content of the field at `place` starts. Raises ValueError if it does not end at `stop`."""
-    start, end = _open(data, place, stop, tag)
+def _enter(data: memoryview, position: int, stop: int, tag: int) -> int:
+    """Where the content of the field at `position` starts. Raises ValueError if it does not end at `stop`."""
+    start, end = _open(data, position, stop, tag)
     if end != stop:
         raise ValueError("something follows the field")
     return start
 
 
-def _open(data: memoryview, place: int, stop: int, tag: int) -> tuple[int, int]:
-    """Where the content of the field at `place` starts and ends. Raises ValueError if that is after `stop`."""
-    if data[place] != tag:
+def _open(data: memoryview, position: int, stop: int, tag: int) -> tuple[int, int]:
+    """Where the content of the field at `position` starts and ends. Raises ValueError if that is after `stop`."""
+    if data[position] != tag:
         raise ValueError("another field")
     length = 0
     for i in range(4):  # a base-128 varint below 2**28
-        place += 1
-        length |= (data[place] & 0x7F) << 7 * i
-        if data[place] < 0x80:
+        position += 1
+        length |= (data[position] & 0x7F) << 7 * i
+        if data[position] < 0x80:
             break
     else:
         raise ValueError("no length")
-    if place + 1 + length > stop:
+    if position + 1 + length > stop:
         raise ValueError("a length past the end")
-    return place + 1, place + 1 + length
+    return position + 1, position + 1 + length

@@ -19,7 +19,7 @@ _FLOAT, _INT64, _STRING, _BYTES = 2, 3, 9, 12
 
 
 class InvalidExample(Exception):
-    """Why a record is not the tf.Example asked for; whoever knows its place adds that."""
+    """Why a record is not the tf.Example asked for; whoever knows where it is adds that."""
 
 
 @dataclass

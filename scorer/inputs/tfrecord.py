@@ -63,11 +63,11 @@ class Block:
 class Frames:
     """The n records found in one block of a shard, valid until the next is read into the same block.
 
-    block: holds the bytes; `offset` is the place of its first byte in the file, `record` the index of its first record.
+    block: holds the bytes; `offset` is where its first byte is in the file, `record` the index of its first record.
     bounds: int64 (n + 1,) where in the block each record starts, header and all, and where the last one ends.
     bad: errors of single records by their row, 0..n-1; such a record's bytes must not be used.
     last: whether nothing comes after this block.
-    lost: why nothing from `end` on can be read; None when the shard goes on or is at its end.
+    lost: why nothing from `end` on can be read; None when the shard continues or is at its end.
     """
 
     block: Block

@@ -32,7 +32,7 @@ from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, RecordForma
 from scorer.inputs.source import Source
 
 _SLOTS = 4
-"""Blocks that a process decodes ahead; of BLOCK_BYTES each, since numbers take no more room than their records did."""
+"""Blocks that a process decodes ahead, each of up to BLOCK_BYTES of features."""
 _CHILD = """
 import json, sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -102,7 +102,7 @@ class _Worker:
             )
             self._channel = Channel(socket.socket(fileno=ours.detach()))
 
-    def give(self, task: _Task) -> None:
+    def assign(self, task: _Task) -> None:
         """Say what to decode."""
         self._widths = list(task.schema.inputs.values())
         with suppress(ConnectionError):  # it died at once; what is received will tell
@@ -174,7 +174,7 @@ def _started(
     except OSError as error:
         fewer(len(workers), error.strerror or str(error))
     for i, worker in enumerate(workers):
-        worker.give(replace(task, shards=list(shards[i :: len(workers)])))
+        worker.assign(replace(task, shards=list(shards[i :: len(workers)])))
     return workers
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from scorer.errors import Hint, NothingScoredError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
 from scorer.evaluation.duplicates import count_duplicates
 from scorer.evaluation.metrics import Metrics, read_metrics
-from scorer.inputs.batching import Quarantined, joined
+from scorer.inputs.batching import Quarantined, packed
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecord
@@ -32,7 +32,7 @@ from scorer.system.signals import StopRequest
 def chunk_of(predicted: list[PredictionBatch]) -> Chunk:
     """Some batches in order, at least one, as one chunk."""
     batches = [some.batch for some in predicted]
-    ids, truth = joined(batches)
+    ids, truth = packed(batches)
     labels = np.concatenate([some.labels for some in predicted])
     scores = np.concatenate([some.scores for some in predicted])
     labelled = any(batch.labelled for batch in batches)

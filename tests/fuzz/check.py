@@ -98,15 +98,15 @@ def compiled(payloads: Sequence[bytes], schema: Schema, decoder: example_reader.
 
 
 def read(path: str, schema: Schema = SCHEMA) -> tuple[list[Video], list[Quarantined]]:
-    """All videos of a shard, labels absent as empty, and what was set aside. Checks that both add up."""
-    found, aside, count = [], [], 0
+    """All videos of a shard, labels absent as empty, and what was quarantined. Checks that both add up."""
+    found, quarantined, count = [], [], 0
     for batch in batches([LocalFile.at(path)], schema, 7, on_error="skip"):
         found += _rows(batch)
-        aside += batch.quarantined
+        quarantined += batch.quarantined
         count += sum(read for _, read in batch.finished)
         batch.release()
-    assert count == len(found) + len(aside)
-    return found, aside
+    assert count == len(found) + len(quarantined)
+    return found, quarantined
 
 
 def _rows(batch: Batch) -> list[Video]:

@@ -43,10 +43,10 @@ def tally_shard(payloads: Sequence[bytes], schema: Schema, path: str, step: int 
     tally: Counter[str] = Counter()
     for kind, changes in (("truncated", truncations(shard, step)), ("flipped", flips(shard, step))):
         for changed in changes:
-            found, aside = check.agree_on_shard(changed, path, schema)
+            found, quarantined = check.agree_on_shard(changed, path, schema)
             assert all(video in whole for video in found)
             assert len(found) < len(whole)
-            reason = aside[0].reason.split(":")[0].split(",")[0] if aside else "cut between records"
+            reason = quarantined[0].reason.split(":")[0].split(",")[0] if quarantined else "cut between records"
             tally[f"{kind}: {reason}"] += 1
     return tally
 
@@ -59,7 +59,7 @@ def tally_payloads(payloads: Sequence[bytes], schema: Schema, step: int = 1) -> 
             for changed in changes:
                 same, video, again = check.agree([payload, changed, payload], schema)
                 assert same == again
-                outcome = "set aside" if video is None else "another value" if video != same else "the same video"
+                outcome = "quarantined" if video is None else "another value" if video != same else "the same video"
                 tally[f"under a right CRC, {kind}: {outcome}"] += 1
     return tally
 

@@ -59,24 +59,24 @@ def rows(batch: Batch) -> list[Video]:
 
 
 def collect(paths: list[str], size: int, **options: Any) -> tuple[list[Video], list[Quarantined], list[Any]]:
-    videos, aside, finished = [], [], []
+    videos, quarantined, finished = [], [], []
     for batch in batches(shards.sources(paths), SCHEMA, size, **options):
         assert len(batch) <= size
         assert all(values.shape == (len(batch), SCHEMA.inputs[name]) for name, values in batch.features.items())
         videos += rows(batch)
-        aside += batch.quarantined
+        quarantined += batch.quarantined
         finished += batch.finished
         batch.release()
-    return videos, aside, finished
+    return videos, quarantined, finished
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 10, 100])
 def test_rows_run_across_shards_in_order(tmp_path: Path, size: int) -> None:
     counts = [3, 1, 10, 6]
     paths = write(tmp_path, counts)
-    videos, aside, finished = collect(paths, size)
+    videos, quarantined, finished = collect(paths, size)
     assert videos == [video(number) for number in range(20)]
-    assert aside == []
+    assert quarantined == []
     assert finished == list(enumerate(counts))
 
 
@@ -103,12 +103,12 @@ def test_resume_at_every_batch(tmp_path: Path, size: int, damage: Any) -> None:
     damage(paths[1], 1)
     whole = collect(paths, size, on_error="skip")
     videos: list[Video] = []
-    aside: list[Quarantined] = []
+    quarantined: list[Quarantined] = []
     finished: list[Any] = []
     for batch in batches(shards.sources(paths), SCHEMA, size, on_error="skip"):
-        videos, aside, finished = videos + rows(batch), aside + batch.quarantined, finished + batch.finished
+        videos, quarantined, finished = videos + rows(batch), quarantined + batch.quarantined, finished + batch.finished
         rest = collect(paths, size, on_error="skip", start=batch.end)
-        assert (videos + rest[0], aside + rest[1], finished + rest[2]) == whole
+        assert (videos + rest[0], quarantined + rest[1], finished + rest[2]) == whole
 
 
 def test_start_at_every_record(tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_no_shards() -> None:
 def test_bad_payload_is_one_record(tmp_path: Path) -> None:
     paths = write(tmp_path, [4, 3])
     shards.damage_payload(paths[0], 2)
-    videos, aside, finished = collect(paths, 3, on_error="skip")
+    videos, quarantined, finished = collect(paths, 3, on_error="skip")
     assert [v.id for v in videos] == [b"id0", b"id1", b"id3", b"id4", b"id5", b"id6"]
-    assert aside == [Quarantined(paths[0], 2, shards.starts(paths[0])[2], "the payload fails its CRC32C", 0)]
+    assert quarantined == [Quarantined(paths[0], 2, shards.starts(paths[0])[2], "the payload fails its CRC32C", 0)]
     assert [count for _, count in finished] == [4, 3]
 
 
@@ -141,26 +141,26 @@ def test_bad_length_is_the_rest_of_the_shard(tmp_path: Path) -> None:
     paths = write(tmp_path, [4, 3])
     starts = shards.starts(paths[0])
     shards.damage_length(paths[0], 2)
-    videos, aside, finished = collect(paths, 3, on_error="skip")
+    videos, quarantined, finished = collect(paths, 3, on_error="skip")
     assert [v.id for v in videos] == [b"id0", b"id1", b"id4", b"id5", b"id6"]
     reason = "the length fails its CRC32C, and with it all that follows is lost"
-    assert aside == [Quarantined(paths[0], 2, starts[2], reason, starts[4] - starts[2])]
+    assert quarantined == [Quarantined(paths[0], 2, starts[2], reason, starts[4] - starts[2])]
     assert [count for _, count in finished] == [3, 3]
 
 
 def test_empty_shard_is_set_aside(tmp_path: Path) -> None:
     paths = write(tmp_path, [2, 0, 1])
-    videos, aside, finished = collect(paths, 9, on_error="skip")
+    videos, quarantined, finished = collect(paths, 9, on_error="skip")
     assert len(videos) == 3
-    assert aside == [Quarantined(paths[1], 0, 0, "the file is empty", 0)]
+    assert quarantined == [Quarantined(paths[1], 0, 0, "the file is empty", 0)]
     assert [count for _, count in finished] == [2, 1, 1]
 
 
 def test_bad_content_is_one_record(tmp_path: Path) -> None:
     path = shards.write_shard(tmp_path / "x", [payload(0), b"", payload(1), payload(2)[:-3], payload(3)])
-    videos, aside, _ = collect([path], 2, on_error="skip")
+    videos, quarantined, _ = collect([path], 2, on_error="skip")
     assert videos == [video(0), video(1), video(3)]
-    assert [(q.record, q.offset, q.bytes_lost) for q in aside] == [(i, shards.starts(path)[i], 0) for i in (1, 3)]
+    assert [(q.record, q.offset, q.bytes_lost) for q in quarantined] == [(i, shards.starts(path)[i], 0) for i in (1, 3)]
 
 
 def test_fail_yields_full_batches_first(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_many_labels_end_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @given(
-    st.lists(st.lists(st.sampled_from(["good", "odd", "bad"]), max_size=9), max_size=5),
+    st.lists(st.lists(st.sampled_from(["good", "irregular", "bad"]), max_size=9), max_size=5),
     st.integers(1, 12),
     st.integers(100, 900),
 )
@@ -255,15 +255,15 @@ def test_read_is_scored_plus_quarantined(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[list[str]], size: int, block: int
 ) -> None:
     folder = tmp_path_factory.mktemp("sum")
-    make = {"good": payload, "odd": lambda n: payload(n) + b"\x2a\x00", "bad": lambda n: payload(n)[:-1]}
+    make = {"good": payload, "irregular": lambda n: payload(n) + b"\x2a\x00", "bad": lambda n: payload(n)[:-1]}
     paths = [
         shards.write_shard(folder / f"{i}", [make[kind](n) for n, kind in enumerate(shard)])
         for i, shard in enumerate(kinds)
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
-        videos, aside, finished = collect(paths, size, on_error="skip")
-    assert len(videos) + len(aside) == sum(read for _, read in finished)
+        videos, quarantined, finished = collect(paths, size, on_error="skip")
+    assert len(videos) + len(quarantined) == sum(read for _, read in finished)
     assert videos == [video(n) for shard in kinds for n, kind in enumerate(shard) if kind != "bad"]
     assert len(finished) == len(paths)
 
@@ -276,7 +276,7 @@ def kinds_of_payload(number: int) -> dict[str, bytes]:
         "plain": payload(number),
         "unlabelled": shards.example(f"u{number}", None, features),
         "2017": shards.example(f"v{number}", [1, 300, -1], features, id_key="video_id"),
-        "odd": payload(number) + b"\x2a\x00",
+        "irregular": payload(number) + b"\x2a\x00",
         "accented": shards.example("\u00e9", [2], features),
         "nul": shards.example(b"a\0", [2], features),
         "no id": shards.example(None, [2], features),

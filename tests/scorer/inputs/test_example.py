@@ -97,8 +97,8 @@ def test_agrees_with_protobuf(payloads: list[bytes]) -> None:
 
 
 @given(st.lists(st.builds(example_of, good_entries), min_size=1, max_size=9), payloads())
-def test_neighbours_do_not_matter(good: list[bytes], odd: bytes) -> None:
-    check([*good, odd, *good])
+def test_neighbours_do_not_matter(good: list[bytes], irregular: bytes) -> None:
+    check([*good, irregular, *good])
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=5))
@@ -224,11 +224,13 @@ def test_unpacked_split_and_repeated_layouts() -> None:
     unpacked = field(2, b"".join(field(1, value.tobytes(), 5) for value in FLOATS["rgb"]))
     split = field(2, field(1, FLOATS["rgb"][:1].tobytes()) + field(1, FLOATS["rgb"][1:].tobytes()))
     merged = field(2, field(1, FLOATS["rgb"][:1].tobytes())) + field(2, field(1, FLOATS["rgb"][1:].tobytes()))
-    odd = [example_of([entry("rgb", feature), *rest]) for feature in (unpacked, split, merged)]
-    odd.append(example_of([entry("rgb", float_feature([9, 9, 9])), entry("rgb", float_feature([1, 2, 3])), *rest]))
-    odd.append(example_of(rest) + example_of([entry("rgb", float_feature([1, 2, 3]))]))
-    check(odd)
-    assert None not in videos(Decoder(Schema(WIDTHS)).decode("x", frames_of(odd)))
+    irregular = [example_of([entry("rgb", feature), *rest]) for feature in (unpacked, split, merged)]
+    irregular.append(
+        example_of([entry("rgb", float_feature([9, 9, 9])), entry("rgb", float_feature([1, 2, 3])), *rest])
+    )
+    irregular.append(example_of(rest) + example_of([entry("rgb", float_feature([1, 2, 3]))]))
+    check(irregular)
+    assert None not in videos(Decoder(Schema(WIDTHS)).decode("x", frames_of(irregular)))
 
 
 def test_unknown_fields_within_lists() -> None:

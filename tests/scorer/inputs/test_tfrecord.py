@@ -54,7 +54,7 @@ def test_reads_whole_records(path: str) -> None:
     assert read(path) == (PAYLOADS, "")
 
 
-def test_goes_on_at_any_record(path: str) -> None:
+def test_resumes_at_any_record(path: str) -> None:
     for record, offset in enumerate(shards.starts(path)):
         assert read(path, offset, record) == (PAYLOADS[record:], "")
 

@@ -58,13 +58,13 @@ def damaged(tmp_path: Path) -> list[str]:
     paths = write(tmp_path, [9, 1, 14, 0, 6, 20])
     shards.damage_payload(paths[0], 4)
     shards.damage_length(paths[2], 11)
-    odd = [
+    irregular = [
         payload(90),
         b"",
         payload(91) + b"\x2a\x00",
         shards.example("nan", [1], {"rgb": [1, np.nan, 2], "audio": [1]}),
     ]
-    paths.append(shards.write_shard(tmp_path / "odd", [*odd, payload(92), payload(93)]))
+    paths.append(shards.write_shard(tmp_path / "irregular", [*irregular, payload(92), payload(93)]))
     shards.truncate(paths[5], 700)
     return paths
 
@@ -116,7 +116,7 @@ def test_errors_come_through_after_the_batches_before_them(
 
 
 def test_errors_can_be_pickled() -> None:
-    error = RecordError("x.tfrecord", "odd", record=3, offset=77, remedy="mend it")
+    error = RecordError("x.tfrecord", "irregular", record=3, offset=77, remedy="repair it")
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), vars(again)) == (str(error), vars(error))
 
