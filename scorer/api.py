@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any, get_args
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from scorer.errors import UsageError
+from scorer.errors import ModelError, UsageError
+from scorer.inputs.batching import Quarantined
 from scorer.inputs.discover import find_shards
+from scorer.model.arguments import as_features, check_finite, check_whole_number
 from scorer.model.find import open_model
 from scorer.model.model import Model
-from scorer.pipeline.predict import PredictionBatch, PredictionStream
+from scorer.model.predictor import Predictions
+from scorer.pipeline.predict import MOST_WORKERS, OnError, PredictionBatch, PredictionStream
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,48 @@ class Prediction:
     names: tuple[str, ...] | None
 
 
-class Scorer:
-    """An open model. Its methods may be called from several threads.
+class PredictionIterator(Iterator[Prediction]):
+    """Predictions in order, made ahead in other threads, which end with it or when it is closed.
 
-        scorer = Scorer()                                            # models/default.onnx, else the bundled model
+    quarantined: the bad records before and among those given so far, a few batches ahead of them (on_error="skip").
+    """
+
+    def __init__(self, predicted: Generator[list[PredictionBatch]], names: Sequence[str] | None) -> None:
+        self.quarantined: list[Quarantined] = []
+        self._videos = _videos(predicted, names, self.quarantined)
+
+    def __next__(self) -> Prediction:
+        return next(self._videos)
+
+    def close(self) -> None:
+        """End the threads; there are no more predictions."""
+        self._videos.close()
+
+    def __enter__(self) -> PredictionIterator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _videos(
+    predicted: Generator[list[PredictionBatch]], names: Sequence[str] | None, quarantined: list[Quarantined]
+) -> Generator[Prediction]:
+    with closing(predicted):
+        for batch in chain.from_iterable(predicted):
+            quarantined += batch.batch.quarantined
+            rows = zip(batch.batch.ids, batch.labels.tolist(), batch.scores.tolist(), strict=True)
+            for id, labels, scores in rows:
+                named = tuple(names[label] for label in labels) if names else None
+                yield Prediction(id.decode(), tuple(labels), tuple(scores), named)
+
+
+class Scorer:
+    """An open model. Its methods may be called from several threads; pickled, it opens the same file again.
+
+    with Scorer() as scorer:                                     # models/default.onnx, else the bundled model
         for video in scorer.predict(["samples/a.tfrecord"]): ...
         scores, labels = scorer.score(mean_rgb=rgb, mean_audio=audio, k=5)
-
-    model: the `scorer.model.model.Model` behind it; its `facts` are the file's inputs, labels, metadata and device.
     """
 
     def __init__(
@@ -66,14 +103,33 @@ class Scorer:
         Raises:
             ModelError: no such model, or a file that is damaged or not of this scorer.
             DeviceError: the device or ONNX Runtime is not there.
+            UsageError: an option that cannot be.
         """
+        self._options: dict[str, Any] = {
+            "device": device,
+            "threads": threads,
+            "batch_size": batch_size,
+            "tf32": tf32,
+            "gpu_memory": gpu_memory,
+        }
+        name = None if model is None else os.fspath(model)
+        self._model: Model | None
+        self._model, _ = open_model(name, lambda path: Model.open(path, **self._options))
 
-        def open_path(path: str) -> Model:
-            return Model.open(
-                path, device=device, threads=threads, batch_size=batch_size, tf32=tf32, gpu_memory=gpu_memory
-            )
+    @property
+    def model(self) -> Model:
+        """The `scorer.model.model.Model` behind it; its `facts` are the file's inputs, labels, metadata and device.
 
-        self.model, _ = open_model(None if model is None else os.fspath(model), open_path)
+        Raises UsageError once the scorer is closed.
+        """
+        if self._model is None:
+            raise UsageError("the scorer is closed", remedy="open another")
+        return self._model
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The labels' names, by label; None where the model carries none."""
+        return self.model.facts.names
 
     def predict(
         self,
@@ -81,25 +137,38 @@ class Scorer:
         *,
         k: int = 10,
         workers: int | None = None,
-    ) -> Generator[Prediction]:
+        on_error: OnError = "fail",
+    ) -> PredictionIterator:
         """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
 
-        Shards are read while the model works; memory does not grow with them. Closing the generator ends that.
+        Shards are read while the model works; memory does not grow with them. Closing what is returned ends that.
+
+        Args:
+            workers: decoding processes; started when the model outruns the decoder by default.
+            on_error: "skip" leaves bad records out, and lists them in `quarantined` of what is returned.
 
         Raises:
-            InputError: no such shard, or one that cannot be read.
-            ShardError, RecordError: the first damaged shard or bad record; what comes before its batch is given first.
-            UsageError: a shard given twice, or `k` outside 1 to the model's labels.
+            InputError: no such shard.
+            UsageError: a shard given twice, or an option that cannot be.
+
+        Raises on the way:
+            InputError: a shard that cannot be read, or changed.
+            ShardError, RecordError: the first damaged shard or bad record (on_error="fail"); what comes before its
+                batch is given first.
+            ModelError, DeviceError: the model broke its contract, or the device failed.
         """
+        facts = self.model.facts
+        check_whole_number("k", k, 1, facts.labels, f"the labels of {facts.path}")
+        if workers is not None:
+            check_whole_number("workers", workers, 0, MOST_WORKERS)
+        if on_error not in get_args(OnError):
+            raise UsageError(f"on_error is {on_error!r}", remedy="choose 'fail' or 'skip'")
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
-        self._check_k(k)
-        source = PredictionStream(self.model, shards, k, workers=workers)
-        with closing(source.from_position()) as predicted:
-            for batch in chain.from_iterable(predicted):
-                yield from self._predictions(batch)
+        stream = PredictionStream(self.model, shards, k, workers=workers, on_error=on_error)
+        return PredictionIterator(stream.from_position(), facts.names)
 
-    def score(self, *, k: int = 10, **features: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def score(self, *, k: int = 10, **features: ArrayLike) -> Predictions:
         """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
 
         Args:
@@ -107,28 +176,39 @@ class Scorer:
 
         Raises:
             UsageError: missing or unknown features, other shapes, NaN or infinity, or `k` outside 1 to the labels.
+            ModelError, DeviceError: the model broke its contract, or the device failed.
         """
-        self._check_k(k)
         if unknown := features.keys() - self.model.facts.inputs.keys():
-            raise UsageError(f"the model reads {list(self.model.facts.inputs)}, not {sorted(unknown)[0]}")
-        arrays = {name: np.asarray(values, np.float32) for name, values in features.items()}
+            raise UsageError(f"the model reads {', '.join(self.model.facts.inputs)}, not {sorted(unknown)[0]}")
+        arrays = {name: as_features(name, values) for name, values in features.items()}
         for name, values in arrays.items():
-            if not np.isfinite(values).all():
-                raise UsageError(f"{name} has NaN or infinity in it")
+            check_finite(name, values)
         return self.model.run(arrays, k)
 
-    def _check_k(self, k: int) -> None:
-        if not 1 <= k <= self.model.facts.labels:
-            raise UsageError(
-                f"k is {k}", remedy=f"choose 1 to {self.model.facts.labels}, the labels of {self.model.facts.path}"
-            )
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
 
-    def _predictions(self, predicted: PredictionBatch) -> list[Prediction]:
-        names = self.model.facts.names
-        rows = zip(predicted.batch.ids, predicted.labels.tolist(), predicted.scores.tolist(), strict=True)
-        return [
-            Prediction(
-                id.decode(), tuple(labels), tuple(scores), tuple(names[label] for label in labels) if names else None
-            )
-            for id, labels, scores in rows
-        ]
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._model is None:
+            return "<Scorer, closed>"
+        facts = self._model.facts
+        return f"<Scorer of {facts.path} on {facts.device}, {facts.labels} labels>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = self.model.facts
+        return _reopened, (os.path.abspath(facts.path), facts.sha256, self._options)
+
+
+def _reopened(path: str, sha256: str, options: dict[str, Any]) -> Scorer:
+    """A pickled scorer. Raises ModelError where another file is there now."""
+    scorer = Scorer(path, **options)
+    if scorer.model.facts.sha256 != sha256:
+        raise ModelError(f"{path} is no longer the model that was pickled", remedy="open it anew")
+    return scorer

@@ -25,7 +25,7 @@ def find_model(name: str | None) -> tuple[str, str]:
     """The model file for `name`, and in words where it came from.
 
     Raises:
-        ModelError: neither a file nor a name in models/, no model at all, or one that may not be looked at.
+        ModelError: neither there nor a name in models/, no model at all, or one that may not be looked at.
     """
     if name is None:
         for path, origin in ((MODELS / "default.onnx", "the last export"), (BUNDLED, "bundled")):
@@ -35,6 +35,8 @@ def find_model(name: str | None) -> tuple[str, str]:
     for path in (Path(name), MODELS / f"{name}.onnx"):
         if _is_file(path):
             return str(path), "as given"
+    if os.path.lexists(name):
+        return name, "as given"  # whoever opens it says what it is instead
     known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
     raise ModelError(f"{name}: no such model", remedy=f"give a file or a name in models/, which has {known}")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from scorer.errors import ModelError, UsageError
 from scorer.kernels import loops
+from scorer.model.arguments import as_features, check_whole_number
 from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import DeviceOptions, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
@@ -48,7 +49,7 @@ class Model:
         Raises:
             ModelError: the file is absent, damaged or does not follow the contract.
             DeviceError: the device or the runtime is not there, or the model cannot run on it.
-            UsageError: no device is called so.
+            UsageError: no device is called so, or another option is no number that can be.
         """
         with ModelFile(path) as file:
             runtime = import_runtime()
@@ -111,16 +112,18 @@ class Model:
 
     def _checked(self, features: Features, k: int) -> tuple[Features, int]:
         facts = self.facts
-        if not 1 <= k <= facts.labels:
-            raise UsageError(f"k is {k}", remedy=f"choose 1 to {facts.labels}, the labels of {facts.path}")
+        check_whole_number("k", k, 1, facts.labels, f"the labels of {facts.path}")
         if missing := [name for name in facts.inputs if name not in features]:
             raise UsageError(f"the model reads {', '.join(facts.inputs)}, and {missing[0]} was not given")
-        arrays = {name: np.ascontiguousarray(features[name], np.float32) for name in facts.inputs}
-        videos = len(next(iter(arrays.values())))
+        arrays = {name: as_features(name, features[name]) for name in facts.inputs}
         for name, width in facts.inputs.items():
-            if arrays[name].shape != (videos, width):
-                raise UsageError(f"{name} has shape {arrays[name].shape}, the model reads ({videos}, {width})")
-        return arrays, videos
+            if arrays[name].ndim != 2 or arrays[name].shape[1] != width:
+                shape = f"{name} has shape {arrays[name].shape}, the model reads (videos, {width})"
+                raise UsageError(shape, remedy="give a row per video")
+        counts = {name: len(values) for name, values in arrays.items()}
+        if len(set(counts.values())) > 1:
+            raise UsageError("rows are videos, and " + ", ".join(f"{name} has {n}" for name, n in counts.items()))
+        return arrays, next(iter(counts.values()))
 
 
 def _what_is_wrong(predictions: Predictions, row: int, labels: int) -> str:

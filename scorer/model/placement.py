@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scorer.errors import DeviceError, Hint
+from scorer.model.arguments import check_whole_number
 from scorer.model.contract import Contract, read_contract
 from scorer.model.devices import check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
@@ -20,6 +21,7 @@ from scorer.system.cores import usable_cores
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
+MOST_THREADS, MOST_VIDEOS = 256, 1 << 30  # a slip of the pen must not exhaust the machine
 _MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
 _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
 
@@ -57,6 +59,15 @@ class DeviceOptions:
     tf32: bool = False
     gpu_memory: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        if self.threads is not None:
+            check_whole_number("threads", self.threads, 1, MOST_THREADS)
+        if self.batch_size is not None:
+            check_whole_number("batch_size", self.batch_size, 1, MOST_VIDEOS)
+        if self.gpu_memory is not None:
+            check_whole_number("gpu_memory", self.gpu_memory, 1, 1 << 62)
+
 
 def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
     """The model on its device; on "auto" with CUDA where that opens and suits the model, else on the CPU.
@@ -80,7 +91,7 @@ def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
 
 
 def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) -> Placement:
-    threads = max(1, options.threads or usable_cores())
+    threads = options.threads or usable_cores()
     slots = min(threads, _MOST_CPU_SLOTS)
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
     session = open_cpu(runtime, file, threads - slots + 1)

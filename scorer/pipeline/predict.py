@@ -34,7 +34,9 @@ _BYTES_A_VIDEO, _BYTES_A_LABEL = 80, 12
 _TRIAL_SECONDS = 1.0  # how long one decoder is watched before more are started
 _TOO_BUSY = 0.9  # share of that time which it worked, so that the model must have waited
 _WORTH_WORKERS = 1 << 30  # bytes still to read; less is done before the workers are
-_MOST_WORKERS = 8
+_MOST_STARTED = 8  # workers
+MOST_WORKERS = 64
+"""That a user may ask for."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class PredictionStream:
                 if now - began < _TRIAL_SECONDS:
                     continue
                 if idle < (1 - _TOO_BUSY) * (now - began) and self._enough_to_read(start):
-                    self.workers = min(usable_cores() - 1, _MOST_WORKERS)
+                    self.workers = min(usable_cores() - 1, _MOST_STARTED)
                     self._log(f"the model outruns one decoder: {self.workers} decoding processes from here on")
                     return start
                 began, idle = now, 0.0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import scorer
 from scorer import Prediction, Scorer
@@ -70,9 +74,9 @@ def test_what_is_wrong_is_said(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="k is 31"):
         opened.score(mean_rgb=rgb, mean_audio=audio, k=31)
     with pytest.raises(UsageError, match="k is 0"):
-        next(opened.predict(write_shards(tmp_path, [1]), k=0))
+        opened.predict(write_shards(tmp_path, [1]), k=0)
     with pytest.raises(InputError, match="no such file"):
-        next(opened.predict("absent.tfrecord"))
+        opened.predict("absent.tfrecord")
     with pytest.raises(ModelError, match="absent: no such model"):
         Scorer("absent")
 
@@ -98,4 +102,130 @@ def test_the_package_imports_nothing_until_asked() -> None:
     code = "import sys, scorer; print('numpy' in sys.modules, hasattr(scorer, 'absent')); from scorer import Scorer"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False False\n"
-    assert scorer.__all__ == ["Prediction", "Scorer"]
+    assert scorer.__all__ == ["Prediction", "Scorer", "__version__"]
+    assert scorer.__version__ == version("yt8m-edge")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; choose 1 to"),
+        ({"batch_size": -1}, "batch_size is -1; choose 1 to"),
+        ({"batch_size": 2.5}, "batch_size is 2.5; choose 1 to"),
+        ({"batch_size": True}, "batch_size is True; choose 1 to"),
+        ({"threads": 0}, "threads is 0; choose 1 to 256"),
+        ({"threads": -5}, "threads is -5; choose 1 to 256"),
+        ({"threads": 10**6}, "threads is 1000000; choose 1 to 256"),
+        ({"threads": "two"}, "threads is 'two'; choose 1 to 256"),
+        ({"gpu_memory": -1}, "gpu_memory is -1; choose 1 to"),
+        ({"device": "tpu"}, "'tpu'"),
+    ],
+)
+def test_options_that_cannot_be(model: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(model, **options)
+
+
+ROWS: dict[str, Any] = {"mean_rgb": np.zeros((2, 4)), "mean_audio": np.zeros((2, 2))}
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"mean_rgb": np.zeros(4)}, r"mean_rgb has shape \(4,\), the model reads \(videos, 4\); give a row per video"),
+        ({"mean_rgb": 1.0}, r"mean_rgb has shape \(\), the model reads \(videos, 4\)"),
+        ({"mean_rgb": np.zeros((2, 1, 4))}, r"mean_rgb has shape \(2, 1, 4\), the model reads \(videos, 4\)"),
+        ({"mean_rgb": np.zeros((2, 5))}, r"mean_rgb has shape \(2, 5\), the model reads \(videos, 4\)"),
+        ({"mean_rgb": np.zeros((3, 4))}, "rows are videos, and mean_rgb has 3, mean_audio has 2"),
+        ({"mean_rgb": [[1, 2, 3, 4], [1, 2, 3]]}, "the rows of mean_rgb differ in length; give numbers"),
+        ({"mean_rgb": "four"}, "mean_rgb is of str_, not of numbers"),
+        ({"mean_rgb": [["1", "2", "3", "4"]] * 2}, "mean_rgb is of str_, not of numbers"),
+        ({"mean_rgb": None}, "mean_rgb is of object_, not of numbers"),
+        ({"mean_rgb": np.zeros((2, 4), complex)}, "mean_rgb is of complex128, not of numbers"),
+        ({"mean_rgb": np.full((2, 4), 1e300)}, "mean_rgb has NaN or infinity in it"),
+        ({"k": 3.5}, "k is 3.5; choose 1 to 30, the labels of"),
+        ({"k": "3"}, "k is '3'; choose 1 to 30"),
+        ({"k": None}, "k is None; choose 1 to 30"),
+        ({"k": True}, "k is True; choose 1 to 30"),
+    ],
+)
+def test_features_that_cannot_be(model: str, features: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(model).score(**{**ROWS, **features})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "workers is -1; choose 0 to 64"),
+        ({"workers": 1.5}, "workers is 1.5"),
+        ({"on_error": "ignore"}, "on_error is 'ignore'; choose 'fail' or 'skip'"),
+        ({"k": 3.5}, "k is 3.5"),
+    ],
+)
+def test_ways_to_predict_that_cannot_be(model: str, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scorer(model).predict(write_shards(tmp_path, [1]), **options)
+
+
+def test_numbers_of_numpy_and_whole_numbers_are_taken(model: str) -> None:
+    scores, _ = Scorer(model, batch_size=1, threads=1).score(mean_rgb=[[1, 2, 3, 4]], mean_audio=[[True, 0]], k=3)
+    assert scores.shape == (1, 3)
+    few: NDArray[np.float32] = Scorer(model).score(**ROWS, k=np.int64(3)).scores  # type: ignore[arg-type]
+    assert few.shape == (2, 3)
+
+
+def test_bad_records_are_left_out_and_listed(model: str, tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [9, 4])
+    shards.damage_payload(paths[0], 7)
+    with Scorer(model, batch_size=2).predict(paths, on_error="skip") as videos:
+        assert [video.id for video in videos] == [f"0-{row}" for row in range(9) if row != 7] + [
+            f"1-{row}" for row in range(4)
+        ]
+    (bad,) = videos.quarantined
+    assert (bad.path, bad.record, bad.reason) == (paths[0], 7, "the payload fails its CRC32C")
+
+
+def test_a_run_folder_as_model_is_named(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ModelError, match="is the folder of a trained run, not an ONNX file; `yt8m export"):
+        Scorer(tmp_path)
+
+
+def test_a_scorer_says_what_it_is_and_closes(model: str) -> None:
+    with Scorer(model, device="cpu") as opened:
+        assert repr(opened) == f"<Scorer of {model} on cpu, 30 labels>"
+        assert opened.names == NAMES
+    assert repr(opened) == "<Scorer, closed>"
+    with pytest.raises(UsageError, match="the scorer is closed; open another"):
+        opened.score(**ROWS)
+
+
+def test_a_pickled_scorer_opens_the_same_model_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(Path(model).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    first = Scorer("m.onnx", device="cpu", batch_size=3)
+    pickled = pickle.dumps(first)
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    assert (again.model.batch_size, again.model.facts.device) == (3, "cpu")
+    assert again.score(**ROWS).scores.tobytes() == first.score(**ROWS).scores.tobytes()
+    onnx_models.save_model(path, inputs=INPUTS, labels=LABELS, seed=1)
+    with pytest.raises(ModelError, match=r"m\.onnx is no longer the model that was pickled; open it anew"):
+        pickle.loads(pickled)
+
+
+def test_all_of_it_works_in_a_thread(model: str, tmp_path: Path) -> None:
+    paths, found = write_shards(tmp_path, [5]), list[Prediction]()
+
+    def work() -> None:
+        with Scorer(model) as opened:
+            found.extend(opened.predict(paths))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == list(Scorer(model).predict(paths))

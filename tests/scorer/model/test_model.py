@@ -125,7 +125,7 @@ def test_no_videos_give_no_answers(tmp_path: Path) -> None:
         (features(2), 0, "choose 1 to 30"),
         (features(2), 31, "choose 1 to 30"),
         ({"mean_rgb": np.zeros((2, 8), np.float32)}, 10, "mean_audio was not given"),
-        ({**features(2), "mean_audio": np.zeros((3, 4), np.float32)}, 10, "shape"),
+        ({**features(2), "mean_audio": np.zeros((3, 4), np.float32)}, 10, "mean_rgb has 2, mean_audio has 3"),
         ({**features(2), "mean_audio": np.zeros((2, 5), np.float32)}, 10, "shape"),
         ({**features(2), "mean_rgb": np.zeros(8, np.float32)}, 10, "shape"),
         ({**features(2), "mean_rgb": np.float32(3)}, 10, "shape"),
