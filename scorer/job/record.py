@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scorer.inputs.source import FileStat
+from scorer.outputs.typed import count_of, float_of, text_of, version_of
 
 _FORMAT = 1
 _PLAIN_FORMAT = "pairs"
@@ -27,7 +28,7 @@ class OutputFacts:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> OutputFacts:
-        return cls(_text(value["name"]), _count(value["bytes"]), int(_text(value["crc32c"]), 16))
+        return cls(text_of(value["name"]), count_of(value["bytes"]), int(text_of(value["crc32c"]), 16))
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Options:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Options:
         return cls(
-            model_sha256=_text(value["model_sha256"]),
-            provider=_text(value["provider"]),
-            runtime=_text(value["runtime"]),
-            top_k=_count(value["top_k"]),
-            on_error=_text(value["on_error"]),
-            row_format=_text(value.get("format", _PLAIN_FORMAT)),
+            model_sha256=text_of(value["model_sha256"]),
+            provider=text_of(value["provider"]),
+            runtime=text_of(value["runtime"]),
+            top_k=count_of(value["top_k"]),
+            on_error=text_of(value["on_error"]),
+            row_format=text_of(value.get("format", _PLAIN_FORMAT)),
         )
 
 
@@ -89,9 +90,8 @@ class ShardRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardRecord:
-        version = value["mtime_ns"]
-        stat = FileStat(_count(value["bytes"]), version if isinstance(version, str) else _number(version))
-        return cls(_text(value["path"]), stat, _count(value["records"]))
+        stat = FileStat(count_of(value["bytes"]), version_of(value["mtime_ns"]))
+        return cls(text_of(value["path"]), stat, count_of(value["records"]))
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ class CompletionRecord:
             record = cls(
                 output=OutputFacts.from_json(value["output"]),
                 options=Options.from_json(value["options"]),
-                scored=_count(value["scored"]),
-                quarantined=_count(value["quarantined"]),
-                bytes_lost=_count(value["bytes_lost"]),
-                duplicates=_count(value["duplicates"]),
-                metrics={_text(name): _float(metric) for name, metric in value["metrics"].items()},
+                scored=count_of(value["scored"]),
+                quarantined=count_of(value["quarantined"]),
+                bytes_lost=count_of(value["bytes_lost"]),
+                duplicates=count_of(value["duplicates"]),
+                metrics={text_of(name): float_of(metric) for name, metric in value["metrics"].items()},
                 shards=tuple(ShardRecord.from_json(shard) for shard in value["shards"]),
             )
             if (
@@ -152,27 +152,3 @@ class CompletionRecord:
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a completion record: {error!r}") from error
         return record
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _number(value: object) -> int:
-    if type(value) is not int:  # a bool is an int too
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _count(value: object) -> int:
-    if (number := _number(value)) < 0:
-        raise ValueError(f"{number} is less than none")
-    return number
-
-
-def _float(value: object) -> float:
-    if not isinstance(value, float | int):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)

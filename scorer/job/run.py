@@ -15,7 +15,7 @@ from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
 from scorer.outputs.open import open_sink
-from scorer.outputs.sink import JobKey, ShardId, Sink
+from scorer.outputs.sink import JobKey, ResumePolicy, Sink, shard_id
 from scorer.pipeline.predict import PredictionStream
 from scorer.system.signals import StopRequest
 
@@ -42,9 +42,10 @@ def score(
         Stopped: `stop` was set; what was done is committed.
     """
     options = options_of(job, predictor)
-    shards = tuple(ShardId(shard.canonical, shard.stat) for shard in job.shards)
+    shards = tuple(map(shard_id, job.shards))
     began = time.monotonic()
-    with _opened(job, JobKey(options.key(), shards), stop) as sink:
+    key = JobKey(options.key(), shards)
+    with open_output(job.output, key, job.row_format, job.resume_policy, stop) as sink:
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
         predictions = predictions_of(job, predictor, log)
@@ -73,10 +74,13 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
     return PredictionStream(predictor, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, log=log)
 
 
-def _opened(job: Job, key: JobKey, stop: StopRequest) -> AbstractContextManager[Sink]:
+def open_output(
+    output: str, key: JobKey, row_format: str, policy: ResumePolicy, stop: StopRequest
+) -> AbstractContextManager[Sink]:
+    """As `open_sink`; Stopped is raised where `stop` is set while a pipe has no reader."""
+
     def wait() -> None:
-        """A moment. Raises Stopped where `stop` is set by then."""
         if stop.wait(_LOOK_SECONDS):
             raise Stopped(0)
 
-    return open_sink(job.output, key, job.row_format, job.resume_policy, wait)
+    return open_sink(output, key, row_format, policy, wait)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -88,13 +88,8 @@ class JobWriter:
             Stopped: `stop` was set; what was done is committed.
             Yt8mError: what the predictions raise, or too many bad records; what was done is committed.
         """
-        try:
+        with self.keeping():
             self._write(predictions, stop, watch, commit_seconds)
-        except OutputError:
-            raise  # what could not be written cannot be committed either
-        except Yt8mError as error:
-            self._keep(error)
-            raise
         self.commit()
         if self.end.shard < len(self._shards):  # only a stop ends the predictions early without an error
             raise Stopped(self.scored if self._sink.resumable else 0)
@@ -160,12 +155,19 @@ class JobWriter:
         self._sink.complete(record.to_json())
         return record
 
-    def _keep(self, error: Yt8mError) -> None:
-        """Commit what was done before `error`, and let it say so."""
-        if self.scored + self.quarantined and self._sink.resumable:
-            self.commit()
-            error.message = f"{error.message} ({self.scored:,} videos are kept)"
-            error.hints += (Hint.RESUME_LATER,)
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Commit what was appended before an error, and let it say so."""
+        try:
+            yield
+        except OutputError:
+            raise  # what could not be written cannot be committed either
+        except Yt8mError as error:
+            if self.scored + self.quarantined and self._sink.resumable:
+                self.commit()
+                error.message = f"{error.message} ({self.scored:,} videos are kept)"
+                error.hints += (Hint.RESUME_LATER,)
+            raise
 
     def _record(self, output: str) -> CompletionRecord:
         finished = self._sink.finished

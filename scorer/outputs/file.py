@@ -84,7 +84,8 @@ class FileSink:
 
     @contextmanager
     def kept(self, what: Kept) -> Iterator[BinaryIO]:
-        with self._writing(), open(open_own(getattr(self._paths, what), os.O_RDONLY), "rb") as file:
+        path = str(getattr(self._paths, what))  # as text it is the file's name: what is made of it goes beside it
+        with self._writing(), open(path, "rb", opener=lambda name, flags: open_own(Path(name), flags)) as file:
             yield file
 
     def seal(self) -> Checkpoint:

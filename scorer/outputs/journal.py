@@ -20,6 +20,7 @@ from scorer.inputs.source import FileStat
 from scorer.outputs.append import NOTHING, Checkpoint
 from scorer.outputs.own import open_own
 from scorer.outputs.sink import Commit, JobKey
+from scorer.outputs.typed import count_of, version_of
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
 _FORMAT = 1  # of the journal; another is refused
@@ -199,30 +200,18 @@ def _job(options: object) -> Mapping[str, Any]:
 
 def _commit(entry: Mapping[str, Any]) -> Commit:
     return Commit(
-        end=Position(*map(_count, entry["end"])),
-        scored=_count(entry["scored"]),
-        quarantined=_count(entry["set_aside"]),
-        bytes_lost=_count(entry["bytes_lost"]),
-        finished=tuple((_stat(size, version), _count(records)) for size, version, records in entry["finished"]),
+        end=Position(*map(count_of, entry["end"])),
+        scored=count_of(entry["scored"]),
+        quarantined=count_of(entry["set_aside"]),
+        bytes_lost=count_of(entry["bytes_lost"]),
+        finished=tuple((_stat(size, version), count_of(records)) for size, version, records in entry["finished"]),
         partial=None if entry["begun"] is None else _stat(*entry["begun"]),
     )
 
 
 def _files(marks: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    return {name: Checkpoint(*map(_count, marks[name])) for name in APPEND_FILES}
+    return {name: Checkpoint(*map(count_of, marks[name])) for name in APPEND_FILES}
 
 
 def _stat(size: object, version: object) -> FileStat:
-    return FileStat(_count(size), version if isinstance(version, str) else _number(version))
-
-
-def _count(value: object) -> int:
-    if (number := _number(value)) < 0:
-        raise ValueError(f"{number} is less than none")
-    return number
-
-
-def _number(value: object) -> int:
-    if type(value) is not int:  # a bool is an int too
-        raise TypeError(f"{value!r} is no whole number")
-    return value
+    return FileStat(count_of(size), version_of(version))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scorer.evaluation.duplicates import id_keys
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import Position
-from scorer.inputs.source import FileStat
+from scorer.inputs.source import FileStat, Source
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.append import Checkpoint
 
@@ -36,6 +36,11 @@ class ShardId:
 
     canonical: str
     stat: FileStat
+
+
+def shard_id(source: Source) -> ShardId:
+    """Raises InputError where its address holds nowhere else."""
+    return ShardId(source.canonical, source.stat)
 
 
 @dataclass(frozen=True)

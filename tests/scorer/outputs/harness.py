@@ -1,0 +1,196 @@
+"""A job without a model, and the sinks that the conformance suite and the state machine run it through.
+
+A new kind of sink is one more harness in `HARNESSES`.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from scorer.inputs.batching import Quarantined
+from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.source import FileStat
+from scorer.kernels.packed import PackedStrings
+from scorer.outputs.formats import find_format
+from scorer.outputs.open import open_sink
+from scorer.outputs.sink import Chunk, Commit, JobKey, ResumePolicy, ShardId, Sink
+from tests.scorer.outputs import toy_sink
+
+RECORDS = [5, 3, 8, 1]
+"""Of each shard."""
+RECORD_BYTES = 10
+BAD = {2, 5, 16}
+"""Records that are quarantined, counted over all shards."""
+K = 3
+
+
+def key(version: int = 1, **options: Any) -> JobKey:
+    shards = tuple(ShardId(f"/s/{i}", FileStat(RECORD_BYTES * n, version)) for i, n in enumerate(RECORDS))
+    return JobKey({"model": "m", "top_k": K, **options}, shards)
+
+
+def row(record: int) -> tuple[bytes, list[int], list[float]]:
+    """Id, labels and scores of a record."""
+    return b"v%d" % record, [record % 7, record % 5 + 10, 30], [1 - record / 64, 0.25, 0.125]
+
+
+def rows(count: int) -> list[tuple[bytes, list[int], list[float]]]:
+    """Those of the first records, the bad ones left out."""
+    return [row(record) for record in range(count) if record not in BAD]
+
+
+def chunk(start: Position, count: int) -> Chunk:
+    """Up to `count` records from `start` on, over the ends of shards."""
+    first = sum(RECORDS[: start.shard]) + start.record
+    last = min(first + count, sum(RECORDS))
+    good = [row(record) for record in range(first, last) if record not in BAD]
+    bad = [Quarantined("s", record, 0, "bad", 0) for record in range(first, last) if record in BAD]
+    shard, record, finished = start.shard, start.record + last - first, []
+    while shard < len(RECORDS) and record >= RECORDS[shard]:
+        record -= RECORDS[shard]
+        finished.append((shard, RECORDS[shard]))
+        shard += 1
+    return Chunk(
+        ids=PackedStrings.of([name for name, _, _ in good]),
+        labels=np.array([labels for _, labels, _ in good], np.int64).reshape(len(good), K),
+        scores=np.array([scores for _, _, scores in good], np.float32).reshape(len(good), K),
+        metric_records=b"",
+        quarantined=bad,
+        end=Position(shard, record, RECORD_BYTES * record),
+        finished=finished,
+    )
+
+
+class Driver:
+    """A job over a sink: what a writer does, without counts that a test would not see."""
+
+    def __init__(self, sink: Sink, job: JobKey) -> None:
+        self.sink, self._job = sink, job
+        last = sink.last or Commit(BEGINNING)
+        self.end, self._scored, self._bad = last.end, last.scored, last.quarantined
+        self._finished: list[tuple[FileStat, int]] = []
+
+    @property
+    def done(self) -> int:
+        """Records so far."""
+        return self._scored + self._bad
+
+    def append(self, count: int) -> None:
+        more = chunk(self.end, count)
+        self.sink.append(more)
+        self._finished += [(self._job.shards[index].stat, records) for index, records in more.finished]
+        self._scored, self._bad, self.end = self._scored + len(more), self._bad + len(more.quarantined), more.end
+
+    def commit(self) -> None:
+        partial = self._job.shards[self.end.shard].stat if self.end.offset else None
+        self.sink.commit(Commit(self.end, self._scored, self._bad, 0, tuple(self._finished), partial))
+        self._finished = []
+
+    def complete(self) -> None:
+        """The rest, in small pieces."""
+        while self.end.shard < len(RECORDS):
+            self.append(3)
+        self.commit()
+        self.sink.complete(record())
+
+
+def record() -> dict[str, Any]:
+    return {"read": sum(RECORDS), "quarantined": len(BAD)}
+
+
+class Harness(Protocol):
+    """One output of some kind, at which jobs may crash."""
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]: ...
+
+    def snapshot(self) -> Any:
+        """All that would outlive the process if it died now."""
+
+    def restore(self, snapshot: Any) -> None:
+        """What a new process finds then."""
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        """The rows and the record that a user finds; None where there is no output."""
+
+    def leftovers(self) -> Sequence[str]:
+        """What stands there beside a whole output."""
+
+
+class FileHarness:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "out"
+        self.folder.mkdir()
+        self._snapshots = folder / "snapshots"
+        self.path = self.folder / "preds.csv"
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
+        return open_sink(str(self.path), job, "pairs", policy, lambda: None)
+
+    def snapshot(self) -> Path:
+        self._snapshots.mkdir(exist_ok=True)
+        place = self._snapshots / str(len(list(self._snapshots.iterdir())))
+        return Path(shutil.copytree(self.folder, place))
+
+    def restore(self, snapshot: Path) -> None:
+        shutil.rmtree(self.folder)
+        shutil.copytree(snapshot, self.folder)
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        import json
+
+        if not self.path.exists():
+            return None
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        assert lines[0] == find_format("pairs").header
+        done = self.path.with_name("preds.csv.done.json")
+        return [_parsed(line) for line in lines[1:]], json.loads(done.read_bytes())
+
+    def leftovers(self) -> Sequence[str]:
+        mine = {"preds.csv", "preds.csv.done.json", "preds.csv.quarantine.jsonl"}
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in mine)
+
+
+class ToyHarness:
+    def __init__(self, folder: Path) -> None:
+        self._name = f"toy://{folder}"
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
+        return open_sink(self._name, job, "pairs", policy, lambda: None)
+
+    def snapshot(self) -> Any:
+        return copy.deepcopy((toy_sink.WORK.get(self._name), toy_sink.TABLES.get(self._name)))
+
+    def restore(self, snapshot: Any) -> None:
+        for store, value in zip((toy_sink.WORK, toy_sink.TABLES), snapshot, strict=True):
+            store.pop(self._name, None)  # type: ignore[attr-defined]
+            if value is not None:
+                store[self._name] = value  # type: ignore[index]
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        if (table := toy_sink.TABLES.get(self._name)) is None:
+            return None
+        found = [
+            (name, labels.tolist(), scores.tolist())
+            for group in table.groups
+            for name, labels, scores in zip(group.ids, group.labels, group.scores, strict=True)
+        ]
+        return found, table.record
+
+    def leftovers(self) -> Sequence[str]:
+        return [name for name in toy_sink.WORK if name == self._name]
+
+
+HARNESSES: dict[str, type[FileHarness] | type[ToyHarness]] = {"file": FileHarness, "toy": ToyHarness}
+
+
+def _parsed(line: bytes) -> tuple[bytes, list[int], list[float]]:
+    name, pairs = line.split(b",")
+    numbers = pairs.split()
+    return name, [int(label) for label in numbers[::2]], [float(score) for score in numbers[1::2]]

@@ -1,0 +1,145 @@
+"""What every resumable sink promises: append, commit, crash, resume, complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import ResumeError
+from scorer.outputs.sink import ResumePolicy
+from tests.scorer.outputs.harness import BAD, HARNESSES, RECORDS, Driver, Harness, key, record, rows
+
+ALL = sum(RECORDS)
+
+
+def exactly(count: int) -> list[tuple[bytes, list[int], list[float]]]:
+    """The rows of the first records as a user finds them, with six decimals."""
+    return [(name, labels, [round(score, 6) for score in scores]) for name, labels, scores in rows(count)]
+
+
+@pytest.fixture(params=HARNESSES)
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
+    return HARNESSES[request.param](tmp_path)
+
+
+def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:
+    with harness.open(key(), policy) as sink:
+        Driver(sink, key()).complete()
+
+
+def crash_after(harness: Harness, committed: int, appended: int = 0) -> None:
+    """A run that commits so many records, appends some more, and dies."""
+    with harness.open(key(), "restart") as sink:
+        driver = Driver(sink, key())
+        if committed:
+            driver.append(committed)
+            driver.commit()
+        if appended:
+            driver.append(appended)
+        snapshot = harness.snapshot()
+    harness.restore(snapshot)
+
+
+def test_a_whole_job(harness: Harness) -> None:
+    with harness.open(key(), "refuse") as sink:
+        assert (sink.last, sink.completed, [*sink.finished]) == (None, None, [])
+        Driver(sink, key()).complete()
+        assert sink.completed == record()
+        assert [records for _, records in sink.finished] == RECORDS
+    assert harness.output() == (exactly(ALL), record())
+    assert harness.leftovers() == []
+
+
+def test_an_older_output_stays_until_the_new_one_is_whole(harness: Harness) -> None:
+    complete(harness)
+    old = harness.output()
+    with harness.open(key(version=2), "refuse") as sink:
+        driver = Driver(sink, key(version=2))
+        driver.append(4)
+        driver.commit()
+        assert harness.output() == old
+    assert harness.output() == old
+
+
+@pytest.mark.parametrize("committed", [0, 1, 5, 8, 12, ALL])
+@pytest.mark.parametrize("appended", [0, 1, 9])
+def test_a_crash_loses_what_was_not_committed_and_nothing_else(harness: Harness, committed: int, appended: int) -> None:
+    crash_after(harness, committed, appended)
+    with harness.open(key(), "resume") as sink:
+        driver = Driver(sink, key())
+        assert driver.done == committed
+        assert len(sink.finished) == driver.end.shard
+        driver.complete()
+    assert harness.output() == (exactly(ALL), record())
+    assert harness.leftovers() == []
+
+
+def test_what_is_kept_is_of_what_was_committed_and_appended(harness: Harness) -> None:
+    crash_after(harness, 6, 3)
+    with harness.open(key(), "resume") as sink:
+        driver = Driver(sink, key())
+        driver.append(5)
+        driver.commit()
+        with sink.kept("ids") as ids:
+            assert len(ids.read()) == 8 * len(rows(11))
+        with sink.kept("quarantine") as quarantine:
+            assert len(quarantine.readlines()) == len([bad for bad in BAD if bad < 11])
+
+
+def test_an_unfinished_run_is_refused_and_stays(harness: Harness) -> None:
+    crash_after(harness, 6)
+    with pytest.raises(ResumeError), harness.open(key(), "refuse"):
+        pass
+    with harness.open(key(), "resume") as sink:
+        assert Driver(sink, key()).done == 6
+
+
+def test_an_unfinished_run_that_committed_nothing_is_no_obstacle(harness: Harness) -> None:
+    crash_after(harness, 0, 4)
+    complete(harness)
+    assert harness.output() == (exactly(ALL), record())
+
+
+def test_restart_begins_anew(harness: Harness) -> None:
+    crash_after(harness, 6)
+    with harness.open(key(), "restart") as sink:
+        assert sink.last is None
+        Driver(sink, key()).complete()
+    assert harness.output() == (exactly(ALL), record())
+
+
+def test_another_job_is_not_resumed(harness: Harness) -> None:
+    crash_after(harness, 6)
+    with pytest.raises(ResumeError), harness.open(key(model="other"), "resume"):
+        pass
+    with pytest.raises(ResumeError), harness.open(key(more="options"), "resume"):
+        pass
+
+
+def test_a_job_that_leaves_without_a_commit_leaves_nothing(harness: Harness) -> None:
+    with harness.open(key(), "refuse") as sink:
+        Driver(sink, key()).append(3)
+    assert harness.leftovers() == []
+    assert harness.output() is None
+
+
+def test_a_discarded_job_leaves_the_older_output(harness: Harness) -> None:
+    complete(harness)
+    old = harness.output()
+    with harness.open(key(), "refuse") as sink:
+        driver = Driver(sink, key())
+        driver.append(4)
+        driver.commit()
+        sink.discard()
+    assert harness.output() == old
+    assert harness.leftovers() == []
+
+
+def test_there_is_one_owner(harness: Harness) -> None:
+    with harness.open(key(), "refuse") as sink:
+        for policy in ("refuse", "resume", "restart"):
+            with pytest.raises(ResumeError), harness.open(key(), policy):  # type: ignore[arg-type]
+                pass
+        Driver(sink, key()).complete()
+    assert harness.output() == (exactly(ALL), record())
