@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,16 @@ from scorer.model.runtime import CPU, Session, first_line
 
 FORMAT = "1"
 OUTPUTS = ["scores", "labels"]
+_GREATEST = float(np.finfo(np.float32).max)
 _INPUT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What a model reads and answers.
+    """What a model reads and gives.
 
     inputs: TFRecord feature -> width. dtype: what the features are sent as, float32 or float16.
+    ranges: the least and the greatest value of an input's features that it was trained on, where the file has them.
     labels: how many there are. names: theirs, where the file has them. metadata: every entry of the file.
     """
 
@@ -32,6 +34,7 @@ class Contract:
     labels: int
     names: list[str] | None
     metadata: dict[str, str]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def read_contract(path: str, session: Session) -> Contract:
@@ -47,8 +50,8 @@ def read_contract(path: str, session: Session) -> Contract:
         _check_k(session)
         _check_outputs(session)
         labels, names = _read_labels(metadata)
-        contract = Contract(inputs, dtype, labels, names, metadata)
-        _check_answers(session, contract)
+        contract = Contract(inputs, dtype, labels, names, metadata, _read_ranges(metadata, inputs))
+        _check_predictions(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
     return contract
@@ -92,7 +95,7 @@ def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
     count = metadata.get("yt8m.labels", "")
     if not (count.isascii() and count.isdigit() and len(count) <= 10 and 0 < int(count) < 1 << 31):
         raise ValueError(f"its yt8m.labels is {count[:40]!r}, not a number of labels")
-    names = _read_names(metadata.get("yt8m.names", "null"))
+    names = _read_json(metadata, "yt8m.names")
     if names is not None and not (isinstance(names, list) and len(names) == int(count)):
         raise ValueError(f"its yt8m.names is not a list of {count} names")
     if names is not None and not all(map(_is_name, names)):
@@ -105,15 +108,32 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def _read_names(text: str) -> Any:
-    """Whatever JSON it holds. Raises ValueError."""
+def _read_ranges(metadata: Mapping[str, str], inputs: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+    ranges = _read_json(metadata, "yt8m.ranges") or {}
+    if not isinstance(ranges, dict) or not all(map(_is_range, ranges.values())):
+        raise ValueError("its yt8m.ranges is not an object of a least and a greatest number for each input")
+    return {name: (float(low), float(high)) for name, (low, high) in ranges.items() if name in inputs}
+
+
+def _is_range(pair: Any) -> bool:
+    """Whether it is two finite numbers, the lower one first."""
+    if not (isinstance(pair, list) and len(pair) == 2 and all(type(number) in (int, float) for number in pair)):
+        return False
+    low, high = pair
+    return bool(-_GREATEST <= low <= high <= _GREATEST)
+
+
+def _read_json(metadata: Mapping[str, str], key: str) -> Any:
+    """Whatever JSON an entry holds; None where there is no such entry. Raises ValueError."""
     try:
-        return json.loads(text)
+        return json.loads(metadata.get(key, "null"))
     except RecursionError:
-        raise ValueError("its yt8m.names is nested too deeply") from None
+        raise ValueError(f"its {key} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its {key} is no JSON: {error}") from None
 
 
-def _check_answers(session: Session, contract: Contract) -> None:
+def _check_predictions(session: Session, contract: Contract) -> None:
     """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
     videos = _videos(contract)
     together = _ask(session, contract, videos)

@@ -21,6 +21,8 @@ from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
 from scorer.model.runtime import BOTH_INSTALLED, CUDA, import_runtime, installed_runtimes
 from scorer.model.slots import SlotPool
 
+_LOOKED_AT = 4  # videos of a batch, for values that training did not have
+
 
 class Model:
     """An open ONNX file: a `scorer.model.predictor.Predictor`."""
@@ -29,6 +31,7 @@ class Model:
         """Use `Model.open`."""
         self.facts = facts
         self._pool = pool
+        self._likely = {name: _widened(*pair) for name, pair in facts.ranges.items()}  # where nothing was strange yet
         self._notes = [BOTH_INSTALLED] if len(installed_runtimes()) > 1 else []
         if facts.provider == CUDA and facts.metadata.get("yt8m.precision") == "int8":
             self._notes.append("CUDA computes this int8 model in float32; one of fp16 is faster there")
@@ -68,6 +71,7 @@ class Model:
             device=placed.device,
             provider=placed.provider,
             reason=placed.reason,
+            ranges=contract.ranges,
         )
         return cls(facts, placed.pool)
 
@@ -104,11 +108,22 @@ class Model:
         arrays, videos = self._checked(features, k)
         if videos == 0:
             return Predictions(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+        self._note_strange(arrays)
         predictions = self._pool.run(arrays, videos, k)
         row = loops.active.check_predictions(predictions.labels, predictions.scores, self.facts.labels)
         if row >= 0:
             raise ModelError(f"{self.facts.path} {_what_is_wrong(predictions, row, self.facts.labels)}")
         return predictions
+
+    def _note_strange(self, arrays: Features) -> None:
+        """Note once for each input that it holds values far outside those of training: a look at a few videos."""
+        for name, (low, high) in list(self._likely.items()):
+            values = arrays[name][:_LOOKED_AT]
+            least, most = float(values.min()), float(values.max())
+            if (least < low or most > high) and self._likely.pop(name, None) is not None:
+                trained = "from {:.3g} to {:.3g}".format(*self.facts.ranges[name])
+                seen = f"{name} has values from {least:.3g} to {most:.3g}"
+                self._notes.append(f"{seen}, training had them {trained}: scores may mean nothing")
 
     def _checked(self, features: Features, k: int) -> tuple[Features, int]:
         facts = self.facts
@@ -134,3 +149,8 @@ def _what_is_wrong(predictions: Predictions, row: int, labels: int) -> str:
     for score in scores[~((scores >= 0) & (scores <= 1))]:
         return f"gave the score {score}, which is outside [0, 1]"
     return "gave scores that do not descend"
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range three times as wide."""
+    return low - (high - low), high + (high - low)

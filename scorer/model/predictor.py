@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -27,6 +27,7 @@ class ModelFacts:
     """What an open model is.
 
     path, sha256: the file. inputs: TFRecord feature -> width. dtype: the type of the file's own inputs.
+    ranges: the least and the greatest value of an input's features in training, if the file has them.
     labels: how many there are. names: theirs, if the file has them. metadata: every entry of the file.
     runtime: name and version of the engine, and what else decides the bits of a score.
     device: "cpu", "cuda:0" or "cuda:0,1". provider: the engine's name for it. reason: why this device.
@@ -43,6 +44,7 @@ class ModelFacts:
     device: str
     provider: str
     reason: str
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Predictor(Protocol):

@@ -111,6 +111,12 @@ def scaled_by_the_count(proto: onnx.ModelProto) -> None:
         (set_metadata(names=json.dumps([None] * 30)), "no name"),
         (set_metadata(names=json.dumps(["\ud800"] * 30)), "no name"),
         (set_metadata(names="[" * 100_000), "nested too deeply"),
+        (set_metadata(ranges="[1]"), "yt8m.ranges is not an object of a least and a greatest number"),
+        (set_metadata(ranges='{"mean_rgb": [2, 1]}'), "yt8m.ranges is not an object"),
+        (set_metadata(ranges='{"mean_rgb": [0, true]}'), "yt8m.ranges is not an object"),
+        (set_metadata(ranges='{"mean_rgb": [NaN, 1e999]}'), "yt8m.ranges is not an object"),
+        (set_metadata(ranges='{"mean_rgb": [0, 1' + "0" * 400 + "]}"), "yt8m.ranges is not an object"),
+        (set_metadata(ranges="{" * 100_000), "yt8m.ranges is no JSON"),
         (set_metadata(labels="9" * 5000), "not a number of labels"),
         (k_without_default, "k has no default"),
         (k_fixed, "no overridable initializer k"),
@@ -137,6 +143,23 @@ def test_a_broken_contract_is_named(tmp_path: Path, change: Callable[[onnx.Model
     assert "yt8m export" in str(caught.value)
 
 
+def test_values_far_from_those_of_training_are_noted(tmp_path: Path) -> None:
+    proto = build_model(**SMALL)
+    set_metadata(ranges='{"mean_rgb": [-3.5, 3.5], "mean_audio": [-4, 4.0], "another": [0, 1]}')(proto)
+    onnx.save(proto, tmp_path / "m.onnx")
+    model = Model.open(str(tmp_path / "m.onnx"), device="cpu")
+    assert model.facts.ranges == {"mean_rgb": (-3.5, 3.5), "mean_audio": (-4, 4)}
+    given = features(300)
+    model.run(given)
+    assert not model.notes
+    given["mean_rgb"] = np.full((300, 8), 255, np.float32)
+    for _ in range(2):
+        model.run(given)
+    assert model.notes == [
+        "mean_rgb has values from 255 to 255, training had them from -3.5 to 3.5: scores may mean nothing"
+    ]
+
+
 # ---- models that keep it when they are asked first, and not later
 
 LOUD = 1e6
@@ -144,7 +167,7 @@ LOUD = 1e6
 
 
 def unmasked(*nodes: onnx.NodeProto, scores: str = "scores_", labels: str = "labels_") -> onnx.ModelProto:
-    """A model that answers with the tensors of these names, made of "scores_", "labels_" and "loud" ([1], 0 or 1)."""
+    """A model that gives the tensors of these names, made of "scores_", "labels_" and "loud" ([1], 0 or 1)."""
     proto = build_model(**SMALL)
     graph = proto.graph
     graph.node[-1].output[:] = ["scores_", "labels_"]

@@ -1,4 +1,4 @@
-"""Models: the contract of the file, what is refused and how, and answers that depend on nothing but the features."""
+"""Models: the contract of the file, what is refused and how, and scores that depend on nothing but the features."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def same(one: tuple[NDArray[Any], NDArray[Any]], other: tuple[NDArray[Any], NDAr
     return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
 
 
-# ---- what an open model is, and what it answers
+# ---- what an open model is, and what it predicts
 
 
 def test_an_open_model_tells_what_it_is(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_equal_scores_go_to_the_lower_label(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_a_videos_answer_depends_on_nothing_but_its_features(tmp_path: Path, half: bool, threads: int) -> None:
+def test_a_videos_scores_depend_on_nothing_but_its_features(tmp_path: Path, half: bool, threads: int) -> None:
     """To the bit: alone, in 17s, in a thousand, shuffled, and whatever the threads. At the models' real widths."""
     wide = {"mean_rgb": 1024, "mean_audio": 128}
     path = save_model(tmp_path / "m.onnx", inputs=wide, labels=3862, hidden=64, half=half)
@@ -98,7 +98,7 @@ def test_a_videos_answer_depends_on_nothing_but_its_features(tmp_path: Path, hal
             assert same(model.run(rows(given, piece)), (expected[0][piece], expected[1][piece])), (size, start)
 
 
-def test_fewer_answers_are_the_first_of_more(tmp_path: Path) -> None:
+def test_fewer_labels_are_the_first_of_more(tmp_path: Path) -> None:
     model = Model.open(save_model(tmp_path / "m.onnx", **SMALL))
     scores, labels = model.run(features(9), 30)
     assert same(model.run(features(9), 4), (scores[:, :4].copy(), labels[:, :4].copy()))
@@ -110,11 +110,11 @@ def test_many_threads_may_ask_at_once(tmp_path: Path) -> None:
     expected = model.run(given)
     pieces = [slice(i, i + 5) for i in range(0, 600, 5)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda piece: model.run(rows(given, piece)), pieces))
-    assert same((np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])), expected)
+        found = list(pool.map(lambda piece: model.run(rows(given, piece)), pieces))
+    assert same((np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])), expected)
 
 
-def test_no_videos_give_no_answers(tmp_path: Path) -> None:
+def test_no_videos_give_no_predictions(tmp_path: Path) -> None:
     scores, labels = Model.open(save_model(tmp_path / "m.onnx", **SMALL)).run(features(0), 7)
     assert (scores.shape, labels.shape, str(labels.dtype)) == ((0, 7), (0, 7), "int64")
 
@@ -137,7 +137,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, given: Any, k: int, message: s
 
 
 def test_a_model_that_divides_by_the_norm_of_its_features_opens(tmp_path: Path) -> None:
-    """Its answer about features of zeros alone would be NaN."""
+    """Its scores of features of zeros alone would be NaN."""
     proto = build_model(inputs={"mean_rgb": 8}, labels=30)
     proto.graph.node[0].input[0] = "scaled"
     proto.graph.node.insert(0, helper.make_node("LpNormalization", ["mean_rgb"], ["scaled"], axis=1, p=2))
@@ -192,7 +192,7 @@ def test_a_device_that_does_not_exist_is_refused(tmp_path: Path, device: str) ->
 # ---- memory
 
 
-def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Model.open(save_model(tmp_path / "m.onnx", **SMALL), threads=2, batch_size=256)
