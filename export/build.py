@@ -84,6 +84,9 @@ def trace_checkpoint(checkpoint: Checkpoint, names: Sequence[str] | None = None)
         "yt8m.metrics": json_text(checkpoint.metrics),
         "yt8m.weights_sha256": weights_sha256(checkpoint.state),
     }
+    if checkpoint.trained_on is not None:
+        metadata["yt8m.videos"] = str(checkpoint.trained_on.videos)
+        metadata["yt8m.ranges"] = json_text(checkpoint.trained_on.ranges)
     if names is not None:
         metadata["yt8m.names"] = json_text(list(names))
     return TracedCheckpoint(checkpoint, model, torch_reference(model, dict(inputs)), graph, reduced, metadata)

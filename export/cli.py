@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mError
+from scorer.system.tables import paragraph, terminal_width
 from train.registry import names
 
 if TYPE_CHECKING:
@@ -21,24 +22,32 @@ if TYPE_CHECKING:
 
 SAMPLES = "samples/*.tfrecord"
 PRECISIONS = ("fp32", "fp16", "int8")
-"""In the order in which `all` writes them: the last one becomes models/default.onnx."""
+"""In the order in which `all` writes them: of the last one models/default.onnx is a copy."""
 
 _EPILOG = """\
 examples:
-  yt8m export --model bilstm                                    runs/bilstm -> models/bilstm.onnx, parity-checked
+  yt8m export --model bilstm          runs/bilstm -> models/bilstm.onnx, checked
   yt8m export --all --precision all --check 'shards/validate01[23]*.tfrecord'
-  yt8m export --checkpoint bought.safetensors --precision int8 --calibrate 'shards/validate00*.tfrecord'
+  yt8m export --checkpoint bought.safetensors --precision int8 \\
+      --calibrate 'shards/validate00*.tfrecord'
 
-fp32 computes the same function as the checkpoint, to 1e-5 of a probability. int8 is for CPUs, fp16 for CUDA; each may
-cost at most 0.002 of MAP@10, 0.003 of GAP@20 and 3% of the top-10, measured on the labelled shards of --check.
+fp32 computes the same function as the checkpoint, to 1e-5 of a probability.
+int8 is for CPUs, fp16 for CUDA; each may cost at most 0.002 of MAP@10, 0.003 of
+GAP@20 and 3% of the top-10, measured on the labelled shards of --check.
+
+The last file written is copied to DIR/default.onnx, and `score` uses
+models/default.onnx where no model is named: with --precision all the int8 file,
+with --all the last model's.
 
 exit codes:
    0  done
    2  a wrong command line
-   3  a shard is absent, unreadable or changed while it was read, or the shards hold too few labels
+   3  a shard is absent, unreadable or changed while it was read, or the shards
+      hold too few labels
    4  a shard is damaged
    5  a record is not what the model reads
-   6  a checkpoint is absent, damaged, or of another version, or cannot be converted
+   6  a checkpoint is absent, damaged, or of another version, or cannot be
+      converted
    7  a runtime or package is absent or failed
    8  a model cannot be written
   11  a model does not answer as its checkpoint does; it was not written
@@ -129,12 +138,12 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
         path = options.out / f"{loaded.config.name}{suffix}.onnx"
         with _status(f"{path}: converting and checking"):
             written.append(export_to(path, traced, precision, check, calibration))
-            _copy(path, options.out / "default.onnx")
     if options.draw:
         _draw(options.out / f"{loaded.config.name}.png", traced)
     with _status(f"{loaded.config.name}: timing against the plain export"):
         timing = None if options.no_speed else _time(traced, written, check)
     show(traced, written, check, timing)
+    _set_default(written[-1].path, options.out)
 
 
 def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample) -> Timing | None:
@@ -202,6 +211,18 @@ def _draw(path: Path, traced: TracedCheckpoint) -> None:
         return
     with replacing(path) as part, writing(path):
         draw(part, traced.checkpoint.config.name, [("as trained", traced.graph), ("as exported", traced.reduced)])
+
+
+def _set_default(path: Path, out: Path) -> None:
+    """Copy the file that was written last, and say what that changes."""
+    from scorer.model.find import MODELS
+
+    default = out / "default.onnx"
+    _copy(path, default)
+    line = f"{default} is now a copy of {path.name}"
+    if out.resolve() == MODELS.resolve():
+        line += ": `score` and Scorer() in this folder use it; `--model bundled` is the model they used without it"
+    print("\n".join(paragraph(line, terminal_width())), flush=True)
 
 
 def _copy(source: Path, target: Path) -> None:

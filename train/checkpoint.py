@@ -4,7 +4,7 @@ A run's folder holds two of them:
 
     best.safetensors   the weights (averaged ones where the run averages) of the epoch with the best MAP@10. Metadata:
                        format "1", config (ModelConfig as JSON), train (TrainConfig as JSON), metrics (JSON), and
-                       sha256 (of the weights; files of before it was added are read without).
+                       trained_on (JSON of train/facts.py) and sha256 (of the weights), which may be absent.
     last.safetensors   everything that --resume needs (train/state.py says what).
 
 A file is written beside its place, flushed to the disk and renamed, so that a full disk, a kill or a power cut leaves
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from scorer.errors import ModelError
 from train.config import ModelConfig, TrainConfig
+from train.facts import TrainedOn
 from train.files import replace_file
 from train.registry import build, config_from_json
 
@@ -38,11 +39,13 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 
 @dataclass
 class Checkpoint:
-    """What best.safetensors holds: the model's configuration, its weights by name, and its validation metrics."""
+    """What best.safetensors holds: the model's configuration, its weights by name, its validation metrics, and what is
+    known of the videos that it was trained on."""
 
     config: ModelConfig
     state: dict[str, Tensor]
     metrics: dict[str, float]
+    trained_on: TrainedOn | None = None
 
     def model(self) -> nn.Module:
         """The model with these weights, in evaluation mode, on the CPU."""
@@ -63,14 +66,16 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelError(f"{path}: the checkpoint is damaged: its weights have another sha256", remedy="train again")
     _check_finite(Path(path), tensors)
     state = {name: _widened(tensor) for name, tensor in tensors.items()}
-    return Checkpoint(config, state, _metrics(Path(path), metadata))
+    facts = TrainedOn.from_json(metadata["trained_on"]) if "trained_on" in metadata else None
+    return Checkpoint(config, state, _metrics(Path(path), metadata), facts)
 
 
-def save(
-    path: Path, config: ModelConfig, train: TrainConfig, state: Mapping[str, Tensor], metrics: Mapping[str, float]
-) -> None:
+def save(path: Path, checkpoint: Checkpoint, train: TrainConfig) -> None:
     """Write a best.safetensors. Raises OutputError; what stood at `path` then stands there still."""
+    config, state, metrics = checkpoint.config, checkpoint.state, checkpoint.metrics
     about = {"config": config.to_json(), "train": train.to_json(), "metrics": json.dumps(metrics)}
+    if checkpoint.trained_on is not None:
+        about["trained_on"] = checkpoint.trained_on.to_json()
     write(path, state, about | {"sha256": _digest(state)})
 
 

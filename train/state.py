@@ -20,6 +20,7 @@ from scorer.errors import ModelError, ResumeError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
 from train.evaluate import Record
+from train.facts import TrainedOn
 from train.files import remove_file, replace_file
 
 CURVES = "curves.png"
@@ -42,13 +43,14 @@ class TrainingProgress:
 class State:
     """A run's configurations, weights, their average, optimiser and progress.
 
-    fingerprint: of the videos. losses: float32 (steps of an epoch,), of the epoch under way. best_weights: those of the
-    best epoch where they are not saved yet.
+    fingerprint: of the videos. trained_on: what a checkpoint says about them. losses: float32 (steps of an epoch,), of
+    the epoch under way. best_weights: those of the best epoch where they are not saved yet.
     """
 
     model_config: ModelConfig
     config: TrainConfig
     fingerprint: str
+    trained_on: TrainedOn
     model: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
@@ -80,7 +82,8 @@ class State:
             return
         if self.best_weights is not None:
             shown = {name: self.best()[name] for name in ("MAP@10", "GAP@20", "Hit@1", "PERR")}
-            checkpoint.save(folder / checkpoint.BEST, self.model_config, self.config, self.best_weights, shown)
+            best = checkpoint.Checkpoint(self.model_config, self.best_weights, shown, self.trained_on)
+            checkpoint.save(folder / checkpoint.BEST, best, self.config)
             self.best_weights = None
         self._write_logs(folder)
         checkpoint.write(folder / checkpoint.LAST, self._tensors(), self._metadata())

@@ -29,6 +29,7 @@ from train.distillation.cache import cached_soft_labels
 from train.distillation.soft_labels import MOST_VIDEOS, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
+from train.facts import trained_on
 from train.gather import Resident, placed
 from train.layers import count_parameters, scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
@@ -121,7 +122,8 @@ class Training:
         average = deepcopy(self.model) if config.ema else self.model
         losses = torch.zeros(self.plan.steps, device=device)
         optimizer = _optimizer(self.model, config)
-        self.state = State(model, config, data.fingerprint(), self.model, average, optimizer, losses)
+        facts = trained_on(data.train, model.inputs)
+        self.state = State(model, config, data.fingerprint(), facts, self.model, average, optimizer, losses)
         if device.type == "cpu":
             optimize_for_cpu(self.model, bf16=self.bf16)
             keep_freed_memory()

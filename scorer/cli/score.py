@@ -95,7 +95,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="PATH_OR_NAME",
-        help="file, or name in models/ [models/default.onnx, else the bundled model]",
+        help="file, name in models/, or bundled [models/default.onnx, else bundled]",
     )
     group.add_argument(
         "--device",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,25 +19,29 @@ if TYPE_CHECKING:
     from scorer.model.predictor import ModelFacts
 
 BUNDLED = Path(__file__).parents[1] / "bundled" / "default.onnx"
+_BUNDLED_NAME = "bundled"
 MODELS = Path("models")
 _CUDA = "CUDAExecutionProvider"
 _WEIGHTS = "yt8m.weights_sha256"
 
 
 def find_model(name: str | None) -> tuple[str, str]:
-    """The model file for `name`, and in words where it came from.
+    """The model file for `name`, and in words where it came from: "bundled" is the package's own.
 
     Raises:
         ModelError: neither there nor a name in models/, no model at all, or one that may not be looked at.
     """
     if name is None:
-        for path, origin in ((MODELS / "default.onnx", "the last export"), (BUNDLED, "bundled")):
-            if _is_file(path):
-                return str(path), origin
-        raise ModelError("there is no models/default.onnx and no bundled model", hints=(Hint.OTHER_MODEL,))
+        if _is_file(MODELS / "default.onnx"):
+            return str(MODELS / "default.onnx"), "the last export"
+        name = _BUNDLED_NAME
+    if name == _BUNDLED_NAME and _is_file(BUNDLED):
+        return str(BUNDLED), "bundled"
     for path in (Path(name), MODELS / f"{name}.onnx"):
         if _is_file(path):
             return str(path), "as given"
+    if name == _BUNDLED_NAME:
+        raise ModelError("there is no models/default.onnx and no bundled model", hints=(Hint.OTHER_MODEL,))
     if os.path.lexists(name):
         return name, "as given"  # whoever opens it says what it is instead
     known = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx"))) or "nothing"
@@ -51,11 +58,29 @@ def open_model(name: str | None, open_path: Callable[[str], Model]) -> tuple[Mod
     """
     path, origin = find_model(name)
     model = open_path(path)
+    if name is None and path != str(BUNDLED):
+        origin = provenance(model.facts)
     if name is None and (twin := _fp16_twin(model.facts)) is not None:
         other = open_path(twin)
         if other.facts.metadata.get(_WEIGHTS) == model.facts.metadata.get(_WEIGHTS):
             return other, f"{origin}, in fp16 for CUDA"
     return model, origin
+
+
+def provenance(facts: ModelFacts) -> str:
+    """When a file was exported (its time of change), on how many videos its model was trained, and how good it was.
+
+    That tells a model that was made to try things out from the one that is wanted.
+    """
+    words = ["exported"]
+    with suppress(OSError):
+        words[0] += f" {datetime.fromtimestamp(os.stat(facts.path).st_mtime):%Y-%m-%d %H:%M}"
+    videos = facts.metadata.get("yt8m.videos", "")
+    if videos.isascii() and videos.isdigit():
+        words.append(f"trained on {int(videos):,} videos")
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        words.append(f"MAP@10 {float(json.loads(facts.metadata['yt8m.metrics'])['MAP@10']):.4f}")
+    return ", ".join(words)
 
 
 def _fp16_twin(facts: ModelFacts) -> str | None:

@@ -13,6 +13,7 @@ from torch import nn
 from tests.shards import example, write_shard
 from train.checkpoint import Checkpoint, save
 from train.config import ModelConfig, TrainConfig
+from train.facts import TrainedOn
 from train.layers import Scaling
 from train.registry import build, spec
 
@@ -64,7 +65,8 @@ def small_model(config: ModelConfig) -> nn.Module:
 
 def small_checkpoint(name: str) -> Checkpoint:
     config = CONFIGS[name]
-    return Checkpoint(config, dict(small_model(config).state_dict()), {"MAP@10": 0.5})
+    ranges = {name: (-2.5, 3.0) for name, _ in config.inputs}
+    return Checkpoint(config, dict(small_model(config).state_dict()), {"MAP@10": 0.5}, TrainedOn(1234, ranges))
 
 
 def save_run(runs: Path, name: str) -> Path:
@@ -72,7 +74,7 @@ def save_run(runs: Path, name: str) -> Path:
     checkpoint = small_checkpoint(name)
     path = runs / checkpoint.config.name / "best.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(path, checkpoint.config, TrainConfig(), checkpoint.state, checkpoint.metrics)
+    save(path, checkpoint, TrainConfig())
     return path
 
 

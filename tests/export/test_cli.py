@@ -284,6 +284,27 @@ def test_numbers_are_whole_in_any_width(
     assert re.search(rf"as trained.* {trained:,}\b", shown), "not as train counts them"
 
 
+def test_the_new_default_is_said_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.chdir(tmp_path)
+    save_run(Path("runs"), "lstm-wide")
+    write_videos(Path("a.tfrecord"), CONFIGS["lstm-wide"], 2100)
+    given = ["--model", "lstm", "--precision", "all", "--check", "a.tfrecord", "--no-speed"]
+    assert main(given) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        "models/default.onnx is now a copy of lstm.int8.onnx: `score` and Scorer() in this folder use it"
+    )
+    assert "--model bundled" in last
+    assert main([*given, "--out", "elsewhere"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "elsewhere/default.onnx is now a copy of lstm.int8.onnx"
+    metadata = Model.open("models/default.onnx", device="cpu").facts.metadata
+    assert metadata["yt8m.videos"] == "1234"
+    assert json.loads(metadata["yt8m.ranges"]) == {"mean_rgb": [-2.5, 3.0], "mean_audio": [-2.5, 3.0]}
+
+
 def test_a_full_temporary_folder_leaves_speed_unmeasured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,24 +20,28 @@ from scorer.errors import ModelError, OutputError
 from tests.shards import flip_bit
 from tests.train.shards import recipe
 from train import checkpoint
+from train.checkpoint import Checkpoint
+from train.data import Videos
+from train.facts import TrainedOn, trained_on
 from train.registry import build
 
+FACTS = TrainedOn(1000, {"mean_rgb": (-1.5, 2.0), "mean_audio": (-1.0, 1.25)})
 METRICS = {"MAP@10": 0.5, "GAP@20": 0.4, "Hit@1": 0.3, "PERR": 0.2}
 
 
 def saved(path: Path) -> Path:
     model, config = recipe("bilstm")
-    checkpoint.save(path, model, config, build(model).state_dict(), METRICS)
+    checkpoint.save(path, Checkpoint(model, build(model).state_dict(), METRICS, FACTS), config)
     return path
 
 
 def test_a_model_survives(tmp_path: Path) -> None:
     model, config = recipe("dmrnet")
     network = build(model).eval()
-    checkpoint.save(tmp_path / "best.safetensors", model, config, network.state_dict(), METRICS)
+    checkpoint.save(tmp_path / "best.safetensors", Checkpoint(model, network.state_dict(), METRICS, FACTS), config)
     loaded = checkpoint.load(tmp_path / "best.safetensors")
     inputs = torch.randn(3, 8), torch.randn(3, 4)
-    assert (loaded.config, loaded.metrics) == (model, METRICS)
+    assert (loaded.config, loaded.metrics, loaded.trained_on) == (model, METRICS, FACTS)
     assert torch.equal(loaded.model()(*inputs), network(*inputs))
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
@@ -89,7 +94,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model, config = recipe("bilstm")
     state = build(model).state_dict()
     state["dense.weight"][0, 0] = math.nan
-    checkpoint.save(tmp_path / "best.safetensors", model, config, state, METRICS)
+    checkpoint.save(tmp_path / "best.safetensors", Checkpoint(model, state, METRICS), config)
     with pytest.raises(ModelError, match=r"dense\.weight holds values that are not finite"):
         checkpoint.load(tmp_path / "best.safetensors")
 
@@ -98,7 +103,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 def test_half_precision_is_widened(dtype: torch.dtype, tmp_path: Path) -> None:
     model, config = recipe("bilstm")
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in build(model).state_dict().items()}
-    checkpoint.save(tmp_path / "best.safetensors", model, config, state, METRICS)
+    checkpoint.save(tmp_path / "best.safetensors", Checkpoint(model, state, METRICS), config)
     loaded = checkpoint.load(tmp_path / "best.safetensors").state
     assert all(tensor.dtype == torch.float32 for tensor in loaded.values() if tensor.is_floating_point())
     assert torch.equal(loaded["dense.weight"], state["dense.weight"].float())
@@ -175,3 +180,20 @@ def test_finished() -> None:
     assert not checkpoint.finished({"train": train, "progress": json.dumps({"epoch": 2})})
     with pytest.raises(ModelError):
         checkpoint.finished({"train": train, "progress": "{"})
+
+
+def test_what_a_model_was_trained_on() -> None:
+    rgb = np.array([[0.0, -1.2341], [5.5551, 0.5]], np.float32)
+    videos = Videos([rgb, np.zeros((2, 3), np.float32)], np.zeros((2, 1), np.int32), [b"a", b"b"])
+    facts = trained_on(videos, [("mean_rgb", 2), ("mean_audio", 3)])
+    assert facts == TrainedOn(2, {"mean_rgb": (-1.24, 5.56), "mean_audio": (0.0, 0.0)})
+    assert TrainedOn.from_json(facts.to_json()) == facts
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"videos": 1}', '{"videos": 1, "ranges": {"x": [1]}}',
+             '{"videos": 1, "ranges": {"x": [NaN, 1]}}', "[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_description_of_videos(text: str) -> None:
+    with pytest.raises(ModelError, match="training videos"):
+        TrainedOn.from_json(text)
