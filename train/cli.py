@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorer.errors import DeviceError, Yt8mError, printable
+from scorer.errors import DeviceError, Hint, Yt8mError, printable
 from scorer.system.terminal import print_stderr
 from train.overrides import overridden, overrides_of
 from train.registry import names, spec
@@ -42,6 +42,12 @@ exit codes:
 """
 
 
+_REMEDIES = {
+    Hint.SKIP: "or leave the shard out",
+    Hint.FEATURES: "or name the features and widths that it has with --inputs",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `train` with `argv` (the process's own arguments by default); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -49,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _train(options, arguments)
     except Yt8mError as error:
-        _log(f"train: {error}")
+        _log(f"train: {error.line(_REMEDIES)}")
         return error.exit_code
     except ModuleNotFoundError as error:
         _log(f"train: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorer.errors import RecordError, ShardError, TrainingError
+from scorer.errors import RecordError, TrainingError
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
@@ -107,7 +107,7 @@ def load(
 def _decode(shards: Sequence[Source], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
     for shard in shards:
         records, labelled = 0, False
-        for batch in _batches(shard, inputs):
+        for batch in batches([shard], Schema(dict(inputs)), _READ):
             check()
             _check_labels(batch, shard, records, labels)
             records, labelled = records + len(batch), labelled or batch.labelled
@@ -116,18 +116,6 @@ def _decode(shards: Sequence[Source], inputs: Inputs, labels: int, store: _Store
         if not labelled and records:
             raise TrainingError(f"{shard.address}: its videos have no labels", remedy="train on labelled shards")
     return store.videos(labels)
-
-
-def _batches(shard: Source, inputs: Inputs) -> Iterator[Batch]:
-    """The shard's batches. An error's remedy is training's own: the reader's is an option that scoring alone has."""
-    try:
-        yield from batches([shard], Schema(dict(inputs)), _READ)
-    except RecordError as error:
-        error.remedy = "leave the shard out, or name the features and widths that it has with --inputs"
-        raise
-    except ShardError as error:
-        error.remedy = "download the shard again, or leave it out"
-        raise
 
 
 class _Store:

@@ -129,9 +129,11 @@ def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, off
     """
     try:
         return protobuf.parse(payload, inputs)
+    except protobuf.FrameLevel as invalid:
+        reason, remedy, hints = str(invalid), "give video-level shards", tuple[Hint, ...]()
     except protobuf.InvalidExample as invalid:
-        reason = str(invalid)
-    return RecordError(path, reason, record=record, offset=offset, hints=(Hint.SKIP, Hint.FEATURES))
+        reason, remedy, hints = str(invalid), "", (Hint.SKIP, Hint.FEATURES)
+    return RecordError(path, reason, record=record, offset=offset, remedy=remedy, hints=hints)
 
 
 class Decoder:

@@ -22,6 +22,10 @@ class InvalidExample(Exception):
     """Why a record is not the tf.Example asked for; whoever knows where it is adds that."""
 
 
+class FrameLevel(InvalidExample):
+    """The record is a SequenceExample that has features of frames."""
+
+
 @dataclass
 class Row:
     """One record. floats: float32 (width,) for each feature of the schema; labels: packed varints, None without any."""
@@ -41,8 +45,25 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
         raise InvalidExample(f"not a tf.Example ({error})") from None
     example.DiscardUnknownFields()  # for they would be serialised again below
     features = example.features.feature
-    floats = [_floats(features, name, width) for name, width in inputs.items()]
-    return Row(floats, _id(features), _labels(features))
+    try:
+        floats = [_floats(features, name, width) for name, width in inputs.items()]
+        return Row(floats, _id(features), _labels(features))
+    except InvalidExample:
+        if frames := _frame_features(payload):
+            reason = f"a frame-level record (a SequenceExample of {frames}), not a video-level tf.Example"
+            raise FrameLevel(reason) from None
+        raise
+
+
+def _frame_features(payload: bytes) -> str:
+    """The names of a SequenceExample's lists of frames; "" for any other record."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        lists = message_type("SequenceExample").FromString(payload).feature_lists.feature_list
+    except DecodeError:
+        return ""
+    return _names(lists) if lists else ""
 
 
 def _values(features: Any, name: str, kind: str) -> Any:

@@ -21,6 +21,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
+from scorer.inputs.file_kinds import HEAD_BYTES, kind_of
 from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
 from scorer.inputs.source import Reader, Source
 
@@ -166,17 +167,20 @@ class Shard:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
         length = _SIZES[bytes(self.block.view[:_HEADER])] - _HEADER - _FOOTER
         if length >= 1 << 64:
-            return self._bad_length(bytes(self.block.view[: min(size, 64)]), offset, record)
+            return self._bad_length(bytes(self.block.view[: min(size, HEAD_BYTES)]), offset, record)
         if length > left - _HEADER - _FOOTER:
             reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
             return self._rest_is_lost(offset, record, reason)
         return self._too_long(offset, record, length)
 
-    def _bad_length(self, start: bytes, offset: int, record: int) -> Frames:
-        if offset == 0:
-            reason, remedy = _what_else(start)
-            return self._rest_is_lost(offset, record, reason, remedy)
-        return self._rest_is_lost(offset, record, "the length fails its CRC32C, and with it all that follows is lost")
+    def _bad_length(self, head: bytes, offset: int, record: int) -> Frames:
+        if offset:
+            return self._rest_is_lost(
+                offset, record, "the length fails its CRC32C, and with it all that follows is lost"
+            )
+        if kind := kind_of(head):
+            return self._rest_is_lost(offset, record, f"not a TFRecord file but {kind[0]}", kind[1])
+        return self._rest_is_lost(offset, record, "not a TFRecord file, or its first length is damaged (CRC32C)")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
         lost = ShardError(self.address, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
@@ -259,18 +263,3 @@ def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
     sums = np.array([crc32c(block.view[start:stop]) for start, stop in payloads], np.uint32)
     masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
     return bounds, np.flatnonzero(masked != block.halves[stops]).tolist()
-
-
-_KNOWN_STARTS = (
-    (b"\x1f\x8b", "it is compressed with gzip", "unpack it first (gunzip)"),
-    (b"version https://git-lfs", "it is a Git LFS pointer", "fetch the file itself (git lfs pull)"),
-    (b"<", "it looks like an HTML or XML page", "download it again"),
-)
-
-
-def _what_else(block: bytes) -> tuple[str, str]:
-    """Reason and remedy for a file whose very first length fails its CRC."""
-    for magic, what, remedy in _KNOWN_STARTS:
-        if block.startswith(magic):
-            return f"not a TFRecord file: {what}", remedy
-    return "not a TFRecord file, or its first length is damaged (CRC32C)", _DOWNLOAD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import re
 from pathlib import Path
@@ -242,6 +243,14 @@ def test_a_damaged_check_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str
     damage_payload(shard, 7)
     assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--check", shard) == 4
     assert "record 7" in capsys.readouterr().err
+
+
+def test_a_check_shard_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_run(tmp_path / "runs", "lstm")
+    shard = tmp_path / "a.tfrecord.gz"
+    shard.write_bytes(gzip.compress(b"x" * 99))
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--check", str(shard)) == 4
+    assert "compressed with gzip; unpack it first (gunzip)\n" in capsys.readouterr().err
 
 
 def test_a_model_without_a_mirror_is_exported_plainly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.shards import example, flip_bit, write_shard
+from tests.shards import example, field, flip_bit, write_shard
 from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
@@ -183,6 +184,8 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> st
         (["--valid", "a.tfrecord"], 2, "same shard"),
         (["--data", "flipped.tfrecord"], 4, "CRC"),
         (["--data", "unlabelled.tfrecord"], 12, "no labels"),
+        (["--data", "packed.tfrecord.gz"], 4, "compressed with gzip; unpack it first (gunzip), or leave the shard out"),
+        (["--data", "frames.tfrecord"], 5, "frame-level record (a SequenceExample of 'rgb'), not a video-level"),
         (["--data", "outside.tfrecord"], 5, "outside 0.."),
         (["--data", "two.tfrecord"], 12, "too few"),
         (["--data", "one.tfrecord", "--valid", "b.tfrecord"], 12, "too few"),
@@ -207,6 +210,9 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
     flip_bit("flipped.tfrecord", 200)
     write_shard("unlabelled.tfrecord", [example("v", None, features)])
     write(Path("outside.tfrecord"), 5, labels=[25])
+    Path("packed.tfrecord.gz").write_bytes(gzip.compress(Path("a.tfrecord").read_bytes()))
+    frames = field(2, field(1, field(1, b"rgb") + field(2, b"")))
+    write_shard("frames.tfrecord", [example("v", [1], {}) + frames])
     write(Path("two.tfrecord"), 2)
     write(Path("one.tfrecord"), 1)
     assert message in one_line(capsys, train("--model", "lstm", *arguments), code)

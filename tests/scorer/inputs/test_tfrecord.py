@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 from pathlib import Path
 
@@ -111,10 +110,7 @@ def test_every_truncation_is_noticed(path: str) -> None:
     [
         (b"", "the file is empty"),
         (b"hello", "truncated: 5 of a header's 12 bytes"),
-        (b"hello world, I am a text file", "not a TFRecord file, or its first length is damaged (CRC32C)"),
-        (gzip.compress(b"x" * 100), "not a TFRecord file: it is compressed with gzip"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not a TFRecord file: it is a Git LFS pointer"),
-        (b"<?xml version='1.0'?><Error>NoSuchKey</Error>", "not a TFRecord file: it looks like an HTML or XML page"),
+        (bytes(range(200, 240)), "not a TFRecord file, or its first length is damaged (CRC32C)"),
     ],
 )
 def test_other_files_are_named(path: str, content: bytes, reason: str) -> None:
