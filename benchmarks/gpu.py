@@ -1,15 +1,23 @@
-"""What a GPU does: the session alone on data that lies on it, the model fed from memory, and `score` end to end.
+"""Everything there is to measure on a GPU, in one go of less than eight minutes, as tables for docs/performance.md.
 
-    python -m benchmarks.gpu --model models/bilstm.fp16.onnx --data '../shared/data/yt8m/*.tfrecord'
+    python -m benchmarks.gpu                             # a random BiLSTM of the report's size, the sample shards
+    python -m benchmarks.gpu --models models/bilstm*.onnx --data '../shared/data/yt8m/*.tfrecord'
 
-The shards are joined and repeated into one (shards one after the other are a shard), so that the job is long enough to
-measure; just written, it lies in the page cache. Rounds alternate; printed are medians.
-Goals on an H100-class GPU with the fp16 BiLSTM: 1,000,000 videos/s end to end, at least half of the session alone.
+1. Exactness, for each model: equal scores among the ten best, how the GPU ordered them and how the scorer does;
+   whether a video's bits depend on its place and on the batch size; labels against the CPU's, by the first model.
+2. Speed, for each model: the session alone on data that lies on the GPU, with and without CUDA graphs, the model fed
+   from memory, and `score` from a shard in the page cache to the committed file. Rounds alternate; medians.
+3. What the CPU can feed, by cores: the same job with a model that costs nothing.
+4. Training: `python -m benchmarks.train`, ours against the straightforward loop, and MFU; and the time for soft labels.
+
+A part that fails says so, and the others go on. Goals on an H100 with BiLSTM in fp16: 1,000,000 videos/s end to end, at
+least 0.7 of the session alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -17,160 +25,377 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from numpy.typing import NDArray
 
+from benchmarks.free import FreePredictor
 from benchmarks.machine import machine
 from scorer.errors import DeviceError, Yt8mError
+from scorer.inputs.batching import batches
 from scorer.inputs.discover import find_shards
+from scorer.inputs.records import Schema
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.contract import OUTPUTS
+from scorer.model.cuda import OwnThread
 from scorer.model.model import Model
 from scorer.model.onnx_file import ModelFile
-from scorer.model.runtime import GpuOptions, import_runtime, open_cuda
+from scorer.model.predictor import Features, Predictions, Predictor
+from scorer.model.runtime import GpuOptions, import_runtime, load_cuda, open_cuda
+from scorer.model.ties import SPARE
 from scorer.system.signals import StopRequest
 
 K = 10
-GOAL, GOAL_RATIO = 1_000_000, 0.5
+GOAL, GOAL_RATIO = 1_000_000, 0.7
+TRAINING_VIDEOS = 40_000
+SOFT_VIDEOS = 10_000
+_VIDEO_BYTES = 4700
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every part measures with.
+
+    data: the shards given. shard: they, over and over, in one large one in the page cache. folder: to write in.
+    """
+
+    options: argparse.Namespace
+    folder: Path
+    models: Sequence[str]
+    data: Sequence[str]
+    shard: str
+
+    @property
+    def gpu(self) -> int:
+        return int(self.options.device.partition(":")[2].partition(",")[0] or 0)
+
+    def open(self, path: str, batch_size: int | None = None) -> Model:
+        options = self.options
+        return Model.open(path, device=options.device, batch_size=batch_size or options.batch_size, tf32=options.tf32)
 
 
 def main() -> int:
     options = arguments()
-    try:
-        return measure(options)
-    except Yt8mError as error:
-        print(f"benchmarks.gpu: {error}", file=sys.stderr)
-        return error.exit_code
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            setting = prepare(options, Path(folder))
+        except Yt8mError as error:
+            print(f"benchmarks.gpu: {error}", file=sys.stderr)
+            return error.exit_code
+        failed = [
+            part.__name__ for part in (exactness, speed, feeding, training, soft_labels) if not run(part, setting)
+        ]
+    print(f"\n{time.perf_counter() - began:.0f} s in all" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return DeviceError.exit_code if failed else 0
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", nargs="+", default=["../shared/data/yt8m/*.tfrecord"], metavar="SHARD")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cuda:N,M")
-    parser.add_argument("--gigabytes", type=float, default=10, help="of shards to score: 4.7 KB a video")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="FILE", help="the first is what others should answer"
+    )
+    parser.add_argument("--data", nargs="+", default=["samples/*.tfrecord"], metavar="SHARD")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:N, cuda:N,M or cuda:all")
+    parser.add_argument("--gigabytes", type=float, default=5, help="of shards to score: 4.7 KB a video")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--workers", type=int, help="decoding processes")
     parser.add_argument("--tf32", action="store_true")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement but the job's")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement but the jobs'")
+    parser.add_argument("--no-training", action="store_true")
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace) -> int:
-    model = Model.open(options.model, device=options.device, batch_size=options.batch_size, tf32=options.tf32)
-    gpu = int(model.facts.device.removeprefix("cuda:").split(",")[0])
-    alone = {graph: Resident(options.model, model, gpu, options.tf32, graph=graph) for graph in (False, True)}
+def prepare(options: argparse.Namespace, folder: Path) -> Setting:
+    """Models and one large shard. Raises Yt8mError where a GPU is not there or does not work."""
+    shards = [source.address for source in find_shards(options.data)]
+    load_cuda(import_runtime())
+    models = options.models or random_models(folder)
+    Model.open(models[0], device=options.device)
+    setting = Setting(
+        options, folder, models, shards, join(shards, folder / "joined.tfrecord", options.gigabytes * 1e9)
+    )
+    facts = setting.open(models[0]).facts
+    print(f"{gpu_name(setting.gpu)}; {machine()}\n{facts.runtime}, device {facts.device}", flush=True)
+    return setting
+
+
+def run(part: Callable[[Setting], None], setting: Setting) -> bool:
+    """Whether `part` came to its end."""
+    if setting.options.no_training and part in (training, soft_labels):
+        return True
+    print(f"\n## {part.__name__.replace('_', ' ')}\n", flush=True)
+    began = time.perf_counter()
+    try:
+        part(setting)
+    except Exception as error:  # the other parts are worth having
+        print(f"FAILED: {type(error).__name__}: {error}")
+        return False
+    finally:
+        print(f"({time.perf_counter() - began:.0f} s)", flush=True)
+    return True
+
+
+def random_models(folder: Path) -> list[str]:
+    """BiLSTM of the report's size with random weights, in every precision."""
+    from export.build import convert, trace_checkpoint, write
+    from export.videos import random_videos
+    from train.checkpoint import Checkpoint
+    from train.registry import build, spec
+
+    config, _ = spec("bilstm").recipe
+    traced = trace_checkpoint(Checkpoint(config, dict(build(config).eval().state_dict()), {}))
+    videos = random_videos(traced.inputs, 1024)
+    paths = [folder / f"random{suffix}.onnx" for suffix in ("", ".fp16", ".int8")]
+    for path, precision in zip(paths, ("fp32", "fp16", "int8"), strict=True):
+        write(path, convert(traced, precision, videos))
+    return list(map(str, paths))
+
+
+# ---- exactness
+
+
+def exactness(setting: Setting) -> None:
+    first = Model.open(setting.models[0], device="cpu")
+    rows = []
+    for path in setting.models:
+        model = setting.open(path)
+        features = noisy_videos(setting, model)
+        raw = Resident(setting, path, model.batch_size, K + SPARE).predict(features)
+        found = model.run(features, K)
+        rows.append([
+            Path(path).name,
+            percent((raw.scores[:, 1:K] == raw.scores[:, : K - 1]).any(axis=1)),
+            percent(raw.scores[:, K - 1] == raw.scores[:, K]),
+            percent(misordered(raw, K)),
+            percent(misordered(found, K)),
+            "yes" if moved_alike(model, features, found) else "NO",
+            *(percent(same_bits(setting, path, size, features, found)) for size in (512, 2048)),
+            percent((first.run(features, K).labels == found.labels).all(axis=1)),
+        ])  # fmt: skip
+    header = ["model", "equal scores", "at the border", "GPU's order wrong", "ours wrong", "bits alike when moved",
+              "in batches of 512", "of 2,048", f"labels as {Path(setting.models[0]).name} on the CPU"]  # fmt: skip
+    print_table(header, rows)
+
+
+def noisy_videos(setting: Setting, model: Model) -> Features:
+    """A batch of real videos, over and over, with noise on them."""
+    shards = find_shards(setting.options.data)
+    some = next(batches(shards, Schema(model.facts.inputs), min(model.batch_size, 256))).features
+    random = np.random.default_rng(0)
+    count = model.batch_size
+    return {
+        name: np.resize(x, (count, x.shape[1])) + random.normal(0, 0.1, (count, x.shape[1])).astype(np.float32)
+        for name, x in some.items()
+    }
+
+
+def misordered(found: Predictions, k: int) -> NDArray[np.bool_]:
+    """Rows in which a label stands before a lower one of the same score."""
+    scores, labels = found.scores[:, :k], found.labels[:, :k]
+    wrong: NDArray[np.bool_] = ((scores[:, 1:] == scores[:, :-1]) & (labels[:, 1:] < labels[:, :-1])).any(axis=1)
+    return wrong
+
+
+def moved_alike(model: Model, features: Features, found: Predictions) -> bool:
+    """Whether every video has the same bits at another place in the batch."""
+    moved = model.run({name: np.roll(x, 777, axis=0) for name, x in features.items()}, K)
+    return bool((np.roll(moved.scores, -777, axis=0) == found.scores).all())
+
+
+def same_bits(setting: Setting, path: str, size: int, features: Features, found: Predictions) -> NDArray[np.bool_]:
+    """Rows whose bits are those of another batch size."""
+    same: NDArray[np.bool_] = (setting.open(path, size).run(features, K).scores == found.scores).all(axis=1)
+    return same
+
+
+# ---- speed
+
+
+def speed(setting: Setting) -> None:
+    rows = []
+    for path in setting.models:
+        rates = model_rates(setting, path)
+        alone, graph, memory, whole = (statistics.median(rates[kind]) for kind in ALONE_TO_WHOLE)
+        goals = "met" if whole >= GOAL and whole >= GOAL_RATIO * alone else "missed"
+        numbers = (f"{rate:,.0f}" for rate in (alone, graph, memory, whole))
+        rows.append([Path(path).name, *numbers, f"{whole / alone:.0%}", goals])
+    print_table(["model", *ALONE_TO_WHOLE, "of the session", "goals"], rows)
+
+
+ALONE_TO_WHOLE = "session alone", "with a CUDA graph", "from memory", "whole job"
+
+
+def model_rates(setting: Setting, path: str) -> dict[str, list[float]]:
+    """videos/s of each kind, round by round."""
+    model, seconds = setting.open(path), setting.options.seconds
+    alone = {graphs: Resident(setting, path, model.batch_size, K, graphs=graphs) for graphs in (False, True)}
     rates = defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        shard = join(
-            [shard.address for shard in find_shards(options.data)], Path(folder) / "joined.tfrecord", options.gigabytes
-        )
-        for _ in range(options.rounds):
-            rates["session alone"].append(alone[False].rate(options.seconds))
-            rates["session alone, CUDA graph"].append(alone[True].rate(options.seconds))
-            rates["model from memory"].append(from_memory(model, options.seconds))
-            rates["score, end to end"].append(end_to_end(model, shard, options.workers))
-    return report(f"{model.facts.path} on {gpu_name(gpu)}; {machine()}", model, rates)
+    for _ in range(setting.options.rounds):
+        rates["session alone"].append(alone[False].rate(seconds))
+        rates["with a CUDA graph"].append(alone[True].rate(seconds))
+        rates["from memory"].append(from_memory(model, seconds))
+        rates["whole job"].append(whole_job(model, setting.shard))
+    return rates
 
 
 class Resident:
-    """A session of its own whose features and answers never leave the GPU."""
+    """A session of its own, in a thread of its own, whose features and predictions lie on the GPU."""
 
-    def __init__(self, path: str, model: Model, gpu: int, tf32: bool, *, graph: bool) -> None:
-        runtime = import_runtime()
-        self.size = model.batch_size
-        with ModelFile(path) as file:
-            self.session = open_cuda(runtime, file, gpu, GpuOptions(tf32=tf32, graphs=graph))
-        kind = np.float16 if self.session.get_inputs()[0].type == "tensor(float16)" else np.float32
-        random = np.random.default_rng(0)
-        tensors = {
-            name: runtime.OrtValue.ortvalue_from_numpy(random.normal(size=(self.size, width)).astype(kind), "cuda", gpu)
-            for name, width in model.facts.inputs.items()
-        }
-        tensors["k"] = runtime.OrtValue.ortvalue_from_numpy(np.array([K]))
-        make = runtime.OrtValue.ortvalue_from_shape_and_type
-        tensors["scores"] = make([self.size, K], np.float32, "cuda", gpu)
-        tensors["labels"] = make([self.size, K], np.int64, "cuda", gpu)
-        self.tensors = tensors  # the binding does not keep them
-        self.binding = self.session.io_binding()
-        for name, tensor in tensors.items():
-            bind = self.binding.bind_ortvalue_output if name in OUTPUTS else self.binding.bind_ortvalue_input
-            bind(name, tensor)
-        self.rate(0.1)
+    def __init__(self, setting: Setting, path: str, size: int, k: int, *, graphs: bool = False) -> None:
+        self._size, self._k, self._gpu = size, k, setting.gpu
+        self._thread = OwnThread("resident")
+        self._thread.do(self._open, path, GpuOptions(tf32=setting.options.tf32, graphs=graphs))
 
     def rate(self, seconds: float) -> float:
-        """Videos/s, one run after the other."""
+        """videos/s, one run after the other."""
+        return self._thread.do(self._rate, seconds)
+
+    def predict(self, features: Features) -> Predictions:
+        """As the GPU gives it."""
+        return self._thread.do(self._predict, features)
+
+    def _open(self, path: str, options: GpuOptions) -> None:
+        runtime = import_runtime()
+        with ModelFile(path) as file:
+            self._session = open_cuda(runtime, file, self._gpu, options)
+        make, copy = runtime.OrtValue.ortvalue_from_shape_and_type, runtime.OrtValue.ortvalue_from_numpy
+        random = np.random.default_rng(0)
+        tensors = {"k": copy(np.array([self._k]))}
+        for node in self._session.get_inputs():
+            self._dtype = np.float16 if node.type == "tensor(float16)" else np.float32
+            values = random.normal(0, 0.5, (self._size, node.shape[1])).astype(self._dtype)
+            tensors[node.name] = copy(values, "cuda", self._gpu)
+        for name, kind in zip(OUTPUTS, (np.float32, np.int64), strict=True):
+            tensors[name] = make([self._size, self._k], kind, "cuda", self._gpu)
+        self._tensors = tensors  # the binding does not keep them
+        self._binding = self._session.io_binding()
+        for name, tensor in tensors.items():
+            bind = self._binding.bind_ortvalue_output if name in OUTPUTS else self._binding.bind_ortvalue_input
+            bind(name, tensor)
+        self._rate(0.1)
+
+    def _rate(self, seconds: float) -> float:
         runs, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            self.session.run_with_iobinding(self.binding)
+        while runs == 0 or time.perf_counter() - began < seconds:
+            self._session.run_with_iobinding(self._binding)
             runs += 1
-        return runs * self.size / (time.perf_counter() - began)
+        return runs * self._size / (time.perf_counter() - began)
+
+    def _predict(self, features: Features) -> Predictions:
+        for name, values in features.items():
+            self._tensors[name].update_inplace(np.ascontiguousarray(values, self._dtype))
+        self._session.run_with_iobinding(self._binding)
+        return Predictions(*(self._tensors[name].numpy() for name in OUTPUTS))
 
 
 def from_memory(model: Model, seconds: float) -> float:
-    """Videos/s of the model fed with one batch in memory over and over, in all of its slots."""
+    """videos/s of the model fed with one batch in memory over and over, in all of its slots."""
     random = np.random.default_rng(0)
     features = {
         name: random.random((model.batch_size, width), np.float32) for name, width in model.facts.inputs.items()
     }
     began = time.perf_counter()
 
-    def work(slot: int) -> int:
+    def work(_: int) -> int:
         runs = 0
-        while time.perf_counter() - began < seconds:
+        while runs == 0 or time.perf_counter() - began < seconds:
             model.run(features)
             runs += 1
         return runs
 
-    with ThreadPoolExecutor(model.slots) as pool:
-        runs = sum(pool.map(work, range(model.slots)))
+    threads = 2 * model.slots
+    with ThreadPoolExecutor(threads) as pool:
+        runs = sum(pool.map(work, range(threads)))
     return runs * model.batch_size / (time.perf_counter() - began)
 
 
-def end_to_end(model: Model, shard: Path, workers: int | None) -> float:
-    """Videos/s of a whole job, from the shard to the committed file."""
+def whole_job(model: Predictor, shard: str) -> float:
+    """videos/s of a job, from the shard to the committed file."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(find_shards([str(shard)]), str(Path(folder) / "preds.csv"), workers=workers)
+        job = Job(find_shards([shard]), str(Path(folder) / "preds.csv"))
         done = score(job, model, StopRequest(), lambda progress: None)
     return done.record.scored / done.seconds
 
 
-def join(shards: list[str], target: Path, gigabytes: float) -> Path:
-    """One shard of at least `gigabytes`: `shards` one after the other, as often as it takes."""
+# ---- what the CPU can feed
+
+
+def feeding(setting: Setting) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    counts = sorted({1, 2, 4, 8, 16, len(cores)})
+    rates = {}
+    try:
+        for count in (count for count in counts if count <= len(cores)):
+            os.sched_setaffinity(0, cores[:count])
+            rates[count] = whole_job(FreePredictor(), setting.shard)
+    finally:
+        os.sched_setaffinity(0, cores)
+    one = rates[1]
+    rows = [[str(count), f"{rate:,.0f}", f"{rate / one:.2f}"] for count, rate in rates.items()]
+    print_table(["cores", "videos/s of a model that costs nothing", "times one core"], rows)
+
+
+# ---- training
+
+
+def training(setting: Setting) -> None:
+    shard = join(setting.data, setting.folder / "training.tfrecord", TRAINING_VIDEOS * _VIDEO_BYTES)
+    command = [sys.executable, "-m", "benchmarks.train", "--data", shard, "--rounds", "2", "--steps", "30"]
+    device = f"cuda:{setting.gpu}"
+    for batch in ("4096", "512"):
+        subprocess.run([*command, "--device", device, "--batch", batch], check=True, timeout=200)
+
+
+def soft_labels(setting: Setting) -> None:
+    from train.data import load
+    from train.distillation.soft_labels import compute_soft_labels
+    from train.registry import spec
+
+    config, _ = spec("bilstm").recipe
+    shard = join(setting.data, setting.folder / "soft.tfrecord", SOFT_VIDEOS * _VIDEO_BYTES)
+    videos = load(find_shards([shard]), config.inputs, config.labels)
+    began = time.perf_counter()
+    compute_soft_labels(videos, config.labels)
+    print(f"{len(videos):,} videos' soft labels in {time.perf_counter() - began:.1f} s")
+
+
+# ---- helpers
+
+
+def join(shards: Sequence[str], target: Path, size: float) -> str:
+    """One shard of at least `size` bytes: `shards` over and over, which one after the other are a shard."""
     with target.open("wb") as joined:
-        while joined.tell() < gigabytes * 1e9:
+        while joined.tell() < size:
             for path in shards:
                 with open(path, "rb") as shard:
                     shutil.copyfileobj(shard, joined, 1 << 24)
-    return target
+    return str(target)
 
 
 def gpu_name(gpu: int) -> str:
-    command = ["nvidia-smi", f"--id={gpu}", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    query = "--query-gpu=name,driver_version,pcie.link.gen.current,pcie.link.width.current"
+    command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise DeviceError(f"nvidia-smi does not answer: {error}", remedy="run this where there is a GPU") from error
+    except (OSError, subprocess.CalledProcessError):
+        return "a GPU that nvidia-smi does not know"
 
 
-def report(title: str, model: Model, rates: dict[str, list[float]]) -> int:
-    medians = {name: statistics.median(seen) for name, seen in rates.items()}
-    best = max(medians["session alone"], medians["session alone, CUDA graph"])
-    table = Table("", "videos/s", "of the session alone", title=title, title_justify="left")
-    for name, rate in medians.items():
-        table.add_row(name, f"{rate:,.0f}", f"{rate / best:.0%}")
-    Console().print(table)
-    whole = medians["score, end to end"]
-    print(f"batches of {model.batch_size:,} in {model.slots} slots; {'; '.join(model.notes) or 'memory sufficed'}")
-    print(f"goals: {GOAL:,} videos/s {'met' if whole >= GOAL else 'missed'}, "
-          f"{GOAL_RATIO:.0%} of the session {'met' if whole / best >= GOAL_RATIO else 'missed'}")  # fmt: skip
-    return 0
+def percent(rows: NDArray[Any]) -> str:
+    return f"{100 * float(np.mean(rows)):.2f}%"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As Markdown."""
+    for cells in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

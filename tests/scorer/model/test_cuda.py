@@ -29,7 +29,6 @@ from scorer.model.model import Model
 from scorer.model.ties import SPARE
 from tests.onnx_models import save_model
 from tests.scorer.model.test_model import SMALL, Features, features, rows, same
-from tests.shards import example, write_shard
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
@@ -350,21 +349,6 @@ def test_the_benchmark_refuses_a_machine_without_a_gpu(
 ) -> None:
     if CUDA in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    monkeypatch.setattr(sys, "argv", ["gpu", "--model", path])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--models", path])
     assert benchmarks.gpu.main() == DeviceError.exit_code
     assert "no CUDA provider" in capsys.readouterr().err
-
-
-def test_the_benchmark_measures(
-    gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 8}, labels=12)
-    shard = write_shard(tmp_path / "a.tfrecord", [example(b"abcd", None, {"mean_rgb": [0.5] * 8})] * 50)
-    arguments = ["--model", model, "--data", shard, "--gigabytes", "1e-5", "--batch-size", "16"]
-    monkeypatch.setattr(sys, "argv", ["gpu", *arguments, "--rounds", "1", "--seconds", "0.01"])
-    monkeypatch.setattr(benchmarks.gpu, "import_runtime", lambda: gpu)
-    monkeypatch.setattr(benchmarks.gpu, "gpu_name", lambda number: "a stand-in")
-    assert benchmarks.gpu.main() == 0
-    printed = capsys.readouterr().out
-    assert "a stand-in" in printed
-    assert "score, end to end" in printed

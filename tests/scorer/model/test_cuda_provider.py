@@ -176,6 +176,19 @@ def test_no_room_for_the_model_is_an_error_or_a_reason_for_the_cpu(cuda_stub: Cu
     assert "cpu, CPUExecutionProvider: cuda:0 has no room" in done.stderr
 
 
+def test_the_benchmark_runs(cuda_stub: CudaStub) -> None:
+    """On the stand-ins its figures mean nothing; this shows that every part but training comes to its end."""
+    sizes = ["--gigabytes", "0.002", "--batch-size", "64", "--rounds", "1", "--seconds", "0.01"]
+    model = str(ROOT / "scorer" / "bundled" / "default.onnx")
+    done = cuda_stub.run("-m", "benchmarks.gpu", "--models", model, *sizes, "--no-training", CUDA_STUB_TIES="3")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    exact = next(line for line in done.stdout.splitlines() if line.startswith("| default.onnx"))
+    assert exact.startswith("| default.onnx | 100.00% | 100.00% | 100.00% | 0.00% | yes | 100.00% | 100.00% |")
+    captures = done.calls("cudaStreamBeginCapture")
+    assert len(captures) == 1, "the session that is measured with a CUDA graph"
+    assert not done.calls("FORBIDDEN")
+
+
 KINDS = {
     "launch": 719,
     "copy": 700,
