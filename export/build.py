@@ -12,6 +12,7 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from export.emulate import EmulatedFp16
 from export.graph import Graph
 from export.onnx_writer import contrib_operators, json_text, set_metadata, to_onnx
 from export.parity import (
@@ -159,7 +160,10 @@ def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSa
     if precision == "fp32":
         report["pytorch"] = check_parity(model, traced.reference, traced.inputs, check)
     else:
-        report["quality"] = check_quality(model, traced.reference, check)
+        expected = traced.reference(check.features)
+        if precision == "fp16" and traced.reduced is not None:
+            report["emulated"] = check_quality(EmulatedFp16(to_fp16(traced.reduced)), expected, check)
+        report["quality"] = check_quality(model, expected, check)
     report["independence"] = check_independence(model, check, HALF_BOUND if precision == "fp16" else BOUND)
     return report
 

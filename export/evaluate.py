@@ -21,17 +21,32 @@ def evaluate(graph: Graph, features: Mapping[str, NDArray], dtype: type = np.flo
     return results
 
 
-def walk(graph: Graph, features: Mapping[str, NDArray], dtype: type = np.float64) -> Iterator[tuple[str, NDArray]]:
-    """As `evaluate`, one (name, result) at a time."""
+def walk(
+    graph: Graph,
+    features: Mapping[str, NDArray],
+    dtype: type = np.float64,
+    rounded: Callable[[str, NDArray], NDArray] = lambda name, result: result,
+) -> Iterator[tuple[str, NDArray]]:
+    """As `evaluate`, one (name, result) at a time; kept are only those that are still read.
+
+    rounded: what becomes of each result before it is read.
+    """
     results: dict[str, NDArray] = {}
+    result: NDArray
     values: dict[str, NDArray]
+    unread = {name: len(readers) for name, readers in graph.readers.items()}
     for name, op in graph.ops.items():
         if op.kind == "input":
-            results[name] = np.asarray(features[name], dtype)
+            result = np.asarray(features[name], dtype)
         else:
-            values = {key: value.astype(dtype) for key, value in op.values.items()}
-            results[name] = _compute(op, [results[i] for i in op.inputs], values)
+            values = {key: value.astype(dtype, copy=False) for key, value in op.values.items()}
+            result = _compute(op, [results[i] for i in op.inputs], values)
+        results[name] = rounded(name, result)
         yield name, results[name]
+        for source in dict.fromkeys(op.inputs):
+            unread[source] -= 1
+            if not unread[source]:
+                del results[source]
 
 
 def _compute(op: Operator, x: list[NDArray], values: Mapping[str, NDArray]) -> NDArray:

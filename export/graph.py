@@ -78,6 +78,14 @@ class Graph:
                 readers[source].append(name)
         return readers
 
+    def half_precision(self) -> set[str]:
+        """The operators that compute in float16: from a cast to it up to the cast back."""
+        half: set[str] = set()
+        for name, op in self.ops.items():
+            if op.kind == "to_fp16" or (op.kind != "to_fp32" and any(source in half for source in op.inputs)):
+                half.add(name)
+        return half
+
     def parameters(self) -> int:
         """Numbers in all weights."""
         return sum(value.size for op in self.ops.values() for value in op.values.values())

@@ -51,8 +51,9 @@ def node_count(graph: Graph) -> int:
 
 def _written(graph: Graph) -> _Writer:
     writer = _Writer()
+    half = graph.half_precision()
     for name, op in graph.ops.items():
-        writer.enter(name, op)
+        writer.weights = np.float16 if name in half else np.float32
         _WRITERS[op.kind](writer, name, op)
     return writer
 
@@ -113,21 +114,16 @@ def _output_infos() -> list[Any]:
 
 
 class _Writer:
-    """Collects nodes and initialisers; equal initialisers are stored once."""
+    """Collects nodes and initialisers; equal initialisers are stored once.
+
+    weights: the type of the next operator's.
+    """
 
     def __init__(self) -> None:
-        self._half: set[str] = set()
-        self._weights: type[np.float16] | type[np.float32] = np.float32
+        self.weights: type[np.float16] | type[np.float32] = np.float32
         self.nodes: list[NodeProto] = []
         self.initialisers: list[TensorProto] = []
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-
-    def enter(self, name: str, op: Operator) -> None:
-        """Operator `name` is next: what follows a cast to float16 has float16 weights, up to the cast back."""
-        half = op.kind == "to_fp16" or (op.kind != "to_fp32" and any(i in self._half for i in op.inputs))
-        if half:
-            self._half.add(name)
-        self._weights = np.float16 if half else np.float32
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Add a node of one output and give that output's name, which is the node's as well."""
@@ -136,7 +132,7 @@ class _Writer:
 
     def floats(self, name: str, value: NDArray) -> str:
         """Store float64 weights, rounded once to the precision of the operator; gives the initialiser's name."""
-        return self.exact(name, np.asarray(value, self._weights))
+        return self.exact(name, np.asarray(value, self.weights))
 
     def exact(self, name: str, value: NDArray) -> str:
         """Store an array as it is; gives the initialiser's name."""

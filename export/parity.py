@@ -1,7 +1,8 @@
 """Gates: an exported file answers as its checkpoint does, through the session that will serve it, or it is not kept.
 
     check_parity        fp32: the same probabilities, to 1e-5, in batches of several sizes
-    check_quality       int8, fp16: nearly the same top labels and metrics, on labelled videos
+    check_quality       int8, fp16: nearly the same top labels and metrics, on labelled videos; of fp16 also as a GPU
+                        computes it (export/emulate.py)
     check_independence  any: a video's answer does not depend on its neighbours in a batch
 
 Each collects every failure before it raises GateError, and otherwise returns a report for the file's metadata.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from export.videos import Features, VideoSample
 from scorer.errors import GateError
 from scorer.evaluation.metrics import evaluate
-from scorer.model.predictor import Predictor
+from scorer.model.predictor import Predictions, Predictor
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -114,8 +115,14 @@ def _differences(size: int, expected: Floats, found: Floats, top: Ints) -> list[
     return failures
 
 
-def check_quality(model: Predictor, reference: Reference, videos: VideoSample) -> Report:
-    """Compare top-10 sets and metrics with those of the checkpoint.
+class Runs(Protocol):
+    """What is asked of a model whose quality is checked."""
+
+    def run(self, features: Features, k: int = TOP) -> Predictions: ...
+
+
+def check_quality(model: Runs, expected: Floats, videos: VideoSample) -> Report:
+    """Compare top-10 sets and metrics with those of the checkpoint, whose probabilities are `expected` (n, labels).
 
     With 2,000 labelled videos or more: MAP@10 at most 0.002 lower, GAP@20 at most 0.003, at least 97% of the top-10
     the same. With fewer the overlap alone is asked for, and the report says that quality was not measured.
@@ -123,7 +130,6 @@ def check_quality(model: Predictor, reference: Reference, videos: VideoSample) -
     Raises GateError naming every bound that does not hold, or whose scores are not finite: NaN has an order like any
     other number, so two models that give nothing else would agree.
     """
-    expected = reference(videos.features)
     depth = min(2 * TOP, expected.shape[1])
     order = np.argsort(-expected, axis=1, kind="stable")[:, :depth]
     best = np.take_along_axis(expected, order, axis=1)
@@ -188,7 +194,7 @@ def _differing(size: int, bound: float, expected: tuple[Floats, Ints], found: tu
     return [f"in batches of {size} a score differs by {difference:.2g} and {int(moved.sum())} labels change"]
 
 
-def in_batches(model: Predictor, features: Features, size: int, k: int) -> tuple[Floats, Ints]:
+def in_batches(model: Runs, features: Features, size: int, k: int) -> tuple[Floats, Ints]:
     """Scores and labels (n, k) of n videos, `size` at a time."""
     count = len(next(iter(features.values())))
     parts = [

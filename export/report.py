@@ -54,14 +54,14 @@ def _notes(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSa
     if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):
         yield "quality was not measured: that takes 2,000 labelled videos, given with --check"
     if any(exported.precision == "fp16" for exported in written):
-        yield "fp16 is for CUDA: on a CPU it is no faster than fp32"
+        yield "fp16 is for CUDA, whose rounding was emulated: on a CPU it is no faster than fp32"
 
 
 def _agreement(report: Mapping[str, Any]) -> str:
     if "pytorch" in report:
         parity = report["pytorch"]
         return f"within {parity['max_difference']:.0e} of each probability (bound {parity['bound']:.0e}), same top-10"
-    quality = report["quality"]
+    quality = report.get("emulated", report["quality"])
     lines = [f"{quality['overlap']:.2%} of the top-10"]
     if quality["quality"] != "not measured":
         changes = [(name, *pair) for name, pair in quality["quality"].items() if name[:4] in ("MAP@", "GAP@")]

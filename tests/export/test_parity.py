@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export import parity
-from export.parity import check_independence, check_parity, check_quality
+from export.parity import Reference, Report, check_independence, check_parity, check_quality
 from export.videos import Features, VideoSample, random_videos
 from scorer.errors import GateError
 from scorer.model.predictor import Predictions
@@ -52,10 +52,14 @@ def reference(features: Features) -> NDArray[np.float32]:
     return Stub().probabilities(features)
 
 
+def quality(model: Stub, videos: VideoSample, expected: Reference = reference) -> Report:
+    return check_quality(model, expected(videos.features), videos)
+
+
 def test_the_same_answers_pass() -> None:
     report = check_parity(Stub(), reference, INPUTS, random_videos(INPUTS, 300))
     assert report["max_difference"] == 0
-    assert check_quality(Stub(), reference, labelled(2500))["overlap"] == 1
+    assert quality(Stub(), labelled(2500))["overlap"] == 1
     assert check_independence(Stub(), random_videos(INPUTS, 1100))["same_bits"]
 
 
@@ -87,7 +91,7 @@ def test_a_difference_just_beyond_the_bound_fails() -> None:
 
 def test_quality_that_falls_fails() -> None:
     with pytest.raises(GateError) as caught:
-        check_quality(Stub(noise=2), reference, labelled(2500))
+        quality(Stub(noise=2), labelled(2500))
     for part in ("of the top-10", "MAP@10 falls", "GAP@20 falls"):
         assert part in str(caught.value)
 
@@ -97,22 +101,22 @@ def test_quality_of_no_numbers_fails() -> None:
         return np.full_like(reference(features), np.nan)
 
     with pytest.raises(GateError, match="of the file's scores are not finite"):
-        check_quality(Stub(noise=float("nan")), reference, labelled(20))
+        quality(Stub(noise=float("nan")), labelled(20))
     with pytest.raises(GateError, match=r"of the checkpoint's scores.*of the file's scores"):
-        check_quality(Stub(noise=float("nan")), broken, labelled(2500))
+        quality(Stub(noise=float("nan")), labelled(2500), broken)
 
 
 def test_quality_of_a_model_with_few_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.export.test_parity.LABELS", 7)
-    report = check_quality(Stub(), reference, labelled(2500))
+    report = quality(Stub(), labelled(2500))
     assert set(report["quality"]) == {"MAP@7", "GAP@7", "Hit@1", "PERR"}
 
 
 def test_too_few_labels_leave_quality_unmeasured() -> None:
-    report = check_quality(Stub(noise=1e-4), reference, labelled(1999))
+    report = quality(Stub(noise=1e-4), labelled(1999))
     assert report["quality"] == "not measured"
     with pytest.raises(GateError, match="of the top-10"):
-        check_quality(Stub(noise=2), reference, labelled(1999))
+        quality(Stub(noise=2), labelled(1999))
 
 
 def test_answers_that_depend_on_neighbours_fail() -> None:
