@@ -4,7 +4,7 @@ What counts as a record (everything else is a RecordError of that record alone):
 
 - every feature of the schema is a float list of exactly its width, all values finite;
 - the id is `id`, or `video_id` (the 2017 release) where there is no `id`: a bytes list of one value, valid UTF-8
-  without NUL, 1 to 1024 bytes;
+  without control characters, 1 to 1024 bytes;
 - `labels` is absent, empty, or an int64 list of at most 65,536 values (any int64: the caller judges the range);
 - all other features are ignored, whatever they hold.
 """
@@ -25,6 +25,7 @@ from scorer.inputs.tfrecord import Block, Frames
 
 Octets: TypeAlias = NDArray[np.uint8]
 
+_PRINTABLE = bytes(range(0x20, 0x7F))
 _COPIED_TOGETHER = 96  # records; their features pass through a core's cache on the way
 _CONTINUES = bytes([0] * 0x80 + [1] * 0x80)  # whether a varint continues after this byte
 _TOO_LONG = b"\1" * 10
@@ -153,16 +154,16 @@ class Decoder:
 
 
 def _ids(joined: bytes, sizes: Ints, irregular: NDArray[np.bool_]) -> list[bytes]:
-    """n ids of `sizes` bytes, one after the other. Marks the rows whose id is not plain ASCII."""
+    """n ids of `sizes` bytes, one after the other. Marks the rows whose id is not printable ASCII."""
     size = int(sizes[0])
-    plain = joined.isascii() and b"\0" not in joined
+    plain = not joined.translate(None, _PRINTABLE)
     if plain and size and (sizes == size).all():
         equally_long: list[bytes] = np.frombuffer(joined, f"S{size}").tolist()  # would strip NULs from the ends of ids
         return equally_long
     stops = np.cumsum(sizes).tolist()
     ids = [joined[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
     if not plain:
-        irregular |= [not id.isascii() or b"\0" in id for id in ids]
+        irregular |= [bool(id.translate(None, _PRINTABLE)) for id in ids]
     return ids
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.kernels.limits import MAX_ID_BYTES
 
 MAX_LABELS = 1 << 16
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
+"""A line feed in an id would forge a line for every tool that reads lines, an escape reach the terminal."""
 _OPTIONAL, _REPEATED = 1, 3  # these and the types are FieldDescriptorProto's
 _FLOAT, _INT64, _STRING, _BYTES = 2, 3, 9, 12
 
@@ -110,12 +113,12 @@ def _checked_id(key: str, value: bytes) -> bytes:
         raise InvalidExample(f"feature {key!r} is empty")
     if len(value) > MAX_ID_BYTES:
         raise InvalidExample(f"feature {key!r} is {len(value)} bytes long, more than {MAX_ID_BYTES}")
-    if b"\0" in value:
-        raise InvalidExample(f"feature {key!r} contains NUL")
     try:
-        value.decode()
+        text = value.decode()
     except UnicodeDecodeError:
         raise InvalidExample(f"feature {key!r} is not UTF-8: {value[:20]!r}") from None
+    if control := _CONTROL.search(text):
+        raise InvalidExample(f"feature {key!r} contains the control character U+{ord(control[0]):04X}")
     return value
 
 

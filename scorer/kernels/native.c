@@ -256,9 +256,16 @@ static bool find_features(Span example, const Input *inputs, int64_t count, Span
     return true;
 }
 
+/* Whether a text in UTF-8 has control characters: C0, DEL or C1 (U+0080 to U+009F). */
+static bool has_controls(Span text) {
+    for (; text.at < text.end; text.at++)
+        if (*text.at < ' ' || *text.at == 0x7f || (*text.at == 0xc2 && text.at[1] < 0xa0)) return true;
+    return false;
+}
+
 /* Whether an id and labels found by `find_features` are valid. */
 static bool is_plain(Span id, Span labels) {
-    return is_utf8(id) && !memchr(id.at, 0, id.end - id.at) && are_varints(labels);
+    return is_utf8(id) && !has_controls(id) && are_varints(labels);
 }
 
 /* Copy float32 numbers; whether all are finite. */
@@ -699,13 +706,30 @@ static bool is_bare(uint8_t c) {
     return ('0' <= c && c <= '9') || ('A' <= (c & ~0x20) && (c & ~0x20) <= 'Z') || c == '-' || c == '_';
 }
 
+/* What an id may not start with in a cell of a spreadsheet, beside ASCII up to the space: signs that make a formula, in
+ * all their widths, what is stripped before one, and the guard itself. As in scorer/kernels/numpy_rows.py. */
+static const char *const guarded[] = {
+    "=", "+", "-", "@", "'", "\xc2\x85", "\xc2\xa0", "\xc2\xad", "\xe1\x9a\x80", "\xe1\xa0\x8e", "\xe2\x80",
+    "\xe2\x81", "\xe2\x88\x92", "\xe3\x80\x80", "\xef\xb9\xa2", "\xef\xb9\xa3", "\xef\xb9\xa6",
+    "\xef\xb9\xab", "\xef\xbb\xbf", "\xef\xbc\x8b", "\xef\xbc\x8d", "\xef\xbc\x9d", "\xef\xbc\xa0",
+};
+
+static bool is_guarded(const uint8_t *id, size_t size) {
+    if (size && *id <= ' ') return true;
+    for (size_t i = 0; i < sizeof guarded / sizeof *guarded; i++) {
+        size_t length = strlen(guarded[i]);
+        if (size >= length && !memcmp(id, guarded[i], length)) return true;
+    }
+    return false;
+}
+
 /* Write an id as a CSV field: at most 2 size + 3 bytes. */
 static char *put_id(char *to, const uint8_t *id, int64_t size) {
     int64_t bare = 0;
     while (bare < size && is_bare(id[bare])) bare++;
     if (size && bare == size) { memcpy(to, id, size); return to + size; }
     *to++ = '"';
-    if (size && memchr("=+-@\t\r", *id, 6)) *to++ = '\'';
+    if (is_guarded(id, size)) *to++ = '\'';
     for (int64_t i = 0; i < size; i++) {
         if (id[i] == '"') *to++ = '"';
         *to++ = (char)id[i];

@@ -20,7 +20,15 @@ from scorer.kernels.packed import PackedStrings, check_shapes
 
 _ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9_-]+")
-_FORMULA_STARTS = (b"=", b"+", b"-", b"@", b"\t", b"\r")  # what spreadsheets evaluate (OWASP, "CSV Injection")
+_SIGNS = "=+-@'\x85\xa0\xad\u1680\u180e\u2212\u3000\ufe62\ufe63\ufe66\ufe6b\ufeff\uff0b\uff0d\uff1d\uff20"
+_GUARDED = (
+    *(bytes([code]) for code in range(ord(" ") + 1)),
+    *(sign.encode() for sign in _SIGNS),
+    b"\xe2\x80",  # U+2000 to U+203F: spaces and marks without a width
+    b"\xe2\x81",  # U+2040 to U+207F: more of them
+)
+"""What an id may not start with in a cell of a spreadsheet: signs that make a formula, in all their widths, what is
+stripped before one, and the guard itself (OWASP, "CSV Injection"). As in native.c."""
 _LABEL_LIMIT = 10_000  # labels below it have at most the four digits that the table gives them
 _BLOCK = 1024  # rows whose matrix (180 KB at ten pairs) stays in cache; four times as many take twice as long each
 _LONGEST_FAST_ID = 64  # one longer id would widen every row of the matrix
@@ -63,12 +71,13 @@ def format_rows_plain(ids: Sequence[bytes], labels: NDArray[np.int64], scores: N
 def quote_id(name: bytes) -> bytes:
     """An id as a CSV field: bare when made of [A-Za-z0-9_-] alone, else quoted (RFC 4180).
 
-    A quoted id that a spreadsheet would take for a formula gets a leading apostrophe inside the quotes. A bare id may
-    start with `-`, as many YouTube ids do: it holds nothing that could call a function.
+    A quoted id that a spreadsheet might take for a formula gets a leading apostrophe inside the quotes; so does one
+    that starts with an apostrophe, so that no two ids give one field. A bare id may start with `-`, as many YouTube ids
+    do: it holds nothing that could call a function.
     """
     if _PLAIN_ID.fullmatch(name):
         return name
-    guard = b"'" if name.startswith(_FORMULA_STARTS) else b""
+    guard = b"'" if name.startswith(_GUARDED) else b""
     return b'"' + guard + name.replace(b'"', b'""') + b'"'
 
 

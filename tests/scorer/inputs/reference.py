@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,6 @@ def decode(payload: bytes, inputs: Mapping[str, int]) -> Video | None:
 
 def _good_id(id: bytes) -> bool:
     try:
-        return 0 < len(id) <= 1024 and "\0" not in id.decode()
+        return 0 < len(id) <= 1024 and "Cc" not in map(unicodedata.category, id.decode())
     except UnicodeDecodeError:
         return False

@@ -269,7 +269,12 @@ MISTAKES: dict[str, Callable[[], bytes]] = {
     "feature 'audio' holds -inf at index 0": lambda: shards.example("a", [], FLOATS | {"audio": [-np.inf, 2]}),
     "there is no 'id' or 'video_id'; the record has 'audio', 'labels', 'rgb'": lambda: shards.example(None, [], FLOATS),
     "feature 'id' is empty": lambda: shards.example("", [], FLOATS),
-    "feature 'id' contains NUL": lambda: shards.example("a\0b", [], FLOATS),
+    r"feature 'id' contains the control character U+0000": lambda: shards.example("a\0b", [], FLOATS),
+    r"feature 'id' contains the control character U+000A": lambda: shards.example("a\nb", [], FLOATS),
+    r"feature 'id' contains the control character U+001B": lambda: shards.example("\x1b[2J", [], FLOATS),
+    r"feature 'id' contains the control character U+007F": lambda: shards.example("a\x7f", [], FLOATS),
+    r"feature 'id' contains the control character U+0085": lambda: shards.example("a\x85", [], FLOATS),
+    r"feature 'id' contains the control character U+009B": lambda: shards.example("\x9bb", [], FLOATS),
     "feature 'id' is not UTF-8: b'\\xff'": lambda: shards.example(b"\xff", [], FLOATS),
     "feature 'id' is 1025 bytes long, more than 1024": lambda: shards.example("x" * 1025, [], FLOATS),
     "feature 'id' holds 2 values, not one": lambda: (

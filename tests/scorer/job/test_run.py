@@ -152,15 +152,25 @@ def test_without_skip_the_first_bad_record_ends_the_job(job: Job) -> None:
     assert len(ids_of(job)) == 30
 
 
-HOSTILE = ["a,b", 'say "x"', "two\nlines", "=1+1", "+1", "@x", "-x", "\ttab", "é", "x" * 300, "ends\r"]
+HOSTILE = ["a,b", 'say "x"', "=1+1", "'=1+1", "+1", "@x", "-x", " =x", "\xa0=x", "\ufeff=x", "＝x", "é", "x" * 300]
+FORGING = ['a"\nVICTIM,0 1.000000', "\ttab", "ends\r", "\x1b[2J", "\x0b=x", "\x85", "\x7f"]
 
 
 def test_hostile_ids_stay_in_their_cell(job: Job) -> None:
     features = {name: np.ones(width, np.float32) for name, width in INPUTS.items()}
     shards.write_shard(job.shards[0].address, [shards.example(name, None, features) for name in HOSTILE])
     do(job)
-    guarded = ["'" + name if name[0] in "=+@\t" else name for name in HOSTILE]
+    guarded = ["'" + name if name[0] in "=+@' \xa0\ufeff＝" else name for name in HOSTILE]
     assert ids_of(job)[: len(HOSTILE)] == guarded
+    assert len(rows_of(job).splitlines()) == 1 + len(HOSTILE) + 14 + 7, "a line a row, for every tool"
+
+
+def test_ids_that_would_forge_a_line_or_reach_the_terminal_are_bad_records(job: Job) -> None:
+    features = {name: np.ones(width, np.float32) for name, width in INPUTS.items()}
+    shards.write_shard(job.shards[0].address, [shards.example(name, None, features) for name in FORGING])
+    record = do(replace(job, on_error="skip")).record
+    assert (record.scored, record.quarantined) == (14 + 7, len(FORGING))
+    assert all("control character" in bad["reason"] for bad in quarantine_of(job))
 
 
 def test_repeated_ids_are_counted(job: Job) -> None:

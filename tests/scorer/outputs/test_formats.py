@@ -99,11 +99,46 @@ def test_csv_readers_get_the_id_back(name: str) -> None:
     assert read in (name, "'" + name)
 
 
-@pytest.mark.parametrize("start", ["=", "+", "@", "\t", "\r", "-"])
+STARTS = [
+    "=",
+    "+",
+    "@",
+    "-",
+    "\t",
+    "\r",
+    "\n",
+    "\x0b",
+    " ",
+    "\xa0",
+    "\ufeff",
+    "\u200b",
+    "\u2060",
+    "\u3000",
+    "＝",
+    "＠",
+    "＋",
+    "－",
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_no_quoted_id_starts_a_formula(start: str) -> None:
     quoted = quote_id(f"{start}cmd|'/c calc'!A0".encode()).decode()
     [[read]] = csv.reader(io.StringIO(quoted, newline=""), strict=True)
     assert read.startswith("'")
+
+
+STARTING = st.sampled_from([*STARTS, "'", "''", "'=", "é", "“", "−", "a", "\x7f", ""])
+
+
+@given(st.lists(st.tuples(STARTING, st.text("=+-@'\"a,é \n\xa0", max_size=4)).map("".join).filter(bool), unique=True))
+def test_two_ids_never_give_one_field(names: list[str]) -> None:
+    ids = [name.encode() for name in names]
+    labels, scores = np.zeros((len(ids), 1), np.int64), np.zeros((len(ids), 1), np.float32)
+    rows = format_rows(ids, labels, scores)
+    assert rows == format_rows_plain(ids, labels, scores)
+    fields = [row[0] for row in csv.reader(io.StringIO(rows.decode(), newline=""), strict=True)]
+    assert len(set(fields)) == len(ids)
 
 
 def test_an_id_that_starts_with_a_dash_stays_bare() -> None:
