@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scorer.errors import ModelError
+from scorer.inputs.file_kinds import HEAD_BYTES, SAFETENSORS, kind_of
 from train.config import ModelConfig, TrainConfig
 from train.facts import TrainedOn
 from train.files import replace_file
@@ -60,6 +61,8 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     Raises ModelError when it is absent, damaged, of another format or model, or holds a weight that is not finite.
     """
     tensors, metadata = read(Path(path))
+    if "progress" in metadata:
+        raise ModelError(f"{path} is what a run resumes from, not a checkpoint", remedy=f"give the {BEST} beside it")
     config = config_from_json(metadata.get("config", ""))
     check_fits(Path(path), config, tensors)
     if metadata.get("sha256", digest := _digest(tensors)) != digest:
@@ -107,6 +110,7 @@ def finished(metadata: Mapping[str, str]) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    _check_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get("format", "none")
@@ -118,6 +122,23 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelError(f"{path}: no such checkpoint", remedy="train first") from None
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again, with --restart") from None
+
+
+def _check_kind(path: Path) -> None:
+    """Raise ModelError where `path` is a folder or another kind of file, and say which."""
+    if path.is_dir():
+        place = path / BEST if (path / BEST).exists() else f"the {BEST} of a run"
+        raise ModelError(f"{path} is a folder, not a checkpoint", remedy=f"give {place}")
+    try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is no regular file, so no checkpoint", remedy=f"give the {BEST} of a run")
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return  # the reader says what is wrong
+    kind = kind_of(head, f"give the {BEST} that `yt8m train` leaves in the folder of a run")
+    if head and kind is not None and kind[0] != SAFETENSORS:
+        raise ModelError(f"{path} is {kind[0]}, not a checkpoint", remedy=kind[1])
 
 
 def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a file is that was given as a shard and is none: by its first bytes."""
+"""What a file is that was given as another kind of file: by its first bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zlib
 HEAD_BYTES = 512
 """How many of them are asked for."""
 
+SAFETENSORS = "a safetensors file"
 _UNPACK = "unpack it first"
 _STARTS = (
     (b"\x1f\x8b", "compressed with gzip", f"{_UNPACK} (gunzip)"),
@@ -25,25 +26,28 @@ _STARTS = (
 _TFRECORD = "give a TFRecord file of tf.Examples"
 
 
-def kind_of(head: bytes) -> tuple[str, str] | None:
-    """What a file with these first bytes is, and what to do; None for what is not known."""
+def kind_of(head: bytes, wanted: str = _TFRECORD) -> tuple[str, str] | None:
+    """What a file with these first bytes is, and what to do; None for what is not known.
+
+    wanted: what to do where the file is no form of the right one.
+    """
     for start, what, remedy in _STARTS:
         if head.startswith(start):
-            return what, remedy or _TFRECORD
+            return what, remedy or wanted
     if head.startswith(b"PK\x03\x04"):
         checkpoint = b"data.pkl" in head
-        return ("a PyTorch checkpoint", _TFRECORD) if checkpoint else ("a zip archive", f"{_UNPACK} (unzip)")
+        return ("a PyTorch checkpoint", wanted) if checkpoint else ("a zip archive", f"{_UNPACK} (unzip)")
     if head[257:262] == b"ustar":
         return "a tar archive", f"{_UNPACK} (tar -x)"
     if head[8:10] == b'{"' and head[4:8] == bytes(4):
-        return "a safetensors file", _TFRECORD
+        return SAFETENSORS, wanted
     if head[:1] == b"\x08" and head[2:3] == b"\x12":
-        return "an ONNX model", _TFRECORD
+        return "an ONNX model", wanted
     if not any(head):
         return "nothing but zeros", "copy it again: it was not copied whole"
     if _inflates(head):
         return "compressed with zlib", _UNPACK
-    return _text(head)
+    return _text(head, wanted)
 
 
 def _inflates(head: bytes) -> bool:
@@ -53,7 +57,7 @@ def _inflates(head: bytes) -> bool:
         return False
 
 
-def _text(head: bytes) -> tuple[str, str] | None:
+def _text(head: bytes, wanted: str) -> tuple[str, str] | None:
     try:
         text = head[:HEAD_BYTES].decode()
     except UnicodeDecodeError as error:
@@ -64,4 +68,4 @@ def _text(head: bytes) -> tuple[str, str] | None:
         return None
     if text.lstrip().startswith("<"):
         return "an HTML or XML page", "download it again"
-    return f"text that begins {text[:20]!r}", _TFRECORD
+    return f"text that begins {text[:20]!r}", wanted

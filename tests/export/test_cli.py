@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,66 @@ def test_a_configuration_that_no_model_has(
     save_file(good.state, path, {"format": "1", "config": config, "metrics": "{}"})
     assert run(tmp_path, tmp_path / "models", "--checkpoint", str(path)) == 6
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def checkpoint_error(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that `export --checkpoint` ends with."""
+    assert run(path.parent, path.parent / "models", "--checkpoint", str(path)) == 6
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_a_run_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = save_run(tmp_path, "lstm")
+    assert f"lstm is a folder, not a checkpoint; give {best}" in checkpoint_error(best.parent, capsys)
+    (tmp_path / "empty").mkdir()
+    assert "give the best.safetensors of a run" in checkpoint_error(tmp_path / "empty", capsys)
+
+
+def test_pytorchs_own_files_are_no_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for new in (True, False):
+        torch.save({"x": torch.zeros(1)}, tmp_path / "model.pt", _use_new_zipfile_serialization=new)
+        assert "model.pt is a PyTorch checkpoint, not a checkpoint; give the best" in checkpoint_error(
+            tmp_path / "model.pt", capsys
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html>", "an HTML or XML page"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (bytes(600), "nothing but zeros"),
+    ],
+)
+def test_other_files_are_no_checkpoints(
+    content: bytes, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.safetensors").write_bytes(content)
+    assert f"is {kind}, not a checkpoint" in checkpoint_error(tmp_path / "best.safetensors", capsys)
+
+
+def test_a_training_state_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = {"format": "1", "config": small_checkpoint("lstm").config.to_json(), "progress": "{}"}
+    save_file({"model.x": torch.zeros(1)}, tmp_path / "last.safetensors", about)
+    assert "give the best.safetensors beside it" in checkpoint_error(tmp_path / "last.safetensors", capsys)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "no regular file" in checkpoint_error(tmp_path / "pipe", capsys)
+
+
+@pytest.mark.parametrize("key", ["joint_blocks", "input_blocks", "width", "labels"])
+def test_a_small_file_of_a_giant_model_is_refused_at_once(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = small_checkpoint("dmrnet")
+    config = json.dumps({**json.loads(good.config.to_json()), key: 10**9})
+    save_file(good.state, tmp_path / "bomb.safetensors", {"format": "1", "config": config, "metrics": "{}"})
+    assert f"{key} is 1000000000" in checkpoint_error(tmp_path / "bomb.safetensors", capsys)
 
 
 def test_all_wants_every_run_before_it_writes_one(tmp_path: Path) -> None:
