@@ -137,13 +137,10 @@ def _check_predictions(session: Session, contract: Contract) -> None:
     """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
     videos = _videos(contract)
     together = _ask(session, contract, videos)
-    for row in range(2):
-        alone = _ask(session, contract, {name: values[[row, row]] for name, values in videos.items()})
-        difference = float(np.abs(alone[0] - together[row]).max())
-        if difference > _tolerance(session, contract):
-            raise ValueError(
-                f"a video's scores depend on the others in its batch, and differ by up to {difference:.2g}"
-            )
+    alone = _ask(session, contract, {name: values[[1, 1]] for name, values in videos.items()})  # as a slot asks
+    difference = float(np.abs(alone[0] - together[1]).max())
+    if difference > _tolerance(session, contract):
+        raise ValueError(f"a video's scores depend on the others in its batch, and differ by up to {difference:.2g}")
 
 
 def _videos(contract: Contract) -> dict[str, NDArray[Any]]:
@@ -175,8 +172,9 @@ def _ask(session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]
         raise ValueError(f"{asked}, it gives {scores.shape} scores and {labels.shape} labels")
     if not (scores.min() >= 0 and scores.max() <= 1 and (np.diff(scores) <= 0).all()):
         raise ValueError("its scores do not descend within [0, 1]")
-    if not (np.sort(labels) == np.arange(contract.labels)).all():
+    found: NDArray[np.float32] = np.full_like(scores, np.nan)
+    if labels.min() >= 0 and labels.max() < contract.labels:
+        np.put_along_axis(found, labels, scores, axis=1)
+    if np.isnan(found).any():
         raise ValueError(f"its labels are not 0 to {contract.labels - 1}, each once")
-    found: NDArray[np.float32] = np.empty_like(scores)
-    np.put_along_axis(found, labels, scores, axis=1)
     return found

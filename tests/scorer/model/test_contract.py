@@ -90,6 +90,27 @@ def sum_of_those_before(proto: onnx.ModelProto) -> None:
     replace_sigmoid(proto, helper.make_node("CumSum", ["logits", "axis"], ["changed"]))
 
 
+def sum_of_those_behind(proto: onnx.ModelProto) -> None:
+    sum_of_those_before(proto)
+    node = next(node for node in proto.graph.node if node.op_type == "CumSum")
+    node.attribute.append(helper.make_attribute("reverse", 1))
+
+
+def labels_moved_by_one(proto: onnx.ModelProto) -> None:
+    move_labels(proto, "Add")
+
+
+def one_label_for_all(proto: onnx.ModelProto) -> None:
+    move_labels(proto, "Min")
+
+
+def move_labels(proto: onnx.ModelProto, operator: str) -> None:
+    """Combine them with 1."""
+    proto.graph.node[-1].output[1] = "labels_"
+    proto.graph.initializer.append(helper.make_tensor("one", TensorProto.INT64, [1], [1]))
+    proto.graph.node.append(helper.make_node(operator, ["labels_", "one"], ["labels"]))
+
+
 def scaled_by_the_count(proto: onnx.ModelProto) -> None:
     proto.graph.initializer.append(helper.make_tensor("zero", TensorProto.INT64, [1], [0]))
     shape = helper.make_node("Shape", ["logits"], ["shape"])
@@ -129,6 +150,9 @@ def scaled_by_the_count(proto: onnx.ModelProto) -> None:
         (ascending, "do not descend"),
         (mean_of_the_batch, r"a video's scores depend on the others in its batch, and differ by up to 0\.\d"),
         (sum_of_those_before, "a video's scores depend on the others in its batch"),
+        (labels_moved_by_one, "its labels are not 0 to 29, each once"),
+        (one_label_for_all, "its labels are not 0 to 29, each once"),
+        (sum_of_those_behind, "a video's scores depend on the others in its batch"),
         (scaled_by_the_count, "a video's scores depend on the others in its batch"),
     ],
 )
