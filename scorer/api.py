@@ -90,6 +90,7 @@ class Scorer:
         batch_size: int | None = None,
         tf32: bool = False,
         gpu_memory: int | None = None,
+        provider: str | None = None,
     ) -> None:
         """Open `model`, a file or a name in models/.
 
@@ -99,6 +100,8 @@ class Scorer:
             batch_size: videos that run at once; the device's best by default.
             tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
             gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
+            provider: instead of a device, another execution provider of ONNX Runtime, such as "openvino" or
+                "openvino:device_type=GPU".
 
         Raises:
             ModelError: no such model, or a file that is damaged or not of this scorer.
@@ -111,6 +114,7 @@ class Scorer:
             "batch_size": batch_size,
             "tf32": tf32,
             "gpu_memory": gpu_memory,
+            "provider": provider,
         }
         name = None if model is None else os.fspath(model)
         self._model: Model | None

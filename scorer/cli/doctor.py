@@ -127,7 +127,7 @@ def _providers(runtime: Any) -> Iterable[Finding]:
         if _loads(_CUDA_LIBRARIES["driver"][0]) or _loads(_CUDA_LIBRARIES["driver"][1]):
             yield from _driver_and_gpus(runtime)
     if others := [name for name in listed if name not in (CPU, CUDA)]:
-        yield Finding("other providers", f"{', '.join(others)}: listed, never used")
+        yield Finding("other providers", f"{', '.join(others)}: listed; --provider takes them")
 
 
 def _tried(provider: str, open_session: Callable[[], Any], remedy: str) -> Finding:

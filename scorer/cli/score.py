@@ -97,11 +97,18 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
         metavar="PATH_OR_NAME",
         help="file, name in models/, or bundled [models/default.onnx, else bundled]",
     )
-    group.add_argument(
+    where = group.add_mutually_exclusive_group()
+    where.add_argument(
         "--device",
         type=_device,
         default="auto",
         help="auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all [auto: CUDA where it opens]",
+    )
+    where.add_argument(
+        "--provider",
+        type=_provider,
+        metavar="NAME[:KEY=VALUE,...]",
+        help="another execution provider of ONNX Runtime: openvino, dml, migraphx or coreml, with its own options",
     )
     group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products, of 10 bits")
     group.add_argument("--gpu-memory", type=_gibibytes, metavar="GIB", help="on CUDA: memory of each GPU to use [all]")
@@ -155,6 +162,15 @@ def _device(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _provider(text: str) -> str:
+    from scorer.model.devices import Provider
+
+    try:
+        return str(Provider.parse(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _gibibytes(text: str) -> int:
     """Bytes of `text`, a number of GiB."""
     try:
@@ -203,6 +219,7 @@ def _open(path: str, options: argparse.Namespace) -> Model:
         batch_size=options.batch_size,
         tf32=options.tf32,
         gpu_memory=options.gpu_memory,
+        provider=options.provider,
     )
 
 

@@ -51,7 +51,7 @@ def read_contract(path: str, session: Session) -> Contract:
         _check_outputs(session)
         labels, names = _read_labels(metadata)
         contract = Contract(inputs, dtype, labels, names, metadata, _read_ranges(metadata, inputs))
-        _check_predictions(session, contract)
+        check_predictions(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
     return contract
@@ -133,7 +133,7 @@ def _read_json(metadata: Mapping[str, str], key: str) -> Any:
         raise ValueError(f"its {key} is no JSON: {error}") from None
 
 
-def _check_predictions(session: Session, contract: Contract) -> None:
+def check_predictions(session: Session, contract: Contract) -> None:
     """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
     videos = _videos(contract)
     together = _ask(session, contract, videos)

@@ -38,7 +38,7 @@ from scorer.model.contract import OUTPUTS, Contract, read_contract
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
-from scorer.model.ties import SPARE, best, undecided
+from scorer.model.ties import SPARE, settle
 
 Array: TypeAlias = NDArray[Any]
 R = TypeVar("R")
@@ -248,26 +248,17 @@ class CudaSlot:
         for name in OUTPUTS:
             self._cuda.download(buffers.arrays[name], buffers.tensors[name].data_ptr(), stream)
         self._cuda.wait(stream)
-        return self._best(buffers, Predictions(*(buffers.arrays[name][:videos] for name in OUTPUTS)), k)
+        found = Predictions(*(buffers.arrays[name][:videos] for name in OUTPUTS))
+        return settle(found, k, self._labels, lambda: self._every_label(buffers))
 
-    def _best(self, buffers: Buffers, found: Predictions, k: int) -> Predictions:
-        """The `k` best of more; all labels decide where equal scores may go on beyond those found."""
-        predictions = best(found, k)
-        rows = undecided(found, k)
-        if len(rows) and found.scores.shape[1] < self._labels:
-            scores, labels = self._every_label(buffers)
-            decided = best(Predictions(scores[rows], labels[rows]), k)
-            predictions.scores[rows], predictions.labels[rows] = decided
-        return predictions
-
-    def _every_label(self, buffers: Buffers) -> Sequence[Array]:
-        """Scores and labels, (size, labels) each, of the features that the last run left on the GPU."""
+    def _every_label(self, buffers: Buffers) -> Predictions:
+        """All labels, (size, labels), of the features that the last run left on the GPU."""
         every = self._runtime.OrtValue.ortvalue_from_numpy(np.array([self._labels], np.int64))
         binding = self._bind({**buffers.tensors, "k": every}, but=OUTPUTS)
         for name in OUTPUTS:
             binding.bind_output(name)  # in main memory
         self._session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()  # type: ignore[no-any-return]
+        return Predictions(*binding.copy_outputs_to_cpu())
 
     def _bind(self, tensors: Mapping[str, Any], but: Sequence[str] = ()) -> Any:
         """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""

@@ -46,6 +46,7 @@ class Model:
         batch_size: int | None = None,
         tf32: bool = False,
         gpu_memory: int | None = None,
+        provider: str | None = None,
     ) -> Model:
         """Open the ONNX file at `path`; the options are those of `scorer.model.placement.DeviceOptions`.
 
@@ -56,7 +57,7 @@ class Model:
         """
         with ModelFile(path) as file:
             runtime = import_runtime()
-            placed = place(runtime, file, DeviceOptions(device, threads, batch_size, tf32, gpu_memory))
+            placed = place(runtime, file, DeviceOptions(device, threads, batch_size, tf32, gpu_memory, provider))
             file.check_unchanged()
         contract = placed.contract
         facts = ModelFacts(

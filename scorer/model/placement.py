@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scorer.errors import DeviceError, Hint
+from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.arguments import check_whole_number
-from scorer.model.contract import Contract, read_contract
-from scorer.model.devices import check_device, gpus
+from scorer.model.contract import Contract, check_predictions, read_contract
+from scorer.model.devices import Provider, check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
-from scorer.model.runtime import CPU, CUDA, GpuOptions, load_cuda, open_cpu
+from scorer.model.providers import ProviderSlot, without_default_k
+from scorer.model.runtime import CPU, CUDA, GpuOptions, device_errors, load_cuda, open_cpu, open_provider
 from scorer.model.slots import CpuSlot, Slot, SlotPool
 from scorer.system.cores import usable_cores
 
@@ -51,6 +53,7 @@ class DeviceOptions:
     batch_size: videos that run at once in a slot; the device's best by default.
     tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
     gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
+    provider: instead of a device, another execution provider of ONNX Runtime: see `scorer.model.providers.Provider`.
     """
 
     device: str = "auto"
@@ -58,6 +61,7 @@ class DeviceOptions:
     batch_size: int | None = None
     tf32: bool = False
     gpu_memory: int | None = None
+    provider: str | None = None
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -65,6 +69,8 @@ class DeviceOptions:
             check_whole_number("threads", self.threads, 1, MOST_THREADS)
         if self.batch_size is not None:
             check_whole_number("batch_size", self.batch_size, 1, MOST_VIDEOS)
+        if self.provider is not None and self.device != "auto":
+            raise UsageError("a device and a provider were both given", remedy="leave one out")
         if self.gpu_memory is not None:
             check_whole_number("gpu_memory", self.gpu_memory, 1, 1 << 62)
 
@@ -77,6 +83,8 @@ def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
         DeviceError: the device is not there, or the model cannot run on it.
         UsageError: no device is called so.
     """
+    if options.provider is not None:
+        return _on_provider(runtime, file, Provider.parse(options.provider), options)
     auto = options.device == "auto"
     check_device(options.device)
     if options.device == "cpu":
@@ -120,6 +128,23 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
     names = " and ".join(sorted({cuda.name(gpu) for gpu in numbers}))
     engine = f"{' TF32' * options.tf32} on {names}, batches of {pool.batch_size:,}"
     return Placement(contract, pool, device, CUDA, reason, engine)
+
+
+def _on_provider(runtime: Any, file: ModelFile, provider: Provider, options: DeviceOptions) -> Placement:
+    """Raises DeviceError where it is not there, does not open or would leave the model's work to the CPU."""
+    provider.check_listed(runtime)
+    name = str(provider)
+    try:
+        contract = read_contract(file.path, open_cpu(runtime, file, 1))
+        model = without_default_k(Path(file.address).read_bytes())
+        session = open_provider(runtime, model, provider.full_name, provider.options)
+        with device_errors(name):
+            check_predictions(session, contract)
+    except MemoryError:
+        raise DeviceError(f"{name} has no room for {file.path}", hints=(Hint.ON_CPU,)) from None
+    pool = _fitted(runtime, contract, name, [ProviderSlot(session)], options.batch_size or CPU_BATCH)
+    engine = f" with {name}, batches of {pool.batch_size:,}"
+    return Placement(contract, pool, name, provider.full_name, "asked for", engine)
 
 
 def _fitted(runtime: Any, contract: Contract, device: str, slots: Sequence[Slot], size: int) -> SlotPool:

@@ -15,7 +15,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -152,6 +152,24 @@ def open_cuda(runtime: Any, model: ModelFile | bytes, gpu: int, options: GpuOpti
         raise DeviceError(f"cuda:{gpu} does not open{why}", remedy="`yt8m doctor` says what is missing")
     if left := _heavy_on_cpu(session):
         raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use an fp16 model", hints=(Hint.ON_CPU,))
+    return session
+
+
+def open_provider(runtime: Any, model: bytes, provider: str, choices: Mapping[str, str]) -> Session:
+    """A session on another execution provider, ONNX Runtime's name for it, with that one's own options.
+
+    Raises:
+        DeviceError: provider or model does not open, or the provider leaves heavy operators to the CPU.
+        MemoryError: the device has no room for the model.
+    """
+    options = _options(runtime)
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    with device_errors(provider):
+        session = _open(runtime, model, options, [(provider, dict(choices))])
+    if session.get_providers()[0] != provider:
+        raise DeviceError(f"{provider} does not open", remedy="see its documentation for what it needs")
+    if left := _heavy_on_cpu(session):
+        raise DeviceError(f"{provider} has no kernel for {', '.join(left)}", hints=(Hint.ON_CPU,))
     return session
 
 

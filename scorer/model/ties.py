@@ -7,6 +7,7 @@ are often equal. So such a provider is asked for SPARE more labels than wanted, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,22 @@ from scorer.model.predictor import Predictions
 
 SPARE = 6
 """Labels beyond the k best that are looked at; more equals than these at the border are rare, and cost a second run."""
+
+
+def settle(found: Predictions, k: int, labels: int, every: Callable[[], Predictions]) -> Predictions:
+    """The `k` best of `found`; `every` label decides where equal scores may go on beyond those found.
+
+    Args:
+        found: the best of n videos, `labels` or at least k + 1 of them, equals in any order.
+        labels: how many the model has.
+        every: gives all of them for the same videos.
+    """
+    predictions, rows = best(found, k), undecided(found, k)
+    if len(rows) and found.scores.shape[1] < labels:
+        scores, indices = every()
+        decided = best(Predictions(scores[rows], indices[rows]), k)
+        predictions.scores[rows], predictions.labels[rows] = decided
+    return predictions
 
 
 def best(found: Predictions, k: int) -> Predictions:

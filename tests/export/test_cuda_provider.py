@@ -18,10 +18,13 @@ pytestmark = needs_provider
 WHERE = """
 import json, sys
 from scorer.model.model import Model
+from scorer.model.onnx_file import ModelFile
 from scorer.model.runtime import import_runtime, open_cuda
 
 nodes = {}
-for part in open_cuda(import_runtime(), sys.argv[1], 0).get_provider_graph_assignment_info():
+with ModelFile(sys.argv[1]) as file:
+    session = open_cuda(import_runtime(), file, 0)
+for part in session.get_provider_graph_assignment_info():
     nodes.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
 model = Model.open(sys.argv[1], device="cuda", batch_size=64)
 print(json.dumps(nodes))
