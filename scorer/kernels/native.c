@@ -507,7 +507,7 @@ static PyObject *check_predictions(PyObject *self, PyObject *args) {
     Py_buffer labels, scores;
     Py_ssize_t count, rows;
     if (!PyArg_ParseTuple(args, "y*y*nn", &labels, &scores, &rows, &count)) return NULL;
-    int64_t k = rows >= 0 ? width_of(&labels, &scores, rows) : -1, row = 0;
+    int64_t k = rows >= 0 ? width_of(&labels, &scores, rows) : -1, row = k ? 0 : rows; /* of nothing any number is good */
     bool fits = k >= 0 && count >= 0;
     if (fits) {
         const uint8_t *label = labels.buf, *score = scores.buf;
