@@ -23,6 +23,7 @@ from export.parity import (
     check_independence,
     check_parity,
     check_quality,
+    expected_of,
     torch_reference,
 )
 from export.plain import plain_export
@@ -33,6 +34,7 @@ from export.videos import VideoSample
 from scorer.errors import ModelError
 from scorer.model.model import Model
 from scorer.outputs.atomic import replacing, writing
+from scorer.system.phases import At, nobody, portion
 from train.checkpoint import Checkpoint
 
 FORMAT = "1"
@@ -111,7 +113,12 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def export_to(
-    path: Path, traced: TracedCheckpoint, precision: str, check: VideoSample, calibration: VideoSample
+    path: Path,
+    traced: TracedCheckpoint,
+    precision: str,
+    check: VideoSample,
+    calibration: VideoSample,
+    at: At = nobody,
 ) -> Exported:
     """Write the model in `precision` to `path`, which is replaced only by a file that passes its gates.
 
@@ -122,12 +129,13 @@ def export_to(
     """
     proto = convert(traced, precision, calibration)
     onnx.checker.check_model(proto, full_check=True)
+    at(0.2)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         with writing(path):
             write(part, proto)
-        report = _gate(Model.open(str(part), device="cpu"), traced, precision, check)
+        report = _gate(Model.open(str(part), device="cpu"), traced, precision, check, portion(at, 0.2, 1.0))
         if precision == "int8":
             report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
@@ -155,16 +163,18 @@ def convert(traced: TracedCheckpoint, precision: str, calibration: VideoSample) 
     return proto
 
 
-def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSample) -> Report:
+def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSample, at: At) -> Report:
     report: Report = {}
+    bound = HALF_BOUND if precision == "fp16" else BOUND
     if precision == "fp32":
-        report["pytorch"] = check_parity(model, traced.reference, traced.inputs, check)
+        report["pytorch"] = check_parity(model, traced.reference, traced.inputs, check, portion(at, 0.0, 0.5))
     else:
-        expected = traced.reference(check.features)
+        expected = expected_of(traced.reference, check, portion(at, 0.0, 0.3))
         if precision == "fp16" and traced.reduced is not None:
-            report["emulated"] = check_quality(EmulatedFp16(to_fp16(traced.reduced)), expected, check)
-        report["quality"] = check_quality(model, expected, check)
-    report["independence"] = check_independence(model, check, HALF_BOUND if precision == "fp16" else BOUND)
+            emulated = EmulatedFp16(to_fp16(traced.reduced))
+            report["emulated"] = check_quality(emulated, expected, check, portion(at, 0.3, 0.6))
+        report["quality"] = check_quality(model, expected, check, portion(at, 0.6, 0.8))
+    report["independence"] = check_independence(model, check, bound, portion(at, 0.8, 1.0))
     return report
 
 

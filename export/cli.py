@@ -6,11 +6,11 @@ import argparse
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mError
+from scorer.system.phases import phase
 from scorer.system.tables import paragraph, terminal_width
 from train.registry import names
 
@@ -127,21 +127,21 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
     from scorer.model.vocabulary import read_vocabulary
     from train.checkpoint import load
 
-    loaded = load(checkpoint)
-    names = read_vocabulary(options.vocabulary, loaded.config.labels) if options.vocabulary else None
-    traced = trace_checkpoint(loaded, names)
+    with phase("export", f"{checkpoint}: reading and reducing"):
+        loaded = load(checkpoint)
+        names = read_vocabulary(options.vocabulary, loaded.config.labels) if options.vocabulary else None
+        traced = trace_checkpoint(loaded, names)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
     check, calibration = _videos(shards, traced, precisions)
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
         path = options.out / f"{loaded.config.name}{suffix}.onnx"
-        with _status(f"{path}: converting and checking"):
-            written.append(export_to(path, traced, precision, check, calibration))
+        with phase("export", f"{path}: converting and checking") as at:
+            written.append(export_to(path, traced, precision, check, calibration, at))
     if options.draw:
         _draw(options.out / f"{loaded.config.name}.png", traced)
-    with _status(f"{loaded.config.name}: timing against the plain export"):
-        timing = None if options.no_speed else _time(traced, written, check)
+    timing = None if options.no_speed else _time(traced, written, check)
     show(traced, written, check, timing)
     _set_default(written[-1].path, options.out)
 
@@ -151,7 +151,8 @@ def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSam
     from export.timing import time_files
 
     try:
-        return time_files(traced, written, check)
+        with phase("export", f"{traced.checkpoint.config.name}: timing against the plain export") as at:
+            return time_files(traced, written, check, at)
     except OSError as error:
         _tell(f"export: not timed: {error.strerror or error}")
     except ModelError as error:
@@ -169,11 +170,14 @@ def _videos(
     """
     from export.videos import random_videos, read_videos
 
-    samples = _sample_videos(traced.inputs) if "check" not in shards else None
-    check = read_videos(shards["check"], traced.inputs) if "check" in shards else samples
+    def read(option: str) -> VideoSample:
+        with phase("export", f"reading the shards of --{option}") as at:
+            return read_videos(shards[option], traced.inputs, at=at)
+
+    check = read("check") if "check" in shards else _sample_videos(traced.inputs)
     if "check" in shards and check is not None and set(precisions) != {"fp32"}:
         _check_labelled(shards["check"], check)
-    calibration = read_videos(shards["calibrate"], traced.inputs) if "calibrate" in shards else check
+    calibration = read("calibrate") if "calibrate" in shards else check
     if calibration is None and "int8" in precisions:
         raise UsageError("int8 takes its ranges from real videos", remedy="give shards with --calibrate or --check")
     check = check or random_videos(traced.inputs, 1024)
@@ -230,13 +234,6 @@ def _copy(source: Path, target: Path) -> None:
 
     with replacing(target) as part, writing(target):
         shutil.copyfile(source, part)
-
-
-def _status(text: str) -> AbstractContextManager[object]:
-    """A line that moves on standard error while something takes its time; nothing where that is no terminal."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(text) if sys.stderr.isatty() else nullcontext()
 
 
 def _tell(line: str) -> None:

@@ -17,6 +17,7 @@ from export.plain import plain_export
 from export.videos import VideoSample
 from scorer.model.model import Model
 from scorer.model.predictor import Features
+from scorer.system.phases import At, nobody, portion
 
 PLAIN = "plain export"
 
@@ -32,7 +33,7 @@ class Timing:
         return [f"{self.rates[name]:,.0f}", f"{self.rates[name] / self.rates[PLAIN]:.2f}"]
 
 
-def time_files(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample) -> Timing:
+def time_files(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample, at: At = nobody) -> Timing:
     """Time each file against the plain export of the same checkpoint, about a second each.
 
     Raises OSError where the temporary folder has no room for the plain export, ModelError where there can be none.
@@ -40,9 +41,10 @@ def time_files(traced: TracedCheckpoint, written: Sequence[Exported], check: Vid
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.onnx"
         size = write(path, plain_export(traced.model, traced.checkpoint.config.inputs, traced.metadata))
+        at(0.5)
         models = {PLAIN: Model.open(str(path), device="cpu")}
         models |= {exported.path.name: Model.open(str(exported.path), device="cpu") for exported in written}
-        return Timing(measure(models, check), size)
+        return Timing(measure(models, check, at=portion(at, 0.5, 1.0)), size)
 
 
 class Timed(Protocol):
@@ -52,17 +54,19 @@ class Timed(Protocol):
 
 
 def measure(
-    models: Mapping[str, Timed], videos: VideoSample, batch: int = 512, seconds: float = 1.0
+    models: Mapping[str, Timed], videos: VideoSample, batch: int = 512, seconds: float = 1.0, at: At = nobody
 ) -> dict[str, float]:
     """Videos per second of each model, the median over rounds, of about `seconds` each in all; at least three."""
     features = videos.rows(np.arange(batch) % len(videos))
     rates: dict[str, list[float]] = {name: [] for name in models}
     for model in models.values():
         model.run(features)
-    stop = time.perf_counter() + seconds * len(models)
+    begin = time.perf_counter()
+    stop = begin + seconds * len(models)
     while time.perf_counter() < stop or len(next(iter(rates.values()))) < 3:
         for name, model in models.items():
             start = time.perf_counter()
             model.run(features)
             rates[name].append(batch / (time.perf_counter() - start))
+        at((time.perf_counter() - begin) / (stop - begin))
     return {name: statistics.median(found) for name, found in rates.items()}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scorer.inputs.batching import batches
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
+from scorer.system.phases import At, nobody
 
 Features = dict[str, NDArray[np.float32]]
 
@@ -39,7 +40,9 @@ class VideoSample:
         return {name: values[chosen] for name, values in self.features.items()}
 
 
-def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62) -> VideoSample:
+def read_videos(
+    shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62, at: At = nobody
+) -> VideoSample:
     """Decode the first `limit` videos of shards with the scorer's reader.
 
     Raises InputError, ShardError or RecordError at the first fault, UsageError where there is no video at all.
@@ -48,6 +51,7 @@ def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: i
 
     parts: list[Features] = []
     values, counts, read = [], [], 0
+    row, size = 4 * sum(inputs.values()), max(1, sum(shard.stat.size for shard in shards))
     for batch in batches(shards, Schema(dict(inputs)), min(_READ, limit)):
         take = min(len(batch), limit - read)
         parts.append({name: rows[:take].copy() for name, rows in batch.features.items()})
@@ -55,6 +59,7 @@ def read_videos(shards: Sequence[Source], inputs: Mapping[str, int], *, limit: i
         values.append(batch.label_values[: splits[-1]])
         counts.append(np.diff(splits))
         read += take
+        at(min(1.0, read * row / size))
         batch.release()
         if read == limit:
             break
