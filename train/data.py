@@ -109,6 +109,8 @@ def _decode(shards: Sequence[Source], inputs: Inputs, labels: int, store: _Store
         records, labelled = 0, False
         for batch in batches([shard], Schema(dict(inputs)), _READ):
             check()
+            if batch.label_faults:
+                raise batch.label_faults[0]
             _check_labels(batch, shard, records, labels)
             records, labelled = records + len(batch), labelled or batch.labelled
             store.append(batch)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,7 @@ class Batch:
     labelled: whether any record of the batch had a `labels` feature.
     end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
+    label_faults: what is wrong with the labels of videos that are here without them, up to MAX_QUARANTINED.
     finished: (shard index, records read there in all: good ones and quarantined ones) of shards that ended here.
 
     A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
@@ -66,6 +68,7 @@ class Batch:
         self.labelled = False
         self.end = start
         self.quarantined: list[Quarantined] = []
+        self.label_faults: list[ShardError | RecordError] = []
         self.finished: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -140,6 +143,9 @@ class Batch:
         self.labelled = self.labelled or run.labelled
         return run
 
+    def add_label_faults(self, faults: Iterable[ShardError | RecordError]) -> None:
+        self.label_faults += islice(faults, MAX_QUARANTINED - len(self.label_faults))
+
     def _add(self, count: int, ids: bytes, labels: bytes) -> None:
         self._ids.append(ids)
         self._labels.append(labels)
@@ -195,6 +201,7 @@ class _Batcher:
                 return position
             for error in run.bad.values():
                 self._fault(error)
+            self._batch.add_label_faults(run.label_faults.values())
             position = Position(position.shard, position.record + run.records, position.offset + run.size)
             self._batch.end = position
         if position.offset == size > 0:
@@ -219,6 +226,8 @@ class _Batcher:
                 stop += 1
             elif not self._batch.append(block.rows, row, stop):
                 continue  # there is one more bad record now
+            if faults := block.rows.label_faults:
+                self._batch.add_label_faults(faults[at] for at in range(row, stop) if at in faults)
             row = stop
             self._batch.end = block.position(row)
         if block.lost:

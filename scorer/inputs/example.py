@@ -5,7 +5,8 @@ What counts as a record (everything else is a RecordError of that record alone):
 - every feature of the schema is a float list of exactly its width, all values finite;
 - the id is `id`, or `video_id` (the 2017 release) where there is no `id`: a bytes list of one value, valid UTF-8
   without control characters, 1 to 1024 bytes;
-- `labels` is absent, empty, or an int64 list of at most 65,536 values (any int64: the caller judges the range);
+- `labels` is absent, empty, or an int64 list of at most 65,536 values (any int64: the caller judges the range); with
+  anything else there, the record is good and has no labels, and what is wrong with them is given beside it;
 - all other features are ignored, whatever they hold.
 """
 
@@ -17,10 +18,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import Hint, RecordError, ShardError
+from scorer.errors import Hint, RecordError
 from scorer.inputs import protobuf
 from scorer.inputs.layouts import Ints, Layouts
-from scorer.inputs.records import Schema
+from scorer.inputs.records import Faults, Schema
 from scorer.inputs.tfrecord import Block, Frames
 
 Octets: TypeAlias = NDArray[np.uint8]
@@ -44,7 +45,8 @@ class Records:
     def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
         self._path, self._frames, self._inputs = path, frames, inputs
         self._irregular: dict[int, protobuf.Row] = {}
-        self.bad: dict[int, ShardError | RecordError] = dict(frames.bad)
+        self.bad: Faults = dict(frames.bad)
+        self.label_faults: Faults = {}
         if len(self.bad) == len(frames):
             self._set_empty()
         else:
@@ -117,10 +119,18 @@ class Records:
             if isinstance(parsed, RecordError):
                 self.bad[row] = parsed
                 continue
+            if parsed.label_fault:
+                at = self._frames.location(row)
+                self.label_faults[row] = label_fault(self._path, parsed.label_fault, *at)
             self._irregular[row] = parsed
             self.ids[row], self.labelled[row] = parsed.id, parsed.labels is not None
             labels[row] = np.frombuffer(parsed.labels or b"", np.uint8)
         self.labels, self.label_sizes = np.concatenate(labels), np.array([*map(len, labels)], np.int64)
+
+
+def label_fault(path: str, reason: str, record: int, offset: int) -> RecordError:
+    """What is wrong with the labels of a record that is good without them."""
+    return RecordError(path, reason, record=record, offset=offset, remedy="write them as an int64 list")
 
 
 def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, offset: int) -> protobuf.Row | RecordError:

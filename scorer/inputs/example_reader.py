@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import RecordError, ShardError
-from scorer.inputs.example import Decoder, parse
+from scorer.errors import Hint, RecordError, ShardError
+from scorer.inputs.example import Decoder, label_fault, parse
+from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
+from scorer.inputs.long_record import shortened
 from scorer.inputs.position import Position
-from scorer.inputs.protobuf import Row
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Run, Schema
+from scorer.inputs.protobuf import InvalidExample, Row
+from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Rows, Run, Schema
 from scorer.inputs.source import Reader, Source
-from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Shard
+from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Frames, Shard
 from scorer.kernels import loops
 from scorer.kernels.limits import MAX_INPUTS
 from scorer.kernels.loops import Decode
@@ -59,6 +61,9 @@ class NativeDecoder:
             if not isinstance(parsed, Row):
                 run.bad[row] = parsed
                 continue
+            if parsed.label_fault:
+                at = position.record + row, offset
+                run.label_faults[row] = label_fault(shard.address, parsed.label_fault, *at)
             for values, to in zip(parsed.floats, features, strict=True):
                 to[rows[0] + row] = values
             ids[row], labels[row] = parsed.id, parsed.labels or b""
@@ -84,13 +89,14 @@ class NativeRows:
         self._features = [np.empty((self._size, width), np.float32) for width in widths]
         self._sizes = RowSizes(self._size)
         self.bad: Faults = {}
+        self.label_faults: Faults = {}
 
     def decode(self, shard: Shard, position: Position) -> NDArray[np.int64]:
         """Take the whole records from `position` on as far as there is room; returns DecodedBlock.bounds."""
         run = self._decoder.decode(shard, position, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
         id_sizes, self.label_sizes, labelled, sizes = self._sizes.matrix[:, : run.records]
         self.ids, self.labels = PackedStrings(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
-        self.labelled, self.bad = labelled.astype(bool), run.bad
+        self.labelled, self.bad, self.label_faults = labelled.astype(bool), run.bad, run.label_faults
         return np.cumsum([0, *sizes])
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
@@ -105,11 +111,45 @@ def native_decoder(schema: Schema) -> NativeDecoder | None:
     return NativeDecoder(schema, decode) if decode and len(schema.inputs) <= MAX_INPUTS else None
 
 
+class LongRow:
+    """One record that is longer than a block, as scorer.inputs.records.Rows."""
+
+    def __init__(self, shard: Shard, inputs: Mapping[str, int], frames: Frames) -> None:
+        assert frames.long
+        where = frames.record, frames.offset
+        parsed = self._parse(shard, inputs, *frames.long, where)
+        self.bad: Faults = {0: parsed} if isinstance(parsed, RecordError) else {}
+        self._row = Row([], b"", None) if isinstance(parsed, RecordError) else parsed
+        fault = self._row.label_fault
+        self.label_faults: Faults = {0: label_fault(shard.address, fault, *where)} if fault else {}
+        self.ids, self.labelled = [self._row.id], np.array([self._row.labels is not None])
+        self.labels = np.frombuffer(self._row.labels or b"", np.uint8)
+        self.label_sizes = np.array([len(self.labels)], np.int64)
+
+    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
+        for values, to in zip(self._row.floats, rows, strict=True):
+            to[0] = values
+        return True
+
+    @staticmethod
+    def _parse(
+        shard: Shard, inputs: Mapping[str, int], start: int, stop: int, where: tuple[int, int]
+    ) -> Row | RecordError:
+        names = [name.encode() for name in (*inputs, *ID_KEYS, LABELS_KEY)]
+        try:
+            payload = shortened(shard.read, start, stop, names, BLOCK_BYTES)
+        except InvalidExample as invalid:
+            reason = str(invalid)
+        else:
+            return parse(shard.address, payload, inputs, *where)
+        return RecordError(shard.address, reason, record=where[0], offset=where[1], hints=(Hint.SKIP,))
+
+
 class ExampleOpener:
     """What shards that are read one after the other share: buffers, and the layouts of records seen before."""
 
     def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+        self.schema = schema
         self._native_rows: NativeRows | None = None
         self.buffer, self.decoder, self.native = Block(), Decoder(schema), native_decoder(schema)
 
@@ -118,7 +158,7 @@ class ExampleOpener:
 
     def native_rows(self, native: NativeDecoder) -> NativeRows:
         """Made when first asked for: a batch that is decoded into needs none."""
-        self._native_rows = self._native_rows or NativeRows(self._schema, native)
+        self._native_rows = self._native_rows or NativeRows(self.schema, native)
         return self._native_rows
 
 
@@ -160,7 +200,11 @@ class ExampleReader:
     def _numpy_block(self, position: Position) -> DecodedBlock:
         shard = self._shard
         frames = shard.frames(position.offset, position.record)
-        rows = self._opener.decoder.decode(shard.address, frames)
+        rows: Rows
+        if frames.long:
+            rows = LongRow(shard, self._opener.schema.inputs, frames)
+        else:
+            rows = self._opener.decoder.decode(shard.address, frames)
         if frames.last:
             shard.check_unchanged()
         where = position.shard, shard.size, frames.record, frames.offset

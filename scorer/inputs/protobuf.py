@@ -31,11 +31,16 @@ class FrameLevel(InvalidExample):
 
 @dataclass
 class Row:
-    """One record. floats: float32 (width,) for each feature of the schema; labels: packed varints, None without any."""
+    """One record.
+
+    floats: float32 (width,) for each feature of the schema. labels: packed varints, None without any. label_fault: why
+    there are none though the record has such a feature.
+    """
 
     floats: list[NDArray[np.float32]]
     id: bytes
     labels: bytes | None
+    label_fault: str = ""
 
 
 def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
@@ -50,12 +55,17 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
     features = example.features.feature
     try:
         floats = [_floats(features, name, width) for name, width in inputs.items()]
-        return Row(floats, _id(features), _labels(features))
+        row = Row(floats, _id(features), None)
     except InvalidExample:
         if frames := _frame_features(payload):
             reason = f"a frame-level record (a SequenceExample of {frames}), not a video-level tf.Example"
             raise FrameLevel(reason) from None
         raise
+    try:
+        row.labels = _labels(features)
+    except InvalidExample as fault:
+        row.label_fault = str(fault)
+    return row
 
 
 def _frame_features(payload: bytes) -> str:

@@ -23,7 +23,7 @@ HEAD_BYTES = 1 << 12
 """How many of a shard's first bytes a format is recognised by."""
 
 Faults: TypeAlias = dict[int, ShardError | RecordError]
-"""What is wrong with the bad records, by row."""
+"""What is wrong with records, by row."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Rows(Protocol):
     label_sizes: int64 (n,) bytes of `labels` of each record.
     labelled: bool (n,) whether the record has labels at all, be they none.
     bad: errors by row; `copy` may add some.
+    label_faults: what is wrong with the labels of records that are good without them, by row.
     """
 
     ids: list[bytes]
@@ -48,6 +49,7 @@ class Rows(Protocol):
     label_sizes: NDArray[np.int64]
     labelled: NDArray[np.bool_]
     bad: Faults
+    label_faults: Faults
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
         """Copy the features of rows first..last-1 to `rows`, one float32 (last - first, width) for each input.
@@ -97,6 +99,7 @@ class Run:
     """`records` records, one after the other, that have `size` bytes.
 
     ids, labels: those of all that are not bad, joined. labelled: whether one of these has labels at all.
+    bad, label_faults: as in Rows.
     """
 
     records: int
@@ -105,6 +108,7 @@ class Run:
     size: int
     labelled: bool
     bad: Faults = field(default_factory=dict)
+    label_faults: Faults = field(default_factory=dict)
 
 
 NOTHING = Run(0, b"", b"", 0, False)

@@ -68,6 +68,7 @@ class Frames:
     bounds: int64 (n + 1,) where in the block each record starts, header and all, and where the last one ends.
     bad: errors of single records by their row, 0..n-1; such a record's bytes must not be used.
     last: whether nothing comes after this block.
+    long: of the one record that is longer than a block, where in the file its payload starts and ends: it is not here.
     lost: why nothing from `end` on can be read; None when the shard continues or is at its end.
     """
 
@@ -78,6 +79,7 @@ class Frames:
     last: bool = False
     bad: dict[int, ShardError | RecordError] = field(default_factory=dict)
     lost: ShardError | None = None
+    long: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """starts, stops: int64 (n,) where each payload starts and ends in the block."""
@@ -171,7 +173,7 @@ class Shard:
         if length > left - _HEADER - _FOOTER:
             reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
             return self._rest_is_lost(offset, record, reason)
-        return self._too_long(offset, record, length)
+        return self._long(offset, record, length)
 
     def _bad_length(self, head: bytes, offset: int, record: int) -> Frames:
         if offset:
@@ -186,8 +188,8 @@ class Shard:
         lost = ShardError(self.address, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
         return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
-    def _too_long(self, offset: int, record: int, length: int) -> Frames:
-        """A record longer than a block: checked piecewise, then refused."""
+    def _long(self, offset: int, record: int, length: int) -> Frames:
+        """A record longer than a block: checked piecewise, and left where it is."""
         at, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while at < stop:
             size = self._read(at, min(stop - at, self.block.capacity))
@@ -195,14 +197,18 @@ class Shard:
             at += size
         self._read(stop, _FOOTER)
         (stored,) = struct.unpack_from("<I", self.block.bytes)
-        error: ShardError | RecordError = self._payload_error(record, offset)
+        found = Frames(self.block, offset, record, np.array([0, stop + _FOOTER - offset]))
+        found.last = found.end == self.size
         if stored == _mask(check):
-            limit = self.block.capacity - _HEADER - _FOOTER
-            reason = f"the record has {length} bytes; at most {limit} are read"
-            error = RecordError(self.address, reason, record=record, offset=offset, hints=(Hint.SKIP,))
-        end = stop + _FOOTER
-        bounds = np.array([0, end - offset])
-        return Frames(self.block, offset, record, bounds, last=end == self.size, bad={0: error})
+            found.long = offset + _HEADER, stop
+        else:
+            found.bad[0] = self._payload_error(record, offset)
+        return found
+
+    def read(self, offset: int, count: int) -> bytes:
+        """The `count` bytes from `offset` on, fewer at the end of the source."""
+        content = bytearray(count)
+        return bytes(memoryview(content)[: self._reader.read_into(offset, memoryview(content))])
 
     def payload(self, start: int, size: int, record: int, offset: int) -> bytes | ShardError:
         """That of the record of `size` bytes, header and all, from byte `start` of the block on; or its CRC's error."""

@@ -63,6 +63,7 @@ class SharedRows:
     label_sizes: NDArray[np.int64]
     labelled: NDArray[np.bool_]
     bad: Faults
+    label_faults: Faults
     slot: int
     features: list[NDArray[np.float32]] = field(default_factory=list)
 
@@ -213,7 +214,7 @@ def _shared(block: DecodedBlock, memory: mmap.mmap, slot: int, widths: list[int]
     while not _copy_good(block, _features(memory, slot, len(block) - len(source.bad), widths)):
         pass  # there are fewer good ones now
     bad = dict(sorted(source.bad.items()))
-    return SharedRows(source.ids, source.labels, source.label_sizes, source.labelled, bad, slot)
+    return SharedRows(source.ids, source.labels, source.label_sizes, source.labelled, bad, source.label_faults, slot)
 
 
 def _copy_good(block: DecodedBlock, features: list[NDArray[np.float32]]) -> bool:

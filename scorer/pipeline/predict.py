@@ -69,6 +69,7 @@ class PredictionStream:
         self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
         self._may_add_workers = workers is None
+        self._label_fault_said = False
         on_cpu = predictor.facts.device == "cpu"
         more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
         self._threads = predictor.slots + more
@@ -120,6 +121,13 @@ class PredictionStream:
         return sum(shard.stat.size for shard in self._shards[start.shard :]) - start.offset
 
     def _batches(self, start: Position) -> Generator[Batch]:
+        for batch in self._decoded_from(start):
+            if batch.label_faults and not self._label_fault_said:
+                self._label_fault_said = True
+                self._log(f"{batch.label_faults[0].message}: such labels are not used")
+            yield batch
+
+    def _decoded_from(self, start: Position) -> Generator[Batch]:
         yield from batches(
             self._shards,
             Schema(self._predictor.facts.inputs),

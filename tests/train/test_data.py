@@ -49,6 +49,13 @@ def test_a_label_outside_the_range_is_named_with_its_place(label: int, tmp_path:
     assert (caught.value.path, caught.value.record, caught.value.offset) == (path, 2, starts(path)[2])
 
 
+def test_labels_of_another_kind_are_an_error_here(tmp_path: Path) -> None:
+    features: dict[str, list[float]] = {name: [0.0] * width for name, width in INPUTS}
+    path = write_shard(tmp_path / "bad.tfrecord", [example("v", None, features | {"labels": [1.0]})])
+    with pytest.raises(RecordError, match="record 0 at byte 0: feature 'labels' is a float_list"):
+        load(sources([path]), INPUTS, LABELS)
+
+
 def test_a_shard_without_labels_is_named(tmp_path: Path) -> None:
     features = {name: [0.0] * width for name, width in INPUTS}
     path = write_shard(tmp_path / "test.tfrecord", [example("v", None, features)])

@@ -57,10 +57,9 @@ def decode(payload: bytes, inputs: Mapping[str, int]) -> Video | None:
     if id is None or len(id.bytes_list.value) != 1 or not _good_id(id.bytes_list.value[0]):
         return None
     labels = features.get("labels")
-    if labels is None:
+    usable = labels is not None and labels.WhichOneof("kind") in (None, "int64_list")
+    if labels is None or not usable or len(labels.int64_list.value) > 1 << 16:
         return Video(tuple(floats), id.bytes_list.value[0], None)
-    if labels.WhichOneof("kind") not in (None, "int64_list"):
-        return None
     return Video(tuple(floats), id.bytes_list.value[0], tuple(labels.int64_list.value))
 
 

@@ -281,14 +281,32 @@ MISTAKES: dict[str, Callable[[], bytes]] = {
         shards.example(None, [], FLOATS) + example_of([entry("id", bytes_feature(b"a", b"b"))])
     ),
     "feature 'id' is a float_list, not a bytes_list": lambda: shards.example(None, [], FLOATS | {"id": [1]}),
-    "feature 'labels' is a float_list, not a int64_list": lambda: shards.example("a", None, FLOATS | {"labels": [1]}),
-    "feature 'labels' holds 65537 values, more than 65536": lambda: shards.example("a", [0] * 65537, FLOATS),
 }
 
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_what_is_wrong_is_said(message: str) -> None:
     assert reason(MISTAKES[message]()) == message
+
+
+@pytest.mark.parametrize(
+    ("says", "record"),
+    [
+        (
+            "feature 'labels' is a float_list, not a int64_list",
+            shards.example("a", None, FLOATS | {"labels": [1]}),
+        ),
+        ("feature 'labels' holds 65537 values, more than 65536", shards.example("a", [0] * 65537, FLOATS)),
+    ],
+)
+def test_labels_that_are_none_cost_the_labels_alone(says: str, record: bytes) -> None:
+    check([GOOD, record, GOOD])
+    records = Decoder(Schema(WIDTHS)).decode("x.tfrecord", frames_of([GOOD, record]))
+    assert not records.bad
+    assert {row: str(fault) for row, fault in records.label_faults.items()} == {
+        1: f"x.tfrecord: record 1 at byte {len(GOOD) + 16}: {says}; write them as an int64 list"
+    }
+    assert records.labelled.tolist() == [True, False]
 
 
 def test_not_an_example() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,9 @@ def source(case: LocalCase | ToyCase) -> Source:
 
 
 @pytest.fixture
-def reader(source: Source) -> Reader:
-    return source.open()
+def reader(source: Source) -> Iterator[Reader]:
+    with closing(source.open()) as opened:
+        yield opened
 
 
 def read(reader: Reader, offset: int, count: int) -> bytes:
@@ -111,7 +113,8 @@ def test_an_empty_source(case: LocalCase | ToyCase) -> None:
     case.write("folder/empty.tfrecord", b"")
     (empty,) = find_shards([case.address("folder/empty.tfrecord")])
     assert empty.stat.size == 0
-    assert read(empty.open(), 0, 10) == b""
+    with closing(empty.open()) as opened:
+        assert read(opened, 0, 10) == b""
 
 
 def test_two_readers_do_not_disturb_each_other(source: Source) -> None:
@@ -172,7 +175,8 @@ def test_one_source_twice(case: LocalCase | ToyCase, source: Source) -> None:
 def test_a_source_can_be_sent_to_another_process(source: Source) -> None:
     again: Source = pickle.loads(pickle.dumps(source))
     assert (again.address, again.stat, again.identity) == (source.address, source.stat, source.identity)
-    assert read(again.open(), 0, 10) == CONTENT[:10]
+    with closing(again.open()) as opened:
+        assert read(opened, 0, 10) == CONTENT[:10]
 
 
 def test_a_local_pipe_or_nul_in_a_name(tmp_path: Path) -> None:

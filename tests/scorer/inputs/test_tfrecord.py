@@ -10,7 +10,7 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorer.errors import InputError, RecordError, ShardError
+from scorer.errors import InputError, ShardError
 from scorer.inputs import tfrecord
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Shard
@@ -125,17 +125,21 @@ def test_length_past_the_end_is_truncation(path: str, length: int) -> None:
     assert read(path) == ([b"a"], f"truncated: a record of {length} bytes, of which the file holds 5")
 
 
-def test_record_longer_than_a_block_is_refused_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_longer_than_a_block_is_checked_and_left_where_it_is(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tfrecord, "BLOCK_BYTES", 300)
-    shards.write_shard(path, [b"a", b"b" * 1001, b"c", b"d" * 285, b"e" * 284])
+    payloads = [b"a", b"b" * 1001, b"c", b"d" * 285, b"e" * 284]
+    shards.write_shard(path, payloads)
+    found = []
     with Shard(LocalFile.at(path)) as shard:
-        errors = [error for frames in shard.blocks() for error in frames.bad.values()]
-    assert [type(error) for error in errors] == [RecordError, RecordError]
-    assert [error.reason for error in errors] == [
-        f"the record has {n} bytes; at most 284 are read" for n in (1001, 285)
-    ]
-    assert [error.record for error in errors] == [1, 3]
-    assert read(path)[0][::2] == [b"a", b"c", b"e" * 284]
+        for frames in shard.blocks():
+            assert not frames.bad
+            if frames.long:
+                assert len(frames) == 1
+                start, stop = frames.long
+                found.append(shard.read(start, stop - start))
+            else:
+                found += [frames.payload(row) for row in range(len(frames))]
+    assert found == payloads
 
 
 def test_long_record_with_a_bad_crc_is_a_shard_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

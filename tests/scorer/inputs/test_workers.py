@@ -160,7 +160,7 @@ def test_fewer_processes_where_no_more_can_be_started(
     descriptors = len(os.listdir("/proc/self/fd"))
     assert everything(damaged, workers=3, fewer=lambda *what: said.append(what)) == expected
     assert said == [(started, "Resource temporarily unavailable")]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert not children()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import RecordError
+from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import Position
 from scorer.inputs.readers import register_format
 from scorer.inputs.records import NOTHING, DecodedBlock, Faults, Opener, Run, Schema
@@ -68,7 +68,7 @@ class JsonRows:
         self.ids = [record.get("id", "").encode() for record in records]
         self.labels, self.label_sizes = np.frombuffer(labels.data, np.uint8), labels.sizes
         self.labelled = np.array(["labels" in record for record in records], bool)
-        self.bad = bad
+        self.bad, self.label_faults = bad, dict[int, ShardError | RecordError]()
         self._features = [[record.get(name, [0] * width) for record in records] for name, width in inputs.items()]
 
     def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:

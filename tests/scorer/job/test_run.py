@@ -272,3 +272,18 @@ def test_decoding_processes_that_cannot_be_started_are_a_line(
     assert told[later:] == ["2 of 2 decoding processes could not be started: Too many open files"]
     assert report.workers == 0
     assert rows_of(calm) == rows_of(job)
+
+
+def test_labels_that_are_none_are_said_once_and_the_videos_scored(job: Job) -> None:
+    """The other videos' labels count for the metrics."""
+    features = {name: np.ones(width, np.float32) for name, width in INPUTS.items()}
+    without = shards.example("odd", None, {**features, "labels": np.ones(2, np.float32)})
+    shards.write_shard(job.shards[0].address, [without, shards.example("even", [3], features), without])
+    told: list[str] = []
+    shown = replace(job, shards=shards.sources(shard.address for shard in job.shards))
+    report = score(shown, FakePredictor(), StopRequest(), lambda progress: None, told.append)
+    fault = "feature 'labels' is a float_list, not a int64_list: such labels are not used"
+    assert told == [f"{job.shards[0].address}: record 0 at byte 0: {fault}"]
+    assert (report.record.scored, report.record.quarantined) == (24, 0)
+    assert ids_of(job)[:3] == ["odd", "even", "odd"]
+    assert report.record.metrics
