@@ -76,7 +76,7 @@ def _parsed(data: bytes) -> PartResult:
     if not newline or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ValueError("its checksum differs")
     header = json.loads(line)
-    if header["part"] != _FORMAT:
+    if count_of(header["part"]) != _FORMAT:
         raise ValueError(f"it has format {header['part']!r}, and this version reads {_FORMAT}")
     index, count, *sizes = map(count_of, (header["index"], header["count"], *header["sizes"]))
     shards = tuple(map(ShardRecord.from_json, header["shards"]))

@@ -88,6 +88,8 @@ class Journal:
             and commit.end.shard == len(self.finished)
             and commit.scored + commit.quarantined == records
             and files["ids"].length == 8 * commit.scored
+            and files["rows"].length >= commit.scored
+            and (files["quarantine"].length > 0) == (commit.quarantined > 0)
         )
 
 
@@ -210,7 +212,11 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
 
 
 def _files(marks: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    return {name: Checkpoint(*map(count_of, marks[name])) for name in APPEND_FILES}
+    return {name: _checkpoint(*marks[name]) for name in APPEND_FILES}
+
+
+def _checkpoint(length: object, crc: object) -> Checkpoint:
+    return Checkpoint(count_of(length), count_of(crc))
 
 
 def _stat(size: object, version: object) -> FileStat:
