@@ -31,7 +31,7 @@ from export.precision import quantise, to_fp16
 from export.reduce import reduce
 from export.tracing import Untranslatable, trace
 from export.videos import VideoSample
-from scorer.errors import ModelError
+from scorer.errors import GateError, ModelError
 from scorer.model.model import Model
 from scorer.outputs.atomic import replacing, writing
 from scorer.system.phases import At, nobody, portion
@@ -39,6 +39,7 @@ from train.checkpoint import Checkpoint
 
 FORMAT = "1"
 PRECISIONS = ("fp32", "fp16", "int8")
+_DEVICE_BATCH = 1024  # the largest of the gates, to which a GPU pads all others
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,16 @@ def export_to(
     check: VideoSample,
     calibration: VideoSample,
     at: At = nobody,
+    device: str = "cpu",
 ) -> Exported:
     """Write the model in `precision` to `path`, which is replaced only by a file that passes its gates.
 
+    Args:
+        device: where it has to pass them too, beside the CPU. The file holds the CPU's report alone: the same
+            checkpoint gives the same bytes.
+
     Raises:
+        DeviceError: `device` is not there or failed.
         GateError: it does not answer as the checkpoint does, or a video's answer depends on its neighbours.
         ModelError: it cannot be converted.
         OutputError: the folder cannot be written.
@@ -136,6 +143,8 @@ def export_to(
         with writing(path):
             write(part, proto)
         report = _gate(Model.open(str(part), device="cpu"), traced, precision, check, portion(at, 0.2, 1.0))
+        if device != "cpu":
+            _gate_on(device, part, traced, precision, check, at)
         if precision == "int8":
             report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
@@ -176,6 +185,14 @@ def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSa
         report["quality"] = check_quality(model, expected, check, portion(at, 0.6, 0.8))
     report["independence"] = check_independence(model, check, bound, portion(at, 0.8, 1.0))
     return report
+
+
+def _gate_on(device: str, path: Path, traced: TracedCheckpoint, precision: str, check: VideoSample, at: At) -> None:
+    """Raises GateError, with the device in front, and DeviceError."""
+    try:
+        _gate(Model.open(str(path), device=device, batch_size=_DEVICE_BATCH), traced, precision, check, at)
+    except GateError as error:
+        raise GateError(f"on {device}: {error.message}", remedy=error.remedy) from None
 
 
 def write(path: Path, proto: ModelProto) -> int:

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="the three models")
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="any best.safetensors, wherever it was trained")
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
+    parser.add_argument("--device", default="cpu", help="where the files must pass their gates, beside the CPU [cpu]")
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
     videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")
@@ -138,7 +139,7 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
         suffix = "" if precision == "fp32" else f".{precision}"
         path = options.out / f"{loaded.config.name}{suffix}.onnx"
         with phase("export", f"{path}: converting and checking") as at:
-            written.append(export_to(path, traced, precision, check, calibration, at))
+            written.append(export_to(path, traced, precision, check, calibration, at, options.device))
     if options.draw:
         _draw(options.out / f"{loaded.config.name}.png", traced)
     timing = None if options.no_speed else _time(traced, written, check)

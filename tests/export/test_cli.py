@@ -8,10 +8,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,7 +21,9 @@ from export.cli import main
 from export.graph import Graph
 from export.reduce import reduce as original
 from export.tracing import Untranslatable
+from scorer.errors import DeviceError, GateError
 from scorer.model.model import Model
+from scorer.model.predictor import Features, Predictions
 from tests.export.small import CONFIGS, save_run, small_checkpoint, write_videos
 from tests.shards import damage_payload
 from train.layers import count_parameters
@@ -388,3 +391,35 @@ def test_a_full_temporary_folder_leaves_speed_unmeasured(
     assert captured.err == "export: not timed: No space left on device\n"
     assert "same top-10" in captured.out
     assert files(tmp_path / "models") == ["default.onnx", "lstm.onnx"]
+
+
+def test_a_file_must_pass_on_the_device_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = save_run(tmp_path / "runs", "lstm")
+    arguments = "--checkpoint", str(checkpoint), "--device", "cuda"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert run(tmp_path, tmp_path / "models", *arguments) == DeviceError.exit_code
+        assert files(tmp_path / "models") == []
+    opened = Model.open
+
+    def elsewhere(path: str, *, device: str, **options: Any) -> Model:
+        model = opened(path, device="cpu")
+        return model if device == "cpu" else cast(Model, Rounding(model))
+
+    monkeypatch.setattr(Model, "open", elsewhere)
+    capsys.readouterr()
+    assert run(tmp_path, tmp_path / "models", *arguments) == GateError.exit_code
+    assert capsys.readouterr().err.startswith("export: on cuda: not the checkpoint's answers")
+    assert files(tmp_path / "models") == []
+
+
+class Rounding:
+    """A model whose scores have two decimals."""
+
+    def __init__(self, model: Model) -> None:
+        self.facts, self._model = model.facts, model
+
+    def run(self, features: Features, k: int) -> Predictions:
+        scores, labels = self._model.run(features, k)
+        return Predictions(np.round(scores, 2), labels)
