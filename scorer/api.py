@@ -214,5 +214,5 @@ def _reopened(path: str, sha256: str, options: dict[str, Any]) -> Scorer:
     """A pickled scorer. Raises ModelError where another file is there now."""
     scorer = Scorer(path, **options)
     if scorer.model.facts.sha256 != sha256:
-        raise ModelError(f"{path} is no longer the model that was pickled", remedy="open it anew")
+        raise ModelError(f"{path} is no longer the model that was pickled", remedy="open it again")
     return scorer

@@ -214,7 +214,7 @@ def test_a_pickled_scorer_opens_the_same_model_again(
     assert (again.model.batch_size, again.model.facts.device) == (3, "cpu")
     assert again.score(**ROWS).scores.tobytes() == first.score(**ROWS).scores.tobytes()
     onnx_models.save_model(path, inputs=INPUTS, labels=LABELS, seed=1)
-    with pytest.raises(ModelError, match=r"m\.onnx is no longer the model that was pickled; open it anew"):
+    with pytest.raises(ModelError, match=r"m\.onnx is no longer the model that was pickled; open it again"):
         pickle.loads(pickled)
 
 
