@@ -41,6 +41,7 @@ _NOT_PACKED = {
     _INT64_LIST: re.compile(rb"(?:\x08[\x80-\xff]{0,9}[\x00-\x7f])++"),
     _FLOAT_LIST: re.compile(rb"(?:\x0d.{4})++", re.DOTALL),
 }
+_VARINT_BYTES = 10  # at most
 _WORD = 8
 _HASH, _HASH_SHIFT = np.int64(-7046029254386353131), 50  # 2**64 / golden ratio; 14 bits stay
 _TAIL = 0x0012  # the bytes 12 00: an empty field 2
@@ -69,12 +70,14 @@ class _Header:
 
     column: the data's column in FieldOffsets, or -1 when nobody asks for it.
     feature: 0, or at which byte of the entry a Feature starts that is valid or not by what is in it.
+    varints: whether the data are so few varints that they are valid if their last byte ends one.
     """
 
     content: bytes
     length: int
     column: int
     feature: int = 0
+    varints: bool = False
 
     def offsets(self, count: int) -> list[int]:
         """Where to look for `count` words of 8 bytes that together cover the header."""
@@ -115,6 +118,9 @@ class Layouts:
                 break
             else:
                 rounds += 1
+        if self._varints.any():
+            last = block.octets.take(positions + self._sizes[kinds] - 1, mode="clip")
+            known &= ~(self._varints[kinds] & (last >= 0x80)).any(axis=0)
         if self._feature.any():
             self._check_features(block, known, kinds, positions)
         return self._collect(known, kinds, positions)
@@ -180,6 +186,7 @@ class Layouts:
         self._data = np.array([0, 0, *(len(h.content) | h.length << 32 for h in headers)], np.int64)
         self._column = np.array([sink, sink, *(h.column if h.column >= 0 else sink for h in headers)], np.int64)
         self._feature = np.array([0, 0, *(header.feature for header in headers)], np.int64)
+        self._varints = np.array([False, False, *(header.varints for header in headers)])
         self._chain()
 
     def _chain(self) -> None:
@@ -318,9 +325,11 @@ def _unasked(data: memoryview, first: int, start: int, end: int) -> _Header:
     try:
         kind, at = _list(data, start, end)
     except ValueError:
-        kind, at = _INT64_LIST, start
+        kind, at = 0, start
     if kind == _BYTES_LIST or (kind == _FLOAT_LIST and not (end - at) % 4):
         return _Header(bytes(data[first:at]), end - at, -1)  # valid whatever the data are
+    if kind == _INT64_LIST and at < end <= at + _VARINT_BYTES:
+        return _Header(bytes(data[first:at]), end - at, -1, varints=True)
     at = min(start + 1, end)
     return _Header(bytes(data[first:at]), end - at, -1, start - first)
 

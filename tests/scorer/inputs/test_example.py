@@ -161,6 +161,8 @@ BROKEN = {
     "a varint of 11 bytes": field(3, field(1, b"\x80" * 10 + b"\1")),
     "a varint of 11 bytes among others": field(3, field(1, b"\1" * 6 + b"\x80" * 10 + b"\1" * 9)),
     "a varint that is cut": field(3, field(1, b"\1\x80")),
+    "a varint of ten bytes that is cut": field(3, field(1, b"\x80" * 10)),
+    "the last of many varints is cut": field(3, field(1, b"\1" * 30 + b"\x80")),
     "a varint of 11 bytes, not packed": field(3, field(1, b"\x80" * 10 + b"\1", 0)),
     "floats of 5 bytes": field(2, field(1, b"12345")),
     "a float of 3 bytes": field(2, field(1, b"123", 5)),
