@@ -355,14 +355,14 @@ def training(setting: Setting) -> None:
 
 def soft_labels(setting: Setting) -> None:
     from train.data import load
-    from train.distillation.soft_labels import compute_soft_labels
+    from train.distillation.cache import cached_soft_labels
     from train.registry import spec
 
     config, _ = spec("bilstm").recipe
     shard = join(setting.data, setting.folder / "soft.tfrecord", SOFT_VIDEOS * _VIDEO_BYTES)
     videos = load(find_shards([shard]), config.inputs, config.labels)
     began = time.perf_counter()
-    compute_soft_labels(videos, config.labels)
+    cached_soft_labels(videos, config.labels, None, lambda share, what: None)
     print(f"{len(videos):,} videos' soft labels in {time.perf_counter() - began:.1f} s")
 
 

@@ -37,7 +37,7 @@ def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelP
     check_inputs(graph.inputs, RESERVED)
     writer = _written(graph)
     body = helper.make_graph(writer.nodes, "yt8m", [], [], writer.initialisers)
-    finish(body, graph.output, graph.inputs)
+    finish(body, graph.output, graph.inputs, graph.labels)
     opset = helper.make_opsetid("", OPSET[precision])
     model = helper.make_model(body, opset_imports=[opset], ir_version=IR_VERSION, producer_name="yt8m-edge")
     set_metadata(model, metadata)
@@ -66,14 +66,14 @@ def check_inputs(inputs: Iterable[str], taken: Iterable[str]) -> None:
         raise ModelError(reason, remedy="rename it in the shards")
 
 
-def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int]) -> None:
-    """Put Sigmoid and TopK behind `logits`, and give the graph the inputs and outputs of the contract.
+def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int], labels: int) -> None:
+    """Put Sigmoid and TopK behind `logits` (B, labels), and give the graph the inputs and outputs of the contract.
 
     Raises ModelError where an input has the name of another value.
     """
     computed = [name for node in graph.node for name in node.output]
     check_inputs(inputs, [*RESERVED, *computed, *(tensor.name for tensor in graph.initializer)])
-    k = numpy_helper.from_array(np.array([TOP_K], np.int64), "k")
+    k = numpy_helper.from_array(np.array([min(TOP_K, labels)], np.int64), "k")
     graph.initializer.append(k)
     graph.node.extend(
         [

@@ -39,7 +39,8 @@ def plain_export(model: nn.Module, inputs: Sequence[tuple[str, int]], metadata: 
     proto = program.model_proto
     _strip(proto)
     _number(proto.graph, {*wanted, "logits"})
-    finish(proto.graph, "logits", dict(inputs))
+    labels = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    finish(proto.graph, "logits", dict(inputs), labels)
     proto.producer_version = ""
     set_metadata(proto, metadata)
     return proto

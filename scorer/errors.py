@@ -48,6 +48,13 @@ class Hint(Enum):
     ON_CPU = auto()  # run the model on the CPU
     OTHER_MODEL = auto()  # choose a model
     SMALLER_BATCH = auto()  # fewer videos at a time
+    ON_DISK = auto()  # keep decoded videos on a disk
+    LOWER_RATE = auto()  # a lower learning rate
+    MORE_LABELS = auto()  # a model of more labels
+    OTHER_DEVICE = auto()  # choose a device
+    SAME_VIDEOS = auto()  # the shards that the run began with
+    VALIDATION = auto()  # shards to validate on
+    OWN_LABELS = auto()  # learn the videos' own labels
 
 
 class Yt8mError(Exception):

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from scorer.errors import ModelError
+from scorer.errors import Hint, ModelError
 from scorer.inputs.file_kinds import HEAD_BYTES, SAFETENSORS, kind_of
 from train.config import ModelConfig, TrainConfig
 from train.facts import TrainedOn
@@ -65,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise ModelError(f"{path} is what a run resumes from, not a checkpoint", remedy=f"give the {BEST} beside it")
     config = config_from_json(metadata.get("config", ""))
     check_fits(Path(path), config, tensors)
-    if metadata.get("sha256", digest := _digest(tensors)) != digest:
+    if metadata.get("sha256", found := digest(tensors)) != found:
         raise ModelError(f"{path}: the checkpoint is damaged: its weights have another sha256", remedy="train again")
     _check_finite(Path(path), tensors)
     state = {name: _widened(tensor) for name, tensor in tensors.items()}
@@ -79,7 +79,7 @@ def save(path: Path, checkpoint: Checkpoint, train: TrainConfig) -> None:
     about = {"config": config.to_json(), "train": train.to_json(), "metrics": json.dumps(metrics)}
     if checkpoint.trained_on is not None:
         about["trained_on"] = checkpoint.trained_on.to_json()
-    write(path, state, about | {"sha256": _digest(state)})
+    write(path, state, about | {"sha256": digest(state)})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -105,7 +105,7 @@ def finished(metadata: Mapping[str, str]) -> bool:
     try:
         return bool(json.loads(metadata["progress"])["epoch"] == json.loads(metadata["train"])["epochs"])
     except (KeyError, TypeError, ValueError):
-        raise ModelError("damaged training state", remedy="start anew with --restart") from None
+        raise ModelError("damaged training state", hints=(Hint.RESTART,)) from None
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such checkpoint", remedy="train first") from None
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again, with --restart") from None
+        raise ModelError(f"{path}: damaged checkpoint: {error}", remedy="train again", hints=(Hint.RESTART,)) from None
 
 
 def _check_kind(path: Path) -> None:
@@ -151,14 +151,14 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
     """Hex sha256 of the tensors' names, types and bytes, whatever their order."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

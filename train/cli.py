@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,22 +11,23 @@ from pathlib import Path
 
 from scorer.errors import DeviceError, Hint, Yt8mError, printable
 from scorer.system.terminal import print_stderr
-from train.overrides import overridden, overrides_of
+from train.overrides import check_settings, overridden, overrides_of
 from train.registry import names, spec
+from train.remedies import TRAIN
 
 SAMPLES = "samples/*.tfrecord"
 
 _EPILOG = """\
 examples:
-  train                                                    the three models on the sample shards
+  yt8m train                                                    the three models on the sample shards
   train --model bilstm --data 'shards/validate0[01]*.tfrecord' --valid 'shards/validate02*.tfrecord'
   train --model dmrnet --set width=512 form=average epochs=30
   train --model lstm --inputs mean_rgb:1024                without audio
   torchrun --nproc-per-node 8 -m train --model bilstm --data 'shards/*.tfrecord'
 
-A run leaves in RUNS/MODEL/: config.json, best.safetensors (for export), last.safetensors (for --resume),
-metrics.jsonl and curves.png. Ctrl-C saves and stops. A finished run is replaced by the next one, an unfinished one
-only with --restart.
+A run leaves in RUNS/MODEL/: config.json, best.safetensors (for export), metrics.jsonl and curves.png, and
+last.safetensors (for --resume) until it is finished. Ctrl-C saves and stops. An earlier run is replaced with --restart
+alone. A model has as many labels as its videos need, unless --set labels=N says otherwise.
 
 exit codes:
    0  done
@@ -36,16 +38,10 @@ exit codes:
    6  a checkpoint is damaged
    7  a device or package is absent or failed
    8  the run's folder cannot be written
-   9  an unfinished run is in the way, cannot be resumed with these settings, or is still running
-  12  training cannot go on: no labels, too few videos, a loss that is not finite
- 130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; --resume goes on
+   9  an earlier run is in the way, cannot be resumed with these settings, or is still running
+  12  training cannot continue: no labels, too few videos, a loss that is not finite
+ 130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; resume with --resume
 """
-
-
-_REMEDIES = {
-    Hint.SKIP: "or leave the shard out",
-    Hint.FEATURES: "or name the features and widths that it has with --inputs",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _train(options, arguments)
     except Yt8mError as error:
-        _log(f"train: {error.line(_REMEDIES)}")
+        _log(f"train: {error.line(TRAIN)}")
         return error.exit_code
     except ModuleNotFoundError as error:
         _log(f"train: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")
         return DeviceError.exit_code
     except MemoryError:
-        _log("train: out of memory; use a smaller batch, e.g. --set batch=1024")
+        _log(f"train: out of memory; {TRAIN[Hint.SMALLER_BATCH]}")
         return DeviceError.exit_code
 
 
@@ -71,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train DMRNet, LSTM and BiLSTM on labelled TFRecord shards of YouTube-8M video-level features.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --rest would stay in the command that resumes
     )
     parser.add_argument("--model", nargs="+", choices=names(), default=names(), help="which to train [all three]")
     data = parser.add_argument_group("data: files, quoted patterns, or folders")
@@ -85,13 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     recipe = parser.add_argument_group("recipe [each model's own]")
     recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the training videos")
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, order, dropout and mixup")
-    recipe.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="any field of train/config.py")
+    recipe.add_argument("--set", nargs="+", default=[], metavar="SETTING=VALUE", help="any setting")
+    recipe.add_argument("--list-settings", action="store_true", help="print all of them, with defaults and meaning")
     run = parser.add_argument_group("run")
     run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are kept [runs]")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where there is one]")
     either = run.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on where earlier runs stopped; finished ones stand")
-    either.add_argument("--restart", action="store_true", help="start anew over unfinished runs")
+    either.add_argument("--resume", action="store_true", help="resume unfinished runs; finished ones stand")
+    either.add_argument("--restart", action="store_true", help="replace earlier runs")
+    run.add_argument("--keep", action="store_true", help="keep last.safetensors of a finished run")
     return parser
 
 
@@ -106,36 +105,51 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from scorer.inputs.discover import find_shards
     from scorer.system.signals import stop_on_signals
 
+    if options.list_settings:
+        from train.listing import print_settings
+
+        print_settings(options.model)
+        return 0
     overrides = overrides_of(options)
+    check_settings(overrides, options.model)
     for name in options.model:
         overridden(spec(name).recipe, overrides)
     find_shards([*options.data, *(options.valid or [])])
     with stop_on_signals("train", "saving after the step in hand") as stop:
-        from train.runner import train_all
+        from train.runner import Runner
         from train.training import Stopped
 
-        begun: list[str] = []
+        runner = Runner(options, overrides, stop)
         try:
-            return train_all(options, overrides, stop.is_set, begun)
+            runner.train_all()
         except Stopped as stopped:
-            _log(f"train: {stopped}; go on with: {_resume_command(options, arguments, begun)}")
+            if os.environ.get("RANK", "0") == "0":
+                _log(f"train: {stopped}; resume with: {resume_command(options, arguments, runner.begun)}")
             return stop.exit_code
+    return 0
 
 
-def _resume_command(options: argparse.Namespace, arguments: Sequence[str], begun: Sequence[str]) -> str:
-    """The command that finishes what was stopped.
+def resume_command(options: argparse.Namespace, arguments: Sequence[str], begun: Sequence[str]) -> str:
+    """The command that finishes what was stopped, as the stopped one was typed.
 
     Two commands where a model that was not begun yet has an older run, which was to be replaced and not resumed.
     """
-    from train.checkpoint import LAST
-
+    program = _program()
     again = [argument for argument in arguments if argument not in ("--restart", "--resume")]
     later = [name for name in dict.fromkeys(options.model) if name not in begun]
-    if options.resume or not any((options.runs / name / LAST).exists() for name in later):
-        return shlex.join(["train", *again, "--resume"])
-    first = shlex.join(["train", *_without_models(again), "--model", *begun, "--resume"])
-    second = shlex.join(["train", *_without_models(arguments), "--model", *later])
+    if not options.restart or not any((options.runs / name).exists() for name in later):
+        return shlex.join([*program, *again, "--resume"])
+    first = shlex.join([*program, *_without_models(again), "--model", *begun, "--resume"])
+    second = shlex.join([*program, *_without_models(arguments), "--model", *later])
     return f"{first} && {second}" if begun else second
+
+
+def _program() -> list[str]:
+    """What was typed to start this command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "train"]
+    name = os.path.basename(sys.argv[0])
+    return {"train": ["train"], "yt8m train": ["yt8m", "train"]}.get(name, [sys.executable, "-m", "train"])
 
 
 def _without_models(arguments: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scorer.errors import RecordError, TrainingError
+from scorer.errors import Hint, RecordError, TrainingError
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
@@ -29,12 +29,15 @@ from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
 
 Inputs = Sequence[tuple[str, int]]
-Part = Literal["all", "kept", "held"]
-"""All videos, those that training keeps, or those that are held out."""
+Split = Literal["all", "train", "valid"]
+"""All videos, those to train on, or those that are held out."""
 
 HELD_OUT = 10
 """Without validation shards, every video whose id's CRC32 is a multiple of this is held out."""
 _READ = 2048
+MOST_LABELS = 1 << 20
+VOCABULARIES = {3862: "YouTube-8M's 2018 release", 4716: "YouTube-8M's 2017 release"}
+"""Labels in all -> whose."""
 
 
 @dataclass
@@ -68,63 +71,126 @@ class Videos:
 def load(
     shards: Sequence[Source],
     inputs: Inputs,
-    labels: int,
+    labels: int | None,
     *,
-    part: Part = "all",
+    split: Split = "all",
     cache: Path | None = None,
-    check: Callable[[], None] = lambda: None,
+    at: Callable[[float], None] = lambda done: None,
 ) -> Videos:
     """Decode labelled shards.
 
     Args:
         shards: read in this order.
         inputs: name and width of each feature.
-        labels: number of labels that the model has.
-        part: all videos, those "held" out for validation, or the others, "kept". Which are held out depends on their
-            ids alone, so that adding shards moves no video.
+        labels: number of labels that the model has, None where it will have as many as the videos need.
+        split: all videos, or those to train on, or the others, held out to validate on. Which are held out depends on
+            their ids alone, so that adding shards moves no video.
         cache: folder for memory-mapped arrays, for data larger than memory; they are used again while the shards stay
             as they are. Without it the arrays are in memory.
-        check: called now and then, to stop the reading by raising.
+        at: called now and then with the share of the shards that is read; it stops the reading by raising.
 
     Raises:
-        InputError, ShardError, RecordError: as the reader does; RecordError too for a label outside 0..labels-1.
+        InputError, ShardError, RecordError: as the reader does. RecordError too for a label below 0, and, once all
+            shards are read, for one that is not below `labels`.
         TrainingError: a shard without labels, or more videos than fit into memory.
         OutputError: the cache cannot be written.
     """
     if cache is None:
-        store = _Store(inputs, _in_memory(inputs, _capacity(shards, inputs)), part)
-        return _decode(shards, inputs, labels, store, check)
-    place = cache / name_of(shards, tuple(inputs), labels, part)
+        store = _Store(inputs, _in_memory(inputs, _capacity(shards, inputs)), split)
+        return _decode(shards, inputs, labels, store, at)
+    place = cache / name_of(shards, tuple(inputs), labels, split)
     if not place.exists():
         capacity = _capacity(shards, inputs)
         with new_folder(place) as folder, writing(place):
-            store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), part)
-            videos = _decode(shards, inputs, labels, store, check)
+            store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), split)
+            videos = _decode(shards, inputs, labels, store, at)
             write_rest(folder, videos.labels, videos.ids)
     return Videos(*read(place))
 
 
-def _decode(shards: Sequence[Source], inputs: Inputs, labels: int, store: _Store, check: Callable[[], None]) -> Videos:
+def _decode(
+    shards: Sequence[Source], inputs: Inputs, labels: int | None, store: _Store, at: Callable[[float], None]
+) -> Videos:
+    row = 4 * sum(width for _, width in inputs)
+    total, before = max(1, sum(shard.stat.size for shard in shards)), 0
+    limit = _LabelLimit(MOST_LABELS if labels is None else labels)
     for shard in shards:
         records, labelled = 0, False
         for batch in batches([shard], Schema(dict(inputs)), _READ):
-            check()
+            at((before + min(records * row, shard.stat.size)) / total)
             if batch.label_faults:
                 raise batch.label_faults[0]
-            _check_labels(batch, shard, records, labels)
+            limit.check(batch, shard, records)
             records, labelled = records + len(batch), labelled or batch.labelled
             store.append(batch)
             batch.release()
         if not labelled and records:
             raise TrainingError(f"{shard.address}: its videos have no labels", remedy="train on labelled shards")
-    return store.videos(labels)
+        before += shard.stat.size
+    limit.finish()
+    return store.videos()
+
+
+@dataclass
+class _LabelLimit:
+    """Which labels are not below `labels`, over all shards: where the first is, in how many videos, the largest."""
+
+    labels: int
+    first: tuple[Source, int, int] | None = None  # shard, record, label
+    videos: int = 0
+    largest: int = -1
+
+    def check(self, batch: Batch, shard: Source, before: int) -> None:
+        """Note those of a batch whose first record is number `before`. Raises RecordError for a negative one."""
+        values, splits = batch.label_values, batch.label_splits
+        if not len(values) or (values.min() >= 0 and values.max() < self.labels):
+            return
+        rows = np.searchsorted(splits, np.arange(len(values)), side="right") - 1
+        if values.min() < 0:
+            place = int(np.argmax(values < 0))
+            raise _label_error(shard, before + int(rows[place]), f"label {values[place]} is below 0", (Hint.SKIP,))
+        outside = values >= self.labels
+        place = int(np.argmax(outside))
+        self.first = self.first or (shard, before + int(rows[place]), int(values[place]))
+        self.videos += len(np.unique(rows[outside]))
+        self.largest = max(self.largest, int(values.max()))
+
+    def finish(self) -> None:
+        """Raise RecordError for the first label noted, if any, that says how many labels all need."""
+        if self.first is None:
+            return
+        shard, record, label = self.first
+        reason = f"label {label} is outside 0..{self.labels - 1}"
+        if self.videos > 1:
+            reason += f"; {self.videos:,} videos have such labels, up to {self.largest}"
+        if self.largest >= MOST_LABELS:
+            raise _label_error(shard, record, reason, (Hint.SKIP,))
+        count, source = label_count(self.largest)
+        remedy = f"train a model of {count} labels" + (f", as {source} has," if source else "")
+        raise _label_error(shard, record, reason, (Hint.MORE_LABELS,), remedy)
+
+
+def _label_error(shard: Source, record: int, reason: str, hints: tuple[Hint, ...], remedy: str = "") -> RecordError:
+    offset = _offset(shard, record)
+    return RecordError(shard.address, reason, record=record, offset=offset, hints=hints, remedy=remedy)
+
+
+def label_count(largest: int) -> tuple[int, str]:
+    """How many labels a model needs whose videos' largest is `largest`, and whose vocabulary that is, "" for their own.
+
+    Few videos seldom have the last label of a vocabulary, so what has more than half of a known one's has that.
+    """
+    for count, source in VOCABULARIES.items():
+        if count // 2 < largest + 1 <= count:
+            return count, source
+    return largest + 1, ""
 
 
 class _Store:
-    """Arrays that fill up with the videos of one part, and are longer than needed."""
+    """Arrays that fill up with the videos of one split, and are longer than needed."""
 
-    def __init__(self, inputs: Inputs, features: list[NDArray[np.float32]], part: Part) -> None:
-        self.names, self.features, self.part = [name for name, _ in inputs], features, part
+    def __init__(self, inputs: Inputs, features: list[NDArray[np.float32]], split: Split) -> None:
+        self.names, self.features, self.split = [name for name, _ in inputs], features, split
         self.ids: list[bytes] = []
         self.label_values: list[NDArray[np.int64]] = []
         self.label_counts: list[NDArray[np.int64]] = []
@@ -140,16 +206,16 @@ class _Store:
         self.label_counts.append(counts[chosen])
 
     def _chosen(self, ids: list[bytes]) -> NDArray[np.bool_]:
-        if self.part == "all":
+        if self.split == "all":
             return np.ones(len(ids), bool)
         held = np.array([zlib.crc32(id) % HELD_OUT == 0 for id in ids], bool)
-        return held if self.part == "held" else ~held
+        return held if self.split == "valid" else ~held
 
-    def videos(self, labels: int) -> Videos:
+    def videos(self) -> Videos:
         values = np.concatenate([np.zeros(0, np.int64), *self.label_values])
         counts = np.concatenate([np.zeros(0, np.int64), *self.label_counts])
         features = [array[: len(self.ids)] for array in self.features]
-        return Videos(features, padded(values, counts, labels), self.ids)
+        return Videos(features, padded(values, counts), self.ids)
 
 
 def _capacity(shards: Sequence[Source], inputs: Inputs) -> int:
@@ -164,21 +230,9 @@ def _in_memory(inputs: Inputs, capacity: int) -> list[NDArray[np.float32]]:
     if needed > available:
         raise TrainingError(
             f"the videos need {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are available",
-            remedy="keep them on a disk with --cache DIR",
+            hints=(Hint.ON_DISK,),
         )
     return [np.empty((capacity, width), np.float32) for _, width in inputs]
-
-
-def _check_labels(batch: Batch, shard: Source, before: int, labels: int) -> None:
-    """Raise RecordError for the first video of the batch with a label outside 0..labels-1."""
-    values, splits = batch.label_values, batch.label_splits
-    outside = np.flatnonzero((values < 0) | (values >= labels))
-    if not len(outside):
-        return
-    record = before + int(np.searchsorted(splits, outside[0], side="right")) - 1
-    reason = f"label {values[outside[0]]} is outside 0..{labels - 1}"
-    remedy = f"leave the shard out, or train with --set labels={int(values.max()) + 1}"
-    raise RecordError(shard.address, reason, record=record, offset=_offset(shard, record), remedy=remedy)
 
 
 def _offset(source: Source, record: int) -> int:
@@ -188,8 +242,9 @@ def _offset(source: Source, record: int) -> int:
     return 0
 
 
-def padded(values: NDArray[np.int64], counts: NDArray[np.int64], labels: int) -> NDArray[np.int32]:
+def padded(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int32]:
     """Label values in rows of `counts` -> (n, P) distinct ascending indices, padded with -1."""
+    labels = 1 + int(values.max(initial=0))
     keys = np.unique(np.repeat(np.arange(len(counts)), counts) * labels + values)
     distinct = np.bincount(keys // labels, minlength=len(counts))
     matrix = np.full((len(counts), max(1, int(distinct.max(initial=0)))), -1, np.int32)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scorer.errors import DeviceError
+from scorer.errors import DeviceError, Hint
 from scorer.system.cores import usable_cores
 
 
@@ -24,11 +24,11 @@ def choose_device(name: str, local: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name not in ("auto", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
-        raise DeviceError(f"--device {name}: no such device", remedy="use auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"{name}: no such device", remedy="choose auto, cpu, cuda or cuda:N")
     device = torch.device("cuda", local) if name in ("auto", "cuda") else torch.device(name)
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
-        raise DeviceError(f"--device {name}: this PyTorch finds {found}", remedy="use --device auto")
+        raise DeviceError(f"{name}: this PyTorch finds {found}", hints=(Hint.OTHER_DEVICE,))
     return device
 
 

@@ -3,39 +3,70 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from scorer.errors import UsageError
 from train.config import ModelConfig, Recipe, TrainConfig
+from train.registry import names, spec
+
+Overrides = dict[str, Any]
+"""Setting -> value as the command line gives it, text still as text."""
 
 _KINDS = {int: "a whole number", float: "a number"}
+_LIST = "`yt8m train --list-settings` lists them"
 
 
-def overrides_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Field -> value as the command line gives them, text still as text."""
-    values: dict[str, Any] = {}
+def overrides_of(options: argparse.Namespace) -> Overrides:
+    """What --set and the options that stand for a setting say. Raises UsageError, for a setting given twice too."""
+    values: Overrides = {}
     for pair in options.set:
         name, equals, value = pair.partition("=")
         if not equals or name in ("name", "inputs"):
-            raise UsageError(f"--set {pair}: not FIELD=VALUE with a field of train/config.py")
+            raise UsageError(f"--set {pair}: not SETTING=VALUE", remedy=_LIST)
+        if name in values:
+            raise UsageError(f"--set {name}={values[name]} and --set {name}={value}", remedy="give it once")
         values[name] = value
     given = {"inputs": options.inputs and tuple(options.inputs), "epochs": options.epochs, "seed": options.seed}
-    return values | {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if value is not None and name in values:
+            raise UsageError(f"--set {name}={values[name]} and --{name} {value}", remedy="give one of the two")
+        if value is not None:
+            values[name] = value
+    return values
 
 
-def overridden(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
-    """The recipe with the fields in `overrides` replaced. Raises UsageError for unknown fields and wrong values."""
+def check_settings(overrides: Overrides, models: Sequence[str]) -> None:
+    """Raise UsageError for a setting that does not exist, or that none of `models` reads."""
+    readers = {name: [model for model in names() if name in settings_of(model)] for name in overrides}
+    for name, found in readers.items():
+        if not found:
+            near = get_close_matches(name, {each for model in names() for each in settings_of(model)}, 1)
+            reason = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"--set {name}: there is no such setting{reason}", remedy=_LIST)
+        if not set(found) & set(models):
+            raise UsageError(
+                f"--set {name}: {', '.join(models)} would not read it, {', '.join(found)} would", remedy=_LIST
+            )
+
+
+def settings_of(model: str) -> tuple[str, ...]:
+    """The names of what can be set for a model."""
+    return ("inputs", *spec(model).settings, *(field.name for field in fields(TrainConfig)))
+
+
+def overridden(recipe: Recipe, overrides: Overrides) -> Recipe:
+    """The recipe with those fields in `overrides` replaced that its model reads. Raises UsageError for wrong values."""
     model, train = recipe
-    known = {field.name: config for config in recipe for field in fields(config)}
     for name, value in overrides.items():
-        if name not in known:
-            raise UsageError(f"--set {name}: no such field", remedy=f"one of {', '.join(sorted(known))}")
-        parsed = _parse(name, value, getattr(known[name], name))
-        if known[name] is recipe[0]:
-            model = replace(model, **{name: parsed})
+        if name not in settings_of(model.name):
+            continue
+        if hasattr(model, name):
+            model = replace(model, **{name: _parse(name, value, getattr(model, name))})
         else:
-            train = replace(train, **{name: parsed})
+            train = replace(train, **{name: _parse(name, value, getattr(train, name))})
     return model, train
 
 

@@ -3,173 +3,241 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from scorer.errors import DeviceError, OutputError, ResumeError, TrainingError, printable
+from scorer.errors import DeviceError, Hint, ModelError, OutputError, ResumeError, TrainingError
 from scorer.inputs.discover import find_shards
 from scorer.outputs.lock import owned
-from scorer.system.terminal import print_stderr
+from scorer.system.signals import StopRequest
 from train import checkpoint, curves
 from train.config import ModelConfig, Recipe, TrainConfig
-from train.data import Part, Videos, load
+from train.data import VOCABULARIES, Split, Videos, label_count, load
 from train.devices import choose_device, use_all_cores
-from train.distillation.soft_labels import MOST_VIDEOS
+from train.distillation.cache import plan
 from train.distributed import World, joined
 from train.evaluate import Record
-from train.overrides import differences, overridden
-from train.registry import config_from_json, spec
+from train.files import remove_file
+from train.layers import count_parameters
+from train.overrides import Overrides, differences, overridden
+from train.registry import build, config_from_json, spec
 from train.state import CURVES
 from train.training import Data, Stopped, Training
-from train.view import print_table, view
-
-_REMEDY = "resume with --resume and the same settings, or start anew with --restart"
-_TELL_SECONDS = (2.0, 15.0)  # before the first line about a wait that may take minutes, and between lines
+from train.view import At, log, phase, print_table, view
 
 
-def train_all(
-    options: argparse.Namespace, overrides: dict[str, Any], stop: Callable[[], bool], begun: list[str]
-) -> int:
-    """Train the models one after the other on the same videos, noting each in `begun`; print them side by side."""
-    use_all_cores()
-    device = choose_device(options.device, int(os.environ.get("LOCAL_RANK", "0")))
-    shared: dict[tuple[Any, ...], Data] = {}
-    rows: list[tuple[str, Record]] = []
-    with joined(device.type == "cuda") as world:
-        recipes = {name: _recipe(options, name, overrides) for name in options.model}
-        for name, (recipe, saved) in recipes.items():
-            key = (recipe[0].inputs, recipe[0].labels)
-            shared[key] = shared.get(key) or _load(options, recipe[0], world, stop)
-            if recipe[1].soft:
-                _compute_soft_labels(options, shared[key], recipe, world, stop)
-            begun.append(name)
-            with _enough_memory(name):
-                rows.append((name, _train_one(options, recipe, saved, shared[key], device, world, stop)))
-        if world.first:
-            print_table(rows)
-    return 0
+@dataclass
+class Runner:
+    """What the runs of one command have in common. begun: the models whose turn has come."""
+
+    options: argparse.Namespace
+    overrides: Overrides
+    stop: StopRequest
+    begun: list[str] = field(default_factory=list)
+
+    def train_all(self) -> None:
+        """Train the models one after the other; print them side by side."""
+        use_all_cores()
+        device = choose_device(self.options.device, int(os.environ.get("LOCAL_RANK", "0")))
+        shared: dict[object, Data] = {}
+        rows: list[tuple[str, Record]] = []
+        with joined(device.type == "cuda") as world:
+            runs = [_look(self.options, name, self.overrides) for name in self.options.model]
+            for run in runs:
+                if run.finished is not None:
+                    log(f"train: {run.folder} is finished and stands")
+                    rows.append((run.name, run.finished))
+                    continue
+                with _enough_memory(run.name):
+                    key = (run.model.inputs, run.labels)
+                    shared[key] = shared.get(key) or self._load(run, world)
+                    rows.append((run.name, self._train(run, shared[key], device, world)))
+            if world.first:
+                print_table(rows)
+                _say_what_next(runs)
+
+    def _train(self, run: Run, data: Data, device: torch.device, world: World) -> Record:
+        """Train one model in its folder; its best epoch's measures."""
+        model, config = run.recipe
+        if run.labels is None:
+            model = replace(model, labels=self._labels(data))
+        if config.soft:
+            self._compute_soft_labels(data, model, world)
+        self.begun.append(run.name)
+        folder = _make(run.folder)
+        lock = owned(folder / ".lock", str(folder)) if world.first else nullcontext()
+        with lock:
+            with phase(f"{run.name}: measuring the videos", self.stop, quiet=not world.first) as at:
+                at(0, "")
+                training = Training(model, config, data, device, world)
+            if run.resumed:
+                training.state.restore(*checkpoint.read(folder / checkpoint.LAST))
+            with view(run.name, config.epochs, self.stop, quiet=not world.first) as show:
+                show.log(_describe(training, data))
+                try:
+                    training.run(folder, show, self.stop.is_set)
+                except Stopped:
+                    raise Stopped(f"{folder} is saved") from None
+                finally:
+                    if world.first and training.state.progress.log:
+                        curves.draw(folder / CURVES, model.name, training.state.progress.log)
+            if world.first and not self.options.keep:
+                remove_file(folder / checkpoint.LAST)
+        return training.state.best() | {"parameters": training.parameters, "seconds": training.state.progress.seconds}
+
+    def _load(self, run: Run, world: World) -> Data:
+        """Decode the shards; without --valid, hold out a part of the training videos."""
+        options = self.options
+
+        def videos(shards: list[str], split: Split, at: At) -> Videos:
+            return load(
+                find_shards(shards),
+                run.model.inputs,
+                run.labels,
+                split=split,
+                cache=options.cache,
+                at=lambda share: at(share, ""),
+            )
+
+        splits: tuple[tuple[str, list[str], Split], ...] = (
+            ("training", options.data, "train" if options.valid is None else "all"),
+            ("held-out", options.valid or options.data, "valid" if options.valid is None else "all"),
+        )
+        found = []
+        with world.in_turn() if options.cache else nullcontext():
+            for name, shards, split in splits:
+                with self._phase(f"reading {name} videos", world) as at:
+                    found.append(videos(shards, split, at))
+        if not len(found[1]):
+            raise TrainingError("too few videos to hold some out", hints=(Hint.VALIDATION,))
+        return Data(found[0], found[1])
+
+    def _labels(self, data: Data) -> int:
+        """As many labels as the videos need; those of the sample shards are YouTube-8M's."""
+        largest = int(max(data.train.labels.max(initial=0), data.valid.labels.max(initial=0)))
+        if all(Path(shard.address).match("samples/samples*.tfrecord") for shard in find_shards(self.options.data)):
+            return max(largest + 1, next(iter(VOCABULARIES)))
+        return label_count(largest)[0]
+
+    def _compute_soft_labels(self, data: Data, model: ModelConfig, world: World) -> None:
+        """Compute the soft labels before a model's turn begins: a stop meanwhile has no run to save."""
+        if not len(data.train):
+            return
+        data.soft_folder = _make(self.options.cache or self.options.runs)
+        if world.first and (text := plan(data.train, model.labels, data.soft_folder)):
+            log(f"train: {text}")
+        with world.in_turn(), self._phase(f"soft labels of {len(data.train):,} videos", world) as at:
+            data.soft_labels(model.labels, at)
+
+    @contextmanager
+    def _phase(self, name: str, world: World) -> Iterator[At]:
+        """The view of a phase, which a request to stop ends."""
+        with phase(name, self.stop, quiet=not world.first) as show:
+
+            def at(share: float, what: str) -> None:
+                if self.stop.is_set():
+                    raise Stopped(f"stopped while at it: {name}")
+                show(share, what)
+
+            yield at
+
+
+@dataclass
+class Run:
+    """One model's run: its folder and recipe, and what an earlier call left there.
+
+    labels: as many as were asked for, None where the videos say. resumed: whether an unfinished run is resumed.
+    finished: the best epoch of a finished run, which stands.
+    """
+
+    name: str
+    folder: Path
+    recipe: Recipe
+    labels: int | None
+    resumed: bool = False
+    finished: Record | None = None
+
+    @property
+    def model(self) -> ModelConfig:
+        return self.recipe[0]
+
+
+def _look(options: argparse.Namespace, name: str, overrides: Overrides) -> Run:
+    """The run that is asked for. Raises ResumeError when an earlier one is in the way or had another recipe."""
+    folder = options.runs / name
+    recipe = overridden(spec(name).recipe, overrides)
+    labels = recipe[0].labels if "labels" in overrides else None
+    left = next((path for path in (folder / checkpoint.LAST, folder / checkpoint.BEST) if path.exists()), None)
+    if options.restart or left is None:
+        return Run(name, folder, recipe, labels)
+    metadata = checkpoint.metadata(left)
+    done = left.name == checkpoint.BEST or checkpoint.finished(metadata)
+    if not options.resume:
+        if done:
+            raise ResumeError(f"{folder} holds a finished run", remedy=_FINISHED)
+        raise ResumeError(f"{folder} holds an unfinished run", hints=(Hint.RESUME, Hint.RESTART))
+    saved = config_from_json(metadata.get("config", "")), TrainConfig.from_json(metadata.get("train", ""))
+    wanted = overridden(saved, overrides)
+    difference = ", ".join(differences(saved[0], wanted[0]) + differences(saved[1], wanted[1]))
+    if difference:
+        reason = f"{folder} was begun with other settings: {difference}"
+        raise ResumeError(reason, hints=(Hint.RESUME, Hint.RESTART))
+    return Run(name, folder, saved, saved[0].labels, not done, _best_of(folder, saved[0]) if done else None)
+
+
+_FINISHED = "replace it with --restart, or choose another folder with --runs"
+
+
+def _best_of(folder: Path, model: ModelConfig) -> Record:
+    """The best epoch of a finished run. Raises ModelError where its log is damaged."""
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        best = max(lines, key=lambda record: record["MAP@10"])
+        seconds = lines[-1]["seconds"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ModelError(f"{folder}: damaged metrics.jsonl", hints=(Hint.RESTART,)) from None
+    with torch.device("meta"):
+        network = build(model)
+    return dict(best) | {"parameters": count_parameters(network), "seconds": seconds}
 
 
 @contextmanager
 def _enough_memory(name: str) -> Iterator[None]:
-    """Turn what PyTorch raises when memory runs out, on a GPU or a CPU, into a DeviceError."""
+    """Turn what PyTorch and NumPy raise when memory runs out, on a GPU or a CPU, into a DeviceError."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out:
             raise
-        remedy = "use a smaller batch, e.g. --set batch=1024, or a smaller model"
-        raise DeviceError(f"{name}: {str(error).splitlines()[0]}", remedy=remedy) from None
-
-
-def _train_one(
-    options: argparse.Namespace,
-    recipe: Recipe,
-    resumed: bool,
-    data: Data,
-    device: Any,
-    world: World,
-    stop: Callable[[], bool],
-) -> Record:
-    """Train one model in its folder; its best epoch's measures."""
-    model, config = recipe
-    folder = _make(options.runs / model.name)
-    lock = owned(folder / ".lock", str(folder)) if world.first else nullcontext()
-    with lock, view(model.name, config.epochs, quiet=not world.first) as show:
-        training = Training(model, config, data, device, world)
-        if resumed:
-            training.state.restore(*checkpoint.read(folder / checkpoint.LAST))
-        show.log(_describe(training, data))
-        try:
-            training.run(folder, show, stop)
-        except Stopped:
-            raise Stopped(f"{folder} is saved") from None
-        finally:
-            if world.first and training.state.progress.log:
-                curves.draw(folder / CURVES, model.name, training.state.progress.log)
-    return training.state.best() | {"parameters": training.parameters, "seconds": training.state.progress.seconds}
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        raise DeviceError(f"{name}: {reason}", hints=(Hint.SMALLER_BATCH, Hint.OWN_LABELS)) from None
 
 
 def _describe(training: Training, data: Data) -> str:
     precision = "bf16" if training.bf16 else "fp32"
-    plan, progress = training.plan, training.state.progress
+    plan, progress, labels = training.plan, training.state.progress, training.state.model_config.labels
+    largest = int(data.train.labels.max(initial=0))
+    whose = f", as {VOCABULARIES[labels]} has" if labels in VOCABULARIES else ""
     text = (
-        f"{training.parameters:,} parameters, {len(data.train):,} training videos in {plan.steps:,} batches of "
+        f"{training.parameters:,} parameters, {labels:,} labels{whose} (the largest of the videos is {largest:,}), "
+        f"{len(data.train):,} training videos in {plan.steps:,} batches of "
         f"{plan.size:,}, {len(data.valid):,} to validate, {training.device}, {precision}"
     )
-    if training.config.soft and training.soft is None:
-        text += ", too many videos for soft labels"
-    return f"{text}, going on after epoch {progress.epoch}, step {progress.step}" if progress.seconds else text
+    return f"{text}, resumed after epoch {progress.epoch}, step {progress.step}" if progress.seconds else text
 
 
-def _recipe(options: argparse.Namespace, name: str, overrides: dict[str, Any]) -> tuple[Recipe, bool]:
-    """The model's recipe, and whether the run in its folder is resumed.
-
-    Raises ResumeError when an unfinished run is in the way or was made with another recipe.
-    """
-    path = options.runs / name / checkpoint.LAST
-    default = overridden(spec(name).recipe, overrides)
-    if options.restart or not path.exists():
-        return default, False
-    metadata = checkpoint.metadata(path)
-    saved = config_from_json(metadata.get("config", "")), TrainConfig.from_json(metadata.get("train", ""))
-    if options.resume:
-        wanted = overridden(saved, overrides)
-        difference = ", ".join(differences(saved[0], wanted[0]) + differences(saved[1], wanted[1]))
-        if difference:
-            raise ResumeError(f"{path.parent} was begun with other settings: {difference}", remedy=_REMEDY)
-        return saved, True
-    if not checkpoint.finished(metadata):
-        raise ResumeError(f"{path.parent} holds an unfinished run", remedy=_REMEDY)
-    return default, False
-
-
-def _load(options: argparse.Namespace, model: ModelConfig, world: World, stop: Callable[[], bool]) -> Data:
-    """Decode the shards; without --valid, hold out a part of the training videos."""
-
-    def check() -> None:
-        if stop():
-            raise Stopped("stopped while reading")
-
-    def videos(shards: list[str], part: Part) -> Videos:
-        return load(find_shards(shards), model.inputs, model.labels, part=part, cache=options.cache, check=check)
-
-    with world.in_turn() if options.cache else nullcontext():
-        if options.valid is None:
-            parts = videos(options.data, "kept"), videos(options.data, "held")
-        else:
-            parts = videos(options.data, "all"), videos(options.valid, "all")
-    data = Data(*parts)
-    if not len(data.valid):
-        raise TrainingError("too few videos to hold some out", remedy="name shards with --valid")
-    return data
-
-
-def _compute_soft_labels(
-    options: argparse.Namespace, data: Data, recipe: Recipe, world: World, stop: Callable[[], bool]
-) -> None:
-    """Find the soft labels before a model's turn begins: a stop meanwhile has nothing to save."""
-    due = time.monotonic() + _TELL_SECONDS[0]
-
-    def at(step: str) -> None:
-        nonlocal due
-        if stop():
-            raise Stopped("stopped while finding the soft labels")
-        if world.first and time.monotonic() >= due:
-            _log(f"train: finding soft labels of {len(data.train):,} videos, once: {step}")
-            due = time.monotonic() + _TELL_SECONDS[1]
-
-    if not 0 < len(data.train) <= MOST_VIDEOS:
-        return
-    data.soft_folder = _make(options.cache or options.runs)
-    with world.in_turn():
-        data.soft_labels(recipe[0].labels, at)
+def _say_what_next(runs: list[Run]) -> None:
+    """Where the runs are, and the command that comes next."""
+    for run in runs:
+        where = "" if run.folder.parent == Path("runs") else f" --runs {run.folder.parent}"
+        log(f"train: {run.folder} is done; next: yt8m export --model {run.name}{where}")
 
 
 def _make(folder: Path) -> Path:
@@ -178,7 +246,3 @@ def _make(folder: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", remedy="choose another with --runs") from None
     return folder
-
-
-def _log(line: str) -> None:
-    print_stderr(printable(line))

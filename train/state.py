@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scorer.errors import ModelError, ResumeError
+from scorer.errors import Hint, ModelError, ResumeError
 from train import checkpoint
 from train.config import ModelConfig, TrainConfig
 from train.evaluate import Record
@@ -118,7 +118,7 @@ class State:
         """Continue from what `save` wrote. Raises ResumeError for other videos, ModelError for a damaged state."""
         try:
             if metadata["data"] != self.fingerprint:
-                raise ResumeError("the run was trained on other videos", remedy="give the same --data and --valid")
+                raise ResumeError("the run was trained on other videos", hints=(Hint.SAME_VIDEOS,))
             self.progress = TrainingProgress(**json.loads(metadata["progress"]))
             self.model.load_state_dict(_under("model.", tensors))
             if self.config.ema:
@@ -126,7 +126,7 @@ class State:
             self.losses.copy_(tensors["losses"])
             self._restore_moments(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"damaged training state: {error}", remedy="train anew with --restart") from None
+            raise ModelError(f"damaged training state: {error}", hints=(Hint.RESTART,)) from None
 
     def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
         done = float(self.progress.epoch * len(self.losses) + self.progress.step)

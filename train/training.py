@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scorer.errors import TrainingError
+from scorer.errors import Hint, TrainingError
 from train.config import ModelConfig, TrainConfig
 from train.cpu import keep_freed_memory, optimize_for_cpu
 from train.data import Videos, fisher_ratios, log_odds, statistics
 from train.devices import bf16_is_fast
 from train.distillation.cache import cached_soft_labels
-from train.distillation.soft_labels import MOST_VIDEOS, SoftLabels, point
+from train.distillation.soft_labels import At, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.facts import trained_on
@@ -37,7 +37,7 @@ from train.registry import build
 from train.state import State
 
 _AGREE_EVERY = 20
-_LOWER_RATE = "what was saved before it stands; train with a lower rate, e.g. --set lr=0.0003"
+_SAVED = "what was saved before it stands"
 
 
 class View(Protocol):
@@ -64,19 +64,19 @@ class Data:
     train: Videos
     valid: Videos
     soft_folder: Path | None = None
-    _soft: SoftLabels | None = None
+    _soft: dict[int, SoftLabels] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
-    def soft_labels(self, labels: int, at: Callable[[str], None] = lambda step: None) -> SoftLabels | None:
-        """The training videos' soft labels (train/distillation), found once; None where there are too many videos.
+    def soft_labels(self, labels: int, at: At = lambda share, what: None) -> SoftLabels:
+        """The training videos' soft labels (train/distillation), computed once.
 
-        Raises OutputError, and what `at` raises, which is called with each step.
+        Raises OutputError, and what `at` raises, which is called with the share that is done and what comes next.
         """
-        if self._soft is None and len(self.train) <= MOST_VIDEOS:
-            self._soft = cached_soft_labels(self.train, labels, self.soft_folder, at)
-        return self._soft
+        if labels not in self._soft:
+            self._soft[labels] = cached_soft_labels(self.train, labels, self.soft_folder, at)
+        return self._soft[labels]
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ class Training:
             step, epoch = int(bad[0]) + 1, self.state.progress.epoch + 1
             raise TrainingError(
                 f"{self.state.model_config.name}: the loss is {losses[step - 1]:g} at step {step} of epoch {epoch}",
-                remedy=_LOWER_RATE,
+                remedy=_SAVED,
+                hints=(Hint.LOWER_RATE,),
             )
         return float(losses.mean())
 
@@ -261,7 +262,8 @@ class Training:
             if not math.isfinite(record[name]):
                 raise TrainingError(
                     f"{self.state.model_config.name}: the {name} is {record[name]:g} after epoch {record['epoch']:.0f}",
-                    remedy=_LOWER_RATE,
+                    remedy=_SAVED,
+                    hints=(Hint.LOWER_RATE,),
                 )
 
     def _save(self, folder: Path, *, force: bool) -> None:

@@ -20,11 +20,13 @@ class StopRequest:
     No lock is in it, as one is in `threading.Event`: a signal handler runs in the main thread, between two of its
     instructions, and would wait for ever for a lock that the main thread holds at that moment.
 
-    signal: the number of the signal that set it, 0 where none did.
+    signal: the number of the signal that set it, 0 where none did. quiet: whether a live display shows the request, in
+    which a line of the handler's would be overwritten.
     """
 
     def __init__(self) -> None:
         self.signal = 0
+        self.quiet = False
         self._is_set = False
 
     def set(self, signal: int = 0) -> None:
@@ -39,6 +41,15 @@ class StopRequest:
         """Whether to stop, in so many seconds from now; a request does not cut them short."""
         time.sleep(seconds)
         return self._is_set
+
+    @contextmanager
+    def shown_elsewhere(self) -> Iterator[None]:
+        """Within, a signal prints nothing."""
+        self.quiet = True
+        try:
+            yield
+        finally:
+            self.quiet = False
 
     @property
     def exit_code(self) -> int:
@@ -75,7 +86,8 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
             _write_stderr(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
             os._exit(128 + number)
         stop.set(number)
-        _write_stderr(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
+        if not stop.quiet:
+            _write_stderr(f"{command}: {signal.Signals(number).name}: {meanwhile}; once more stops at once")
 
     heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}

@@ -38,7 +38,7 @@ def videos(count: int, seed: int = 0) -> Videos:
     random = np.random.default_rng(seed)
     counts = random.integers(1, 4, count)
     values = random.integers(0, LABELS, counts.sum())
-    labels = padded(values, counts, LABELS)
+    labels = padded(values, counts)
     codes = np.random.default_rng(0).normal(size=(LABELS + 1, 12)).astype(np.float32)
     codes[-1] = 0
     features = codes[labels].sum(axis=1) + 0.1 * random.normal(size=(count, 12)).astype(np.float32)

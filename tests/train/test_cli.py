@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -20,31 +21,52 @@ from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
 from train.distillation.soft_labels import PASSES
+from train.distillation.tiles import Work
+from train.registry import names
 from train.training import Training
 
-TINY = shlex.split(
-    "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --set labels=25 embedding=12 hidden=8 head=16 width=16 batch=16 "
-    "schedule=constant warmup=0"
-)
+OF_LSTM, OF_DMRNET = "embedding=12 hidden=8 head=16", "width=16"
+PLAIN = "--inputs mean_rgb:8 mean_audio:4 --epochs 2 --keep --set batch=16 schedule=constant warmup=0"
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("train.runner._TELL_SECONDS", (60.0, 60.0))  # on a slow machine errors would not stand alone
+    monkeypatch.setattr("train.view.QUIET_SECONDS", 60.0)  # on a slow machine errors would not stand alone
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     write(tmp_path / "a.tfrecord", 120)
     write(tmp_path / "b.tfrecord", 40, seed=1)
 
 
+def tiny(*arguments: str) -> list[str]:
+    """The command line for tiny models, with the settings that the models asked for read."""
+    after = list(arguments)[arguments.index("--model") + 1 :] if "--model" in arguments else list(names())
+    models = list(itertools.takewhile(lambda name: name in names(), after))
+    given = PLAIN + f" {OF_DMRNET}" * ("dmrnet" in models) + f" {OF_LSTM}" * bool({"lstm", "bilstm"} & set(models))
+    own = {pair.partition("=")[0] for pair in arguments if "=" in pair}
+    words = [word for word in shlex.split(given) if word.partition("=")[0] not in own]
+    for option in ("--epochs", "--inputs"):
+        if option in arguments:
+            start = words.index(option)
+            end = next(i for i in range(start + 1, len(words)) if words[i].startswith("--"))
+            del words[start:end]
+    if "--set" in arguments:
+        rest = list(arguments)
+        start = rest.index("--set")
+        del rest[start]
+        pairs = list(itertools.takewhile(lambda word: not word.startswith("--"), rest[start:]))
+        return [*words, *pairs, "--data", "a.tfrecord", *rest[:start], *rest[start + len(pairs) :]]
+    return [*words, "--data", "a.tfrecord", *arguments]
+
+
 def train(*arguments: str) -> int:
-    return main([*TINY, "--data", "a.tfrecord", *arguments])
+    return main(tiny(*arguments))
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "train", *TINY, "--data", "a.tfrecord", *arguments]
+    command = [sys.executable, "-m", "train", *tiny(*arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -71,17 +93,39 @@ def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.Capt
     assert "PERR" in shown.out
 
 
-def test_soft_labels_are_found_once_and_a_wait_for_them_says_where_it_stands(
+def test_soft_labels_are_computed_once_and_a_wait_for_them_says_where_it_stands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.runner._TELL_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("train.view.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("train.view.LINE_SECONDS", 0.0)
     assert train("--model", "lstm", "--cache", "cache") == 0
     shown = capsys.readouterr().err
-    last = rf"^train: finding soft labels of \d+ videos, once: pass {PASSES} of {PASSES} over the videos$"
+    assert re.search(r"^\d\d:\d\d:\d\d train: reading training videos, 0%, \? left$", shown, re.M)
+    ends = rf"videos, \d+%, 0:\d\d left, pass {PASSES} of {PASSES} over the videos"
+    last = rf"^\d\d:\d\d:\d\d train: soft labels of \d+ {ends}$"
     assert re.search(last, shown, re.M)
+    assert re.search(r"^\d\d:\d\d:\d\d lstm: step \d+/\d+, 0:\d\d left$", shown, re.M)
     assert len(list(Path("cache").glob("soft-*.safetensors"))) == 1
-    assert train("--model", "lstm", "--cache", "cache", "--seed", "1") == 0
+    assert train("--model", "lstm", "--cache", "cache", "--seed", "1", "--restart") == 0
     assert "soft labels" not in capsys.readouterr().err
+
+
+def test_a_stop_while_soft_labels_are_computed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Work.add
+
+    def interrupt(work: Work, amount: float) -> None:
+        if not work.done:
+            work.done = 1e-9
+            os.kill(os.getpid(), signal.SIGINT)
+        add(work, amount)
+
+    monkeypatch.setattr(Work, "add", interrupt)
+    assert train("--model", "lstm") == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped while at it: soft labels of" in last
+    assert last.endswith("--resume")
 
 
 def test_rgb_alone() -> None:
@@ -89,13 +133,29 @@ def test_rgb_alone() -> None:
     assert checkpoint.load("runs/bilstm/best.safetensors").config.inputs == (("mean_rgb", 8),)
 
 
-def test_a_finished_run_is_replaced_or_stands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_stands_unless_it_is_to_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--model", "lstm") == 0
     first = last("lstm")
+    assert "runs/lstm holds a finished run; replace it with --restart" in one_line(capsys, train("--model", "lstm"), 9)
     assert train("--model", "lstm", "--resume") == 0
+    assert "runs/lstm is finished and stands" in capsys.readouterr().err
+    assert "other settings" in one_line(capsys, train("--model", "lstm", "--resume", "--seed", "1"), 9)
     assert all(torch.equal(first[name], tensor) for name, tensor in last("lstm").items())
-    assert train("--model", "lstm", "--seed", "1") == 0
+    assert train("--model", "lstm", "--seed", "1", "--restart") == 0
     assert not torch.equal(first["model.dense.weight"], last("lstm")["model.dense.weight"])
+
+
+def test_of_a_finished_run_the_state_goes_and_it_stands_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [word for word in tiny("--model", "lstm") if word != "--keep"]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "train: runs/lstm is done; next: yt8m export --model lstm" in shown.err
+    assert not Path("runs/lstm/last.safetensors").exists()
+    assert "holds a finished run" in one_line(capsys, main(command), 9)
+    assert main([*command, "--resume"]) == 0
+    assert capsys.readouterr().out == shown.out
+    Path("runs/lstm/metrics.jsonl").write_text("[[")
+    assert "damaged metrics.jsonl" in one_line(capsys, main([*command, "--resume"]), 6)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -115,10 +175,7 @@ def test_a_signal_saves_and_the_run_resumes_to_the_same_weights(number: signal.S
     assert progress["epoch"] >= 3
     _shorten(tensors, metadata, progress["epoch"] + 1)
     torch.set_num_threads(1)
-    assert (
-        main([*TINY, "--data", "a.tfrecord", "--model", "bilstm", "--epochs", str(progress["epoch"] + 1), "--resume"])
-        == 0
-    )
+    assert train("--model", "bilstm", "--epochs", str(progress["epoch"] + 1), "--resume") == 0
     assert train("--model", "bilstm", "--epochs", str(progress["epoch"] + 1), "--runs", "whole") == 0
     whole = last("bilstm", "whole")
     assert all(torch.equal(whole[name], tensor) for name, tensor in last("bilstm").items())
@@ -157,21 +214,21 @@ def test_the_printed_command_goes_on_where_a_later_model_has_an_older_run(
 ) -> None:
     """The first command resumes what was begun; the second replaces the older run, as the stopped command would."""
     assert train("--model", "lstm", "--epochs", "1", "--seed", "1") == 0
+    monkeypatch.setattr("sys.argv", ["yt8m train"])
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_must_stop", lambda *_: True)
-        assert train("--model", "dmrnet", "lstm") == 128
-    printed = capsys.readouterr().err.splitlines()[-1].partition("go on with: ")[2]
+        assert train("--model", "dmrnet", "lstm", "--restart") == 128
+    printed = capsys.readouterr().err.splitlines()[-1].partition("resume with: ")[2]
     first, second = (shlex.split(command) for command in printed.split(" && "))
+    assert first[:2] == second[:2] == ["yt8m", "train"]
     assert (first[-3:], second[-2:]) == (["--model", "dmrnet", "--resume"], ["--model", "lstm"])
-    assert main(first[1:]) == 0
-    assert main(second[1:]) == 0
 
 
 def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> str:
     """The one line that the command ended with, once the exit code is checked."""
     error = capsys.readouterr().err
     assert code == expected, error
-    lines = [line for line in error.splitlines() if line.startswith("train:")]
+    lines = [line for line in error.splitlines() if line.startswith("train:") and " is done; " not in line]
     assert len(lines) == 1
     assert "Traceback" not in error
     return lines[0]
@@ -186,22 +243,28 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> st
         (["--data", "unlabelled.tfrecord"], 12, "no labels"),
         (["--data", "packed.tfrecord.gz"], 4, "compressed with gzip; unpack it first (gunzip), or leave the shard out"),
         (["--data", "frames.tfrecord"], 5, "frame-level record (a SequenceExample of 'rgb'), not a video-level"),
-        (["--data", "outside.tfrecord"], 5, "outside 0.."),
+        (["--data", "outside.tfrecord", "--set", "labels=25"], 5, "train a model of 26 labels, with --set labels=N"),
+        (["--data", "negative.tfrecord"], 5, "label -1 is below 0; leave the shard out"),
         (["--data", "two.tfrecord"], 12, "too few"),
         (["--data", "one.tfrecord", "--valid", "b.tfrecord"], 12, "too few"),
         (["--inputs", "mean_rgb:9"], 5, "that it has with --inputs"),
         (["--inputs", "mean_rgb:8", "mean_rgb:8"], 2, "same name"),
-        (["--set", "labels=25", "head=100000000000000"], 7, "use a smaller"),
+        (["--set", "embedding=1000000", "hidden=1000000"], 7, "use a smaller"),
         (["--seed", "-1"], 2, "seed is -1"),
-        (["--set", "colour=red"], 2, "no such field"),
+        (["--set", "colour=red"], 2, "no such setting; `yt8m train --list-settings`"),
+        (["--set", "hiden=8"], 2, "did you mean hidden?"),
+        (["--set", "form=run"], 2, "lstm would not read it, dmrnet would"),
+        (["--set", "epochs=3", "--epochs", "2"], 2, "--set epochs=3 and --epochs 2; give one"),
+        (["--set", "lr=1", "lr=2"], 2, "give it once"),
+        (["--set", "labels=9999999"], 2, "at most 1,048,576"),
         (["--set", "lr=fast"], 2, "not a number"),
-        (["--set", "form=walk"], 2, "choose from"),
+        (["--set", "cell=walk"], 2, "choose from"),
         (["--set", "steps=5"], 2, "equal steps"),
         (["--runs", "a.tfrecord"], 8, "cannot be made"),
         (["--device", "cuda:99"], 7, "CUDA"),
         (["--device", "tpu"], 7, "tpu"),
         (["--set", "batch=16", "lr=1e30"], 12, "the loss is"),
-        (["--epochs", "1", "--set", "lr=1e38"], 12, "loss is nan after epoch 1"),
+        (["--epochs", "1", "--set", "batch=512", "lr=1e38"], 12, "loss is nan after epoch 1"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +276,7 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
     Path("packed.tfrecord.gz").write_bytes(gzip.compress(Path("a.tfrecord").read_bytes()))
     frames = field(2, field(1, field(1, b"rgb") + field(2, b"")))
     write_shard("frames.tfrecord", [example("v", [1], {}) + frames])
+    write(Path("negative.tfrecord"), 5, labels=[-1])
     write(Path("two.tfrecord"), 2)
     write(Path("one.tfrecord"), 1)
     assert message in one_line(capsys, train("--model", "lstm", *arguments), code)
@@ -221,7 +285,7 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
 
 def test_a_damaged_state(capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs/lstm").mkdir(parents=True)
-    Path("runs/lstm/last.safetensors").write_bytes(b"half a file")
+    Path("runs/lstm/last.safetensors").write_bytes(b'\x80\x02\0\0\0\0\0\0{"half a file')
     assert "damaged" in one_line(capsys, train("--model", "lstm"), 6)
     assert "damaged" in one_line(capsys, train("--model", "lstm", "--resume"), 6)
     assert train("--model", "lstm", "--restart") == 0
@@ -244,7 +308,7 @@ def test_two_processes_give_the_metrics_of_one() -> None:
     ]
     assert train(*plain, "--runs", "one") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "train"]
-    arguments = [*TINY, "--data", "a.tfrecord", *plain, "--runs", "two", "--cache", "cache"]
+    arguments = tiny(*plain, "--runs", "two", "--cache", "cache")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False

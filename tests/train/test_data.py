@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from scorer.errors import InputError, OutputError, RecordError, TrainingError
+from scorer.errors import Hint, InputError, OutputError, RecordError, TrainingError
 from tests.shards import example, sources, starts, write_shard
 from tests.train.shards import INPUTS, LABELS, videos, write
 from train import data
-from train.data import Part, load, padded, statistics
+from train.data import Split, label_count, load, padded, statistics
 from train.gather import Resident, Streamed
 
-PARTS: tuple[Part, Part] = ("kept", "held")
+SPLITS: tuple[Split, Split] = ("train", "valid")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -34,9 +34,9 @@ def test_the_fingerprint_tells_videos_apart() -> None:
 
 
 def test_labels_are_distinct_ascending_and_padded() -> None:
-    matrix = padded(np.array([7, 3, 7, 5]), np.array([3, 0, 1]), 10)
+    matrix = padded(np.array([7, 3, 7, 5]), np.array([3, 0, 1]))
     assert matrix.tolist() == [[3, 7], [-1, -1], [5, -1]]
-    assert padded(np.zeros(0, np.int64), np.zeros(2, np.int64), 10).tolist() == [[-1], [-1]]
+    assert padded(np.zeros(0, np.int64), np.zeros(2, np.int64)).tolist() == [[-1], [-1]]
 
 
 @pytest.mark.parametrize("label", [LABELS, -1])
@@ -44,7 +44,8 @@ def test_a_label_outside_the_range_is_named_with_its_place(label: int, tmp_path:
     features = {name: [0.0] * width for name, width in INPUTS}
     records = [example(f"v{row}", [label if row == 2 else 1], features) for row in range(4)]
     path = write_shard(tmp_path / "bad.tfrecord", records)
-    with pytest.raises(RecordError, match=rf"label {label} is outside 0..{LABELS - 1}") as caught:
+    reason = f"label {label} is outside 0..{LABELS - 1}" if label > 0 else f"label {label} is below 0"
+    with pytest.raises(RecordError, match=reason) as caught:
         load(sources([write(tmp_path / "good.tfrecord", 3), path]), INPUTS, LABELS)
     assert (caught.value.path, caught.value.record, caught.value.offset) == (path, 2, starts(path)[2])
 
@@ -54,6 +55,23 @@ def test_labels_of_another_kind_are_an_error_here(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "bad.tfrecord", [example("v", None, features | {"labels": [1.0]})])
     with pytest.raises(RecordError, match="record 0 at byte 0: feature 'labels' is a float_list"):
         load(sources([path]), INPUTS, LABELS)
+
+
+def test_all_labels_are_looked_at_before_too_many_are_an_error(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{label}.tfrecord", 3, label, labels=[1, label]) for label in (30, 4000, 20)]
+    reason = r"label 30 is outside 0\.\.24; 6 videos have such labels, up to 4000"
+    with pytest.raises(RecordError, match=reason) as caught:
+        load(sources(paths), INPUTS, LABELS)
+    assert (caught.value.path, caught.value.record) == (paths[0], 0)
+    assert caught.value.remedy == "train a model of 4716 labels, as YouTube-8M's 2017 release has,"
+    assert load(sources(paths), INPUTS, None).labels.max() == 4000
+
+
+@pytest.mark.parametrize(
+    ("largest", "count"), [(0, 1), (49, 50), (1930, 1931), (1931, 3862), (3861, 3862), (3862, 4716), (4716, 4717)]
+)
+def test_a_model_has_as_many_labels_as_the_videos_need_or_their_vocabulary_has(largest: int, count: int) -> None:
+    assert label_count(largest)[0] == count
 
 
 def test_a_shard_without_labels_is_named(tmp_path: Path) -> None:
@@ -71,12 +89,12 @@ def test_an_absent_shard(tmp_path: Path) -> None:
 def test_the_held_out_depend_on_their_ids_alone(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{seed}.tfrecord", 200, seed) for seed in (0, 1)]
     everything = load(sources(paths), INPUTS, LABELS)
-    kept, held = (load(sources(paths), INPUTS, LABELS, part=part) for part in PARTS)
+    kept, held = (load(sources(paths), INPUTS, LABELS, split=split) for split in SPLITS)
     rows = [everything.ids.index(id) for id in held.ids]
     assert sorted(kept.ids + held.ids) == sorted(everything.ids)
     assert np.array_equal(held.features[0], everything.features[0][rows])
     assert np.array_equal(held.labels, everything.labels[rows][:, : held.labels.shape[1]])
-    held_of_first = load(sources(paths[:1]), INPUTS, LABELS, part="held")
+    held_of_first = load(sources(paths[:1]), INPUTS, LABELS, split="valid")
     assert set(held_of_first.ids) == {id for id in held.ids if id.startswith(b"v0")}
     assert 20 <= len(held) <= 60
 
@@ -94,7 +112,7 @@ def test_a_cache_is_used_until_a_shard_changes(tmp_path: Path, monkeypatch: pyte
         assert read.ids == videos(30).ids
     write(tmp_path / "a.tfrecord", 31)
     assert len(load(sources([path]), INPUTS, LABELS, cache=cache)) == 31
-    assert len(load(sources([path]), INPUTS, LABELS, part="held", cache=cache)) < 31
+    assert len(load(sources([path]), INPUTS, LABELS, split="valid", cache=cache)) < 31
     assert len(list(cache.iterdir())) == 3
 
 
@@ -119,8 +137,9 @@ def test_a_cache_that_cannot_be_filled_leaves_nothing(tmp_path: Path, monkeypatc
 
 def test_more_than_memory_asks_for_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "available_memory", lambda: 1000)
-    with pytest.raises(TrainingError, match="--cache"):
+    with pytest.raises(TrainingError, match=r"need 0\.0 GB") as caught:
         load(sources([write(tmp_path / "a.tfrecord", 30)]), INPUTS, LABELS)
+    assert caught.value.hints == (Hint.ON_DISK,)
 
 
 def test_statistics() -> None:

@@ -15,7 +15,6 @@ import torch
 from scorer.errors import ModelError, OutputError, ResumeError, TrainingError
 from tests.train.shards import recipe, videos
 from train import checkpoint
-from train import training as training_module
 from train.config import TrainConfig
 from train.distillation.soft_labels import PASSES
 from train.distributed import World
@@ -250,18 +249,11 @@ def test_each_point_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) 
     rows, number = torch.tensor([41, 3]), epoch % PASSES
     (((rgb, _), targets),) = run.batches([rows], epoch)
     soft = data.soft_labels(run.state.model_config.labels)
-    assert soft is not None
     (first, second), share = soft.others[number, rows].long().unbind(1), soft.share[number, rows, None]
     values = torch.from_numpy(data.train.features[0])
     torch.testing.assert_close(rgb, values[rows] + share * (values[first] - values[second]))
     assert torch.equal(targets.index_BP, soft.index[number, rows].long())
     assert torch.equal(targets.weight_BP, soft.weight[number, rows].float())
-
-
-def test_too_many_videos_learn_their_own_labels(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "MOST_VIDEOS", len(data.train) - 1)
-    monkeypatch.setattr(data, "_soft", None)
-    assert training("dmrnet", data, soft=True).soft is None
 
 
 def test_the_average_follows_the_weights(data: Data) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from train.distillation.tiles import ROWS, Work, idle
+
 SOFT_LABELS = 64
 """Labels of a point that are kept: the rest of 3,862 are next to nothing together."""
 CORRELATION_RIDGE = 3.0
@@ -15,19 +17,32 @@ _FLOOR = 1e-4
 _NEWTON_STEPS = 12
 
 
-def label_correlation(p_NL: Tensor, y_NL: Tensor) -> tuple[Tensor, Tensor]:
+def label_correlation(
+    p_NL: Tensor, y_NL: Tensor, work: Work | None = None, seconds: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """How labels are correlated, (L, L), by ridge regression of y - p on the roots of p; and what it makes of each
     video without that video's own labels: `with_label_correlation` (N, L).
 
     For the fitted r_i and the leverage h_i that is y_i - (y_i - p_i - r_i) / (1 - h_i), as above.
     """
-    root_NL, missing_NL = p_NL.sqrt(), y_NL - p_NL
-    gram_LL = root_NL.T @ root_NL
+    work, share = work or idle(), seconds / 3 / len(p_NL)
+    gram_LL, product_LL = torch.zeros(p_NL.shape[1], p_NL.shape[1]), torch.zeros(p_NL.shape[1], p_NL.shape[1])
+    for p_BL, y_BL in zip(p_NL.split(ROWS), y_NL.split(ROWS), strict=True):
+        root_BL = p_BL.sqrt()
+        gram_LL += root_BL.T @ root_BL
+        product_LL += root_BL.T @ (y_BL - p_BL)
+        work.add(2 * share * len(p_BL))
     gram_LL.diagonal().add_(CORRELATION_RIDGE)
     factor_LL = torch.linalg.cholesky(gram_LL)
-    correlation_LL = torch.cholesky_solve(root_NL.T @ missing_NL, factor_LL)
-    leverage_N = torch.linalg.solve_triangular(factor_LL, root_NL.T, upper=False).square().sum(dim=0)
-    return correlation_LL, y_NL - (missing_NL - root_NL @ correlation_LL) / (1 - leverage_N)[:, None]
+    correlation_LL = torch.cholesky_solve(product_LL, factor_LL)
+    alone_NL = torch.empty_like(p_NL)
+    for p_BL, y_BL, alone_BL in zip(p_NL.split(ROWS), y_NL.split(ROWS), alone_NL.split(ROWS), strict=True):
+        root_BL = p_BL.sqrt()
+        leverage_B = torch.linalg.solve_triangular(factor_LL, root_BL.T, upper=False).square().sum(dim=0)
+        missing_BL = y_BL - p_BL - root_BL @ correlation_LL
+        alone_BL.copy_(y_BL - missing_BL / (1 - leverage_B)[:, None])
+        work.add(share * len(p_BL))
+    return correlation_LL, alone_NL
 
 
 def with_label_correlation(p_BL: Tensor, correlation_LL: Tensor) -> Tensor:

@@ -5,7 +5,10 @@ Shape suffixes: N videos, F features, L labels, B points at a time, C closest vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from train.distillation.correlation import (
     label_correlation,
     with_label_correlation,
 )
+from train.distillation.tiles import ROWS, Work, cholesky_, idle, inverse_diagonal, solve
 
 RIDGE = 0.1
 GAMMA = 0.6
@@ -30,7 +34,6 @@ _AGOP_VIDEOS = 10_000  # drawn at random, of the regression whose gradients are 
 _AGOP_GRADIENTS = 2000  # at the first of these
 _DIRECTIONS = 256  # of the labels' space, drawn at random, in which the gradients are taken
 _USUAL = 0.22  # what the kernel mostly is
-_COLUMNS = 1024  # of a factor's inverse, at a time
 _TINY = 1e-30
 
 
@@ -44,35 +47,96 @@ def weighted(inputs: Sequence[Tensor], ratios: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """What the steps of one regression take."""
+
+    kernel: float
+    factor: float
+    solve: float
+    inverse: float
+    gradients: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations a second that this machine does in products of float32 and of the teacher's lower precision.
+
+    bf16: whether that is bfloat16.
+    """
+
+    bf16: bool = False
+    single: float = math.inf
+    low: float = math.inf
+
+    @staticmethod
+    def measure(bf16: bool) -> Speed:
+        """By two products of a few tens of milliseconds."""
+        return Speed(bf16, _rate(torch.float32), _rate(torch.bfloat16 if bf16 else torch.float32))
+
+    def of(self, videos: int, features: int, labels: int) -> Seconds:
+        """A regression's steps."""
+        square, cube = videos**2 / self.single, videos**3 / self.single
+        each = 2 * min(videos, _AGOP_GRADIENTS) * _DIRECTIONS * features
+        gradients = each * videos / self.low + each * features / self.single
+        correlation = (6 * videos * labels**2 + labels**3) / self.single
+        return Seconds(2 * features * square, cube / 3, 2 * labels * square, cube / 3, gradients, correlation)
+
+    def fit(self, videos: int, features: int, labels: int) -> float:
+        """Seconds that a Teacher takes to learn."""
+        first, second = self.of(min(videos, _AGOP_VIDEOS), features, labels), self.of(videos, features, labels)
+        begin = first.kernel + first.factor + first.solve + first.gradients
+        return begin + second.kernel + second.factor + second.solve + second.inverse + second.correlation
+
+    def answer(self, points: int, videos: int, features: int, labels: int) -> float:
+        """Seconds that it takes for so many points."""
+        return 2 * points * (videos * (features + labels) + labels**2 + features**2) / self.low
+
+
+def _rate(dtype: torch.dtype) -> float:
+    size, best = 1024, math.inf
+    a = torch.ones(size, size, dtype=dtype)
+    for _ in range(3):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
 class Teacher:
     """Ridge regression with a Gaussian kernel from features to labels, then from labels to labels, both calibrated.
 
     The kernel sees the features through the `average_gradient_outer_product` of an earlier regression.
     """
 
-    def __init__(
-        self, x_NF: Tensor, y_NL: Tensor, at: Callable[[str], None] = lambda step: None, bf16: bool = False
-    ) -> None:
-        self._dtype = torch.bfloat16 if bf16 else torch.float32
+    def __init__(self, x_NF: Tensor, y_NL: Tensor, work: Work | None = None, speed: Speed | None = None) -> None:
+        work, speed = work or idle(), speed or Speed()
+        features, labels = x_NF.shape[1], y_NL.shape[1]
+        first, second = (speed.of(videos, features, labels) for videos in (min(len(x_NF), _AGOP_VIDEOS), len(x_NF)))
+        self._dtype = torch.bfloat16 if speed.bf16 else torch.float32
         some = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))[:_AGOP_VIDEOS]
-        solution_NL = torch.cholesky_solve(y_NL[some], _factor(x_NF[some], at))
-        at("which features matter")
-        self._metric_FF = average_gradient_outer_product(x_NF[some], solution_NL, self._dtype)
+        factor_NN = _factor(x_NF[some], work, first)
+        work.begin("regression from features to labels")
+        solution_NL = solve(factor_NN, y_NL[some], work, first.solve)
+        work.begin("which features matter")
+        self._metric_FF = average_gradient_outer_product(x_NF[some], solution_NL, self._dtype, work, first.gradients)
         x_NF = x_NF @ self._metric_FF
-        factor_NN = _factor(x_NF, at)
-        solution_NL = torch.cholesky_solve(y_NL, factor_NN)
-        at("its videos as if they had not been there")
+        factor_NN = _factor(x_NF, work, second)
+        work.begin("regression from features to labels")
+        solution_NL = solve(factor_NN, y_NL, work, second.solve)
+        work.begin("its videos as if they had not been there")
         # What the regression would answer for a video without that video (Rasmussen and Williams 2006, "Gaussian
         # Processes for Machine Learning", equation 5.12).
-        alone_NL = y_NL - solution_NL / inverse_diagonal(factor_NN)[:, None]
+        alone_NL = y_NL - solution_NL / inverse_diagonal(factor_NN, work, second.inverse)[:, None]
         del factor_NN
         self._square_N = x_NF.square().sum(dim=1)
         self._x_FN = x_NF.to(self._dtype).T.contiguous()
         self._solution_NL, self._sum_L = solution_NL.to(self._dtype), solution_NL.sum(dim=0)
         self._odds = calibration(alone_NL, y_NL)
         p_NL = calibrated(alone_NL, self._odds)
-        at("regression from labels to labels")
-        correlation_LL, alone_NL = label_correlation(p_NL, y_NL)
+        work.begin("regression from labels to labels")
+        correlation_LL, alone_NL = label_correlation(p_NL, y_NL, work, second.correlation)
         self._correlation_LL = correlation_LL.to(self._dtype)
         self._correlation_odds = calibration(alone_NL, y_NL)
 
@@ -81,12 +145,13 @@ class Teacher:
         p_BL = calibrated(self.regress(x_BF), self._odds)
         return calibrated(with_label_correlation(p_BL, self._correlation_LL), self._correlation_odds)
 
-    def neighbours(self) -> Tensor:
+    def neighbours(self, work: Work | None = None) -> Tensor:
         """Of each video the NEIGHBOURS closest to it as the kernel sees them, or all others: int64 (N, C)."""
-        near = []
+        near, work = [], work or idle()
         for rows_B in torch.arange(len(self._square_N)).split(_POINTS):
             close_BN = 2 * (self._x_FN.T[rows_B] @ self._x_FN).float() - self._square_N
             close_BN[torch.arange(len(rows_B)), rows_B] = -torch.inf
+            work.add(0)
             near.append(close_BN.topk(min(NEIGHBOURS, len(self._square_N) - 1)).indices)
         return torch.cat(near)
 
@@ -99,33 +164,26 @@ class Teacher:
         return ((kernel_BN - _USUAL).to(self._dtype) @ self._solution_NL).float() + _USUAL * self._sum_L
 
 
-def _factor(x_NF: Tensor, at: Callable[[str], None]) -> Tensor:
+def _factor(x_NF: Tensor, work: Work, seconds: Seconds) -> Tensor:
     """The Cholesky factor (N, N) of the kernel between all videos plus RIDGE on its diagonal."""
-    at(f"kernel of {len(x_NF):,} videos")
-    square_N = x_NF.square().sum(dim=1)
-    kernel_NN = _kernel(x_NF @ x_NF.T, square_N, square_N)
+    count, square_N = len(x_NF), x_NF.square().sum(dim=1)
+    work.begin(f"kernel of {count:,} videos")
+    kernel_NN = torch.empty(count, count)
+    for rows_BN, x_BF, square_B in zip(kernel_NN.split(ROWS), x_NF.split(ROWS), square_N.split(ROWS), strict=True):
+        rows_BN.copy_(_kernel(x_BF @ x_NF.T, square_B, square_N))
+        work.add(seconds.kernel * len(x_BF) / count)
     kernel_NN.diagonal().add_(RIDGE)
-    at("its factor")
-    factor_NN = torch.linalg.cholesky(kernel_NN)
-    at("regression from features to labels")
-    return factor_NN
+    work.begin(f"its factor, {count:,} videos")
+    return cholesky_(kernel_NN, work, seconds.factor)
 
 
-def inverse_diagonal(factor_NN: Tensor) -> Tensor:
-    """The diagonal (N,) of the inverse of L L^T, for the lower triangle L = `factor_NN`.
-
-    It is the squared lengths of the columns of L's inverse, found some at a time: above a column's own row they are
-    zero. LAPACK's inverse takes eight times as long, and another matrix.
-    """
-    lengths = []
-    for first in range(0, len(factor_NN), _COLUMNS):
-        rest_RR = factor_NN[first:, first:]
-        unit_RB = torch.eye(len(rest_RR), min(_COLUMNS, len(rest_RR)))
-        lengths.append(torch.linalg.solve_triangular(rest_RR, unit_RB, upper=False).square().sum(dim=0))
-    return torch.cat(lengths)
-
-
-def average_gradient_outer_product(x_NF: Tensor, solution_NL: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def average_gradient_outer_product(
+    x_NF: Tensor,
+    solution_NL: Tensor,
+    dtype: torch.dtype = torch.float32,
+    work: Work | None = None,
+    seconds: float = 0.0,
+) -> Tensor:
     """A matrix (F, F) for the features, which lengthens the directions in which the regression's answers change.
 
     A power of the mean over the first videos of J^T J, J being the answers' gradient (the recursive feature machine of
@@ -134,7 +192,7 @@ def average_gradient_outer_product(x_NF: Tensor, solution_NL: Tensor, dtype: tor
 
     Of f(x) = sum_i a_i exp(-g |x - x_i|^2) the gradient is 2 g sum_i a_i k_i (x_i - x).
     """
-    random = torch.Generator().manual_seed(0)
+    work, random = work or idle(), torch.Generator().manual_seed(0)
     solution_ND = solution_NL @ torch.randn(solution_NL.shape[1], _DIRECTIONS, generator=random)
     some_BF, square_N = x_NF[:_AGOP_GRADIENTS], x_NF.square().sum(dim=1)
     kernel_BN = _kernel(some_BF @ x_NF.T, square_N[:_AGOP_GRADIENTS], square_N)
@@ -144,6 +202,7 @@ def average_gradient_outer_product(x_NF: Tensor, solution_NL: Tensor, dtype: tor
     for x_F, kernel_N, answer_D in zip(some_BF, kernel_BN, answer_BD, strict=True):
         gradient_DF = ((low_DN * kernel_N.to(dtype)) @ low_NF).float() - answer_D[:, None] * x_F
         outer_FF.addmm_(gradient_DF.T, gradient_DF)
+        work.add(seconds / len(some_BF))
     values_F, vectors_FF = torch.linalg.eigh(outer_FF)
     share_F = (values_F / values_F[-1].clamp(min=_TINY)).clamp(min=0) + 1e-6
     metric_FF = (vectors_FF * share_F**AGOP_POWER) @ vectors_FF.T

@@ -1,5 +1,9 @@
 """Soft labels: what the teacher (train/distillation/kernel.py) answers at points around the training videos.
 
+One teacher learns from as many videos as memory has room for, MOST_VIDEOS at most, since its time grows with their
+third power. Where there are more, the videos are cut into parts at random, and the teacher of a part's videos learns
+from these and from as many others as there is room for.
+
 Shape suffixes: N videos, F features, L labels, B points at a time, P passes, K soft labels of a point.
 """
 
@@ -18,18 +22,20 @@ from scorer.system.memory import available_memory
 from train.data import Videos, fisher_ratios
 from train.devices import bf16_is_fast
 from train.distillation.correlation import SOFT_LABELS
-from train.distillation.kernel import Teacher, weighted
+from train.distillation.kernel import Speed, Teacher, weighted
+from train.distillation.tiles import Work
 
 MOST_VIDEOS = 45_000
-"""Videos regressed on, at most: time grows with their third power."""
+"""Videos that a teacher learns from, at most: time grows with their third power."""
 REACHES = 1.3, 1.8
 """The largest share of a difference that is added to a video: of any two videos, and of two neighbours, which are
 closer. Passes take turns at the two."""
 PASSES = 20
 """Points around each video; an epoch uses one, and after so many they come again."""
 _POINTS = 1024  # at a time
-_BYTES = 10
-"""Memory that a pair of videos takes: two float32 matrices at a time, and some more for the rest."""
+
+At = Callable[[float, str], None]
+"""Called with the share that is done and what comes next; it stops the work by raising."""
 
 
 @dataclass(frozen=True)
@@ -45,59 +51,112 @@ class SoftLabels:
     index: Tensor
     weight: Tensor
 
+    @staticmethod
+    def empty(videos: int, labels: int) -> SoftLabels:
+        """With shares drawn, and the rest to be filled in."""
+        shape, count = (PASSES, videos), min(SOFT_LABELS, labels)
+        share = np.resize(REACHES, (PASSES, 1)) * np.random.default_rng(0).uniform(0, 1, shape)
+        return SoftLabels(
+            torch.zeros(*shape, 2, dtype=torch.int32),
+            torch.from_numpy(share).float(),
+            torch.zeros(*shape, count, dtype=torch.int32),
+            torch.zeros(*shape, count, dtype=torch.float16),
+        )
 
-def compute_soft_labels(
-    videos: Videos, labels: int, at: Callable[[str], None] = lambda step: None, bf16: bool | None = None
-) -> SoftLabels:
-    """PASSES points around each video, and their labels as calibrated probabilities.
+    def of(self, rows: Tensor) -> SoftLabels:
+        """Those of the videos `rows` alone."""
+        return SoftLabels(*(tensor[:, rows] for tensor in vars(self).values()))
 
-    Args:
-        videos: the training videos. More than memory has room for are regressed on in parts drawn at random.
-        labels: number of labels, L.
-        at: called with what comes next, between steps that take minutes; it stops them by raising.
-        bf16: whether products are taken in bfloat16; None where the CPU is fast at it.
-    """
-    bf16 = bf16_is_fast(torch.device("cpu")) if bf16 is None else bf16
-    shape = PASSES, len(videos)
-    random = np.random.default_rng(0)
-    soft = SoftLabels(
-        torch.zeros(*shape, 2, dtype=torch.int32),
-        torch.from_numpy(np.resize(REACHES, (PASSES, 1)) * random.uniform(0, 1, shape)).float(),
-        torch.zeros(*shape, min(SOFT_LABELS, labels), dtype=torch.int32),
-        torch.zeros(*shape, min(SOFT_LABELS, labels), dtype=torch.float16),
+    def put(self, rows: Tensor, part: SoftLabels) -> None:
+        """Fill in those of the videos `rows`."""
+        for mine, given in zip(vars(self).values(), vars(part).values(), strict=True):
+            mine[:, rows] = given
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the videos: the `number`-th of `count`. own: int64, whose soft labels it has. taught: int64, whom its
+    teacher learns from, `own` first."""
+
+    number: int
+    count: int
+    own: Tensor
+    taught: Tensor
+
+
+def parts_of(videos: int, labels: int) -> list[Part]:
+    """Parts drawn at random, but the same each time in as much memory."""
+    room = max(1, min(MOST_VIDEOS, most_videos(available_memory(), labels)))
+    order = torch.randperm(videos, generator=torch.Generator().manual_seed(0))
+    owns = order.chunk(math.ceil(videos / room))
+    found = []
+    for number, own in enumerate(owns):
+        others = torch.cat([part for part in owns if part is not own]) if len(owns) > 1 else own[:0]
+        drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(number))
+        taught = torch.cat([own, others[drawn[: room - len(own)]]])
+        found.append(Part(number, len(owns), own, taught))
+    return found
+
+
+def most_videos(memory: float, labels: int) -> int:
+    """Videos that a teacher has room for in so many bytes: 4 n^2 for their kernel, 28 n L for answers and labels."""
+    if memory == math.inf:
+        return MOST_VIDEOS
+    b = 28.0 * labels
+    return int((math.sqrt(b * b + 16 * memory) - b) / 8)
+
+
+def teacher_speed() -> Speed:
+    """How fast this machine computes."""
+    return Speed.measure(bf16_is_fast(torch.device("cpu")))
+
+
+def part_seconds(part: Part, videos: Videos, labels: int, speed: Speed) -> float:
+    """About how long a part takes."""
+    features = sum(values.shape[1] for values in videos.features)
+    return speed.fit(len(part.taught), features, labels) + speed.answer(
+        PASSES * len(part.own), len(part.taught), features, labels
     )
-    ratios = fisher_ratios(videos)
-    for rows in _parts(len(videos)):
-        features = [torch.from_numpy(values[rows.numpy()]) for values in videos.features]
-        teacher = Teacher(weighted(features, ratios), _multi_hot(videos.labels[rows.numpy()], labels), at, bf16)
-        near_NC = teacher.neighbours()
-        for number in range(PASSES):
-            others = torch.from_numpy(random.integers(0, len(rows), (len(rows), 2)))
-            if number % 2 and near_NC.shape[1]:
-                others[:, 1] = near_NC[others[:, 0], others[:, 1] % near_NC.shape[1]]
-            soft.others[number, rows] = rows[others].int()
-            for own in torch.arange(len(rows)).split(_POINTS):
-                at(f"pass {number + 1} of {PASSES} over the videos")
-                share_B1 = soft.share[number, rows[own], None]
-                trio = own, *others[own].unbind(1)
-                points = [point([values[rows_B] for rows_B in trio], share_B1) for values in features]
-                top = teacher.answer(weighted(points, ratios)).topk(soft.index.shape[2], dim=1)
-                soft.index[number, rows[own]] = top.indices.int()
-                soft.weight[number, rows[own]] = top.values.half()
-    return soft
+
+
+def compute_part(soft: SoftLabels, part: Part, videos: Videos, labels: int, speed: Speed, work: Work) -> None:
+    """Fill in what `soft` has of a part's own videos: PASSES points around each, labels as calibrated probabilities."""
+    random = _generator(part, len(videos))
+    rows, ratios = part.taught, fisher_ratios(videos)
+    features = [torch.from_numpy(values[rows.numpy()]) for values in videos.features]
+    teacher = Teacher(weighted(features, ratios), _multi_hot(videos.labels[rows.numpy()], labels), work, speed)
+    work.begin("neighbours")
+    near_NC = teacher.neighbours(work)
+    count = sum(values.shape[1] for values in features)
+    for number in range(PASSES):
+        work.begin(f"pass {number + 1} of {PASSES} over the videos")
+        others = torch.from_numpy(random.integers(0, len(rows), (len(part.own), 2)))
+        if number % 2 and near_NC.shape[1]:
+            others[:, 1] = near_NC[others[:, 0], others[:, 1] % near_NC.shape[1]]
+        soft.others[number, part.own] = rows[others].int()
+        for own in torch.arange(len(part.own)).split(_POINTS):
+            share_B1 = soft.share[number, rows[own], None]
+            trio = own, *others[own].unbind(1)
+            points = [point([values[rows_B] for rows_B in trio], share_B1) for values in features]
+            top = teacher.answer(weighted(points, ratios)).topk(soft.index.shape[2], dim=1)
+            soft.index[number, rows[own]] = top.indices.int()
+            soft.weight[number, rows[own]] = top.values.half()
+            work.add(speed.answer(len(own), len(rows), count, labels))
+
+
+def _generator(part: Part, videos: int) -> np.random.Generator:
+    """The part's own; the first one's goes on where the shares were drawn."""
+    if part.number:
+        return np.random.default_rng((0, part.number))
+    random = np.random.default_rng(0)
+    random.uniform(0, 1, (PASSES, videos))
+    return random
 
 
 def point(trio_BF: Sequence[Tensor], share_B1: Tensor) -> Tensor:
     """Videos plus a share of the difference of two others, which come as three of (B, F): float32 (B, F)."""
     own_BF, first_BF, second_BF = trio_BF
     return own_BF + share_B1 * (first_BF - second_BF)
-
-
-def _parts(count: int) -> list[Tensor]:
-    """Equal parts of 0..count-1, drawn at random but the same each time, that memory has room for."""
-    room = int(min(MOST_VIDEOS, math.sqrt(available_memory() / _BYTES)))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return list(order.chunk(math.ceil(count / room)))
 
 
 def _multi_hot(labels: NDArray[np.int32], count: int) -> Tensor:

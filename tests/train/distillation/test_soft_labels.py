@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from tests.train.shards import LABELS, videos
-from train.data import fisher_ratios
+from train.data import Videos, fisher_ratios
 from train.distillation import soft_labels
+from train.distillation.cache import cached_soft_labels
 from train.distillation.kernel import NEIGHBOURS, Teacher, weighted
-from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, _parts, compute_soft_labels
+from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, most_videos, parts_of
+
+
+def compute(made: Videos) -> SoftLabels:
+    return cached_soft_labels(made, LABELS, None, lambda share, what: None)
+
+
+@pytest.fixture(autouse=True)
+def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_labels, "bf16_is_fast", lambda device: False)
 
 
 def dense(soft: SoftLabels) -> torch.Tensor:
@@ -21,7 +31,7 @@ def dense(soft: SoftLabels) -> torch.Tensor:
 
 def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
     made = videos(400)
-    soft = compute_soft_labels(made, LABELS)
+    soft = compute(made)
     y = torch.zeros(400, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
     near = soft.share < REACHES[0] / 4
     assert (dense(soft) * y)[near].sum() / y.expand(PASSES, -1, -1)[near].sum() > 3 * dense(soft).mean()
@@ -32,11 +42,11 @@ def test_they_know_the_labels_of_the_video_that_they_are_near() -> None:
 
 def test_soft_labels_are_the_answers_at_their_points() -> None:
     made = videos(60)
-    soft = compute_soft_labels(made, LABELS, bf16=False)
+    soft = compute(made)
     ratios = fisher_ratios(made)
     features = [torch.from_numpy(values) for values in made.features]
     y = torch.zeros(60, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
-    order = _parts(60)[0]
+    order = parts_of(60, LABELS)[0].own
     teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
     first, second = soft.others[3].long().unbind(1)
     points = [values + soft.share[3, :, None] * (values[first] - values[second]) for values in features]
@@ -46,8 +56,8 @@ def test_soft_labels_are_the_answers_at_their_points() -> None:
 
 def test_every_second_pass_takes_the_difference_of_neighbours() -> None:
     made = videos(80)
-    soft, ratios = compute_soft_labels(made, LABELS, bf16=False), fisher_ratios(made)
-    features, order = [torch.from_numpy(values) for values in made.features], _parts(80)[0]
+    soft, ratios = compute(made), fisher_ratios(made)
+    features, order = [torch.from_numpy(values) for values in made.features], parts_of(80, LABELS)[0].own
     y = torch.zeros(80, LABELS + 1).scatter_(1, torch.from_numpy(made.labels).long() % (LABELS + 1), 1)[:, :LABELS]
     teacher = Teacher(weighted([values[order] for values in features], ratios), y[order])
     seen = weighted([values[order] for values in features], ratios) @ teacher._metric_FF
@@ -64,23 +74,35 @@ def test_every_second_pass_takes_the_difference_of_neighbours() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_few_videos_have_soft_labels_too(count: int) -> None:
-    assert compute_soft_labels(videos(count), LABELS).weight.isfinite().all()
+    assert compute(videos(count)).weight.isfinite().all()
 
 
 def test_equal_videos_have_soft_labels_too() -> None:
     made = videos(8)
     for values in made.features:
         values[:] = values[0]
-    assert compute_soft_labels(made, LABELS).weight.isfinite().all()
+    assert compute(made).weight.isfinite().all()
 
 
-def test_parts_that_memory_has_room_for_cover_all_videos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soft_labels, "available_memory", lambda: 10 * 40**2)
-    assert sorted(torch.cat(_parts(100)).tolist()) == list(range(100))
-    assert max(map(len, _parts(100))) <= 40
-    assert dense(compute_soft_labels(videos(100), LABELS)).sum(2).min() > 0
+def test_parts_cover_all_videos_and_their_teachers_learn_from_as_many_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(soft_labels, "MOST_VIDEOS", 40)
+    parts = parts_of(100, LABELS)
+    assert [(part.number, part.count) for part in parts] == [(0, 3), (1, 3), (2, 3)]
+    assert sorted(torch.cat([part.own for part in parts]).tolist()) == list(range(100))
+    for part in parts:
+        assert torch.equal(part.taught[: len(part.own)], part.own)
+        assert len(part.taught.unique()) == 40
+    assert all(torch.equal(one.taught, other.taught) for one, other in zip(parts, parts_of(100, LABELS), strict=True))
+    assert dense(compute(videos(100))).sum(2).min() > 0
 
 
-def test_memory_of_unknown_size_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limits_how_many_a_teacher_learns_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_labels, "available_memory", lambda: 12e9)
+    assert 34_550 < most_videos(12e9, 3862) < 45_000
+    assert len(parts_of(45_000, 3862)) == 2
     monkeypatch.setattr(soft_labels, "available_memory", lambda: math.inf)
-    assert len(_parts(100)) == 1
+    assert len(parts_of(45_000, 3862)) == 1
+    assert len(parts_of(45_001, 3862)) == 2
+    assert len(parts_of(300_000, 3862)) == 7
