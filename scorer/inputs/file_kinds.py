@@ -31,6 +31,8 @@ def kind_of(head: bytes, wanted: str = _TFRECORD) -> tuple[str, str] | None:
 
     wanted: what to do where the file is no form of the right one.
     """
+    if head[8:10] == b'{"' and head[4:8] == bytes(4):  # first: its length may begin as another kind does
+        return SAFETENSORS, wanted
     for start, what, remedy in _STARTS:
         if head.startswith(start):
             return what, remedy or wanted
@@ -39,8 +41,6 @@ def kind_of(head: bytes, wanted: str = _TFRECORD) -> tuple[str, str] | None:
         return ("a PyTorch checkpoint", wanted) if checkpoint else ("a zip archive", f"{_UNPACK} (unzip)")
     if head[257:262] == b"ustar":
         return "a tar archive", f"{_UNPACK} (tar -x)"
-    if head[8:10] == b'{"' and head[4:8] == bytes(4):
-        return SAFETENSORS, wanted
     if head[:1] == b"\x08" and head[2:3] == b"\x12":
         return "an ONNX model", wanted
     if not any(head):

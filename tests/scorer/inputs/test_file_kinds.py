@@ -17,7 +17,7 @@ import pytest
 
 from scorer.errors import RecordError, ShardError
 from scorer.inputs.batching import batches
-from scorer.inputs.file_kinds import kind_of
+from scorer.inputs.file_kinds import SAFETENSORS, kind_of
 from scorer.inputs.records import Schema
 from tests import shards
 from tests.scorer.inputs.test_batching import payload
@@ -123,3 +123,9 @@ def test_real_frame_level_shards_are_named() -> None:
     for path in real_shards("frame-level/*.tfrecord"):
         with pytest.raises(RecordError, match=r"a frame-level record \(a SequenceExample of 'audio', 'rgb'\)"):
             read(path)
+
+
+@pytest.mark.parametrize("length", [b"\x80\x02", b"\x1f\x8b", b"BZ"])
+def test_safetensors_is_known_whatever_its_length_begins_with(length: bytes) -> None:
+    head = length + bytes(6) + b'{"a":{"dtype":"F32"'
+    assert (kind_of(head) or ("",))[0] == SAFETENSORS
