@@ -22,7 +22,7 @@ class Editor:
         self._changed: dict[str, None] = {}
 
     def readers(self, name: str) -> list[str]:
-        """The operators that read `name`."""
+        """The operators that read `name`, in no certain order."""
         return list(self._readers[name])
 
     def is_only_reader(self, reader: str, name: str) -> bool:
@@ -44,6 +44,10 @@ class Editor:
         self._link(name, self._next[place])
         self._link(place, name)
         return name
+
+    def insert_before(self, place: str, name: str, op: Operator) -> str:
+        """As `insert_after`, right before `place`."""
+        return self.insert_after(self._previous[place], name, op)
 
     def redirect(self, old: str, new: str) -> None:
         """Whoever reads `old` reads `new` instead, the output included."""

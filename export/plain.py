@@ -1,4 +1,4 @@
-"""torch.onnx.export as it comes: the graph that speed is compared with, and the way out for models without a mirror."""
+"""torch.onnx.export as it comes: the graph that speed is compared with, and the way out for models without `trace`."""
 
 from __future__ import annotations
 

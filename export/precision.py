@@ -22,6 +22,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from export.editor import Editor
 from export.evaluate import evaluate
 from export.graph import Array, Graph, Operator
 from export.videos import Features
@@ -68,12 +69,15 @@ def smooth_inputs(graph: Graph, features: Features) -> Graph:
     """
     rows = {name: values[:_BATCH] for name, values in features.items()}
     results = evaluate(graph, rows, np.float32)
+    editor, changed = Editor(graph), False
     for x in dict.fromkeys(op.inputs[0] for op in _dense(graph).values()):
         readers = [name for name in graph.readers[x] if graph.ops[name].kind == "dense"]
         if graph.ops[x].kind in ("input", "affine", "normalise"):
             scales = _best_scales([graph.ops[name] for name in readers], results[x].astype(np.float64))
-            graph = graph if np.all(scales == 1) else _smoothed(graph, x, readers, scales)
-    return graph
+            if np.any(scales != 1):
+                changed = True
+                _smooth(editor, x, readers, scales)
+    return editor.graph() if changed else graph
 
 
 def _best_scales(readers: Sequence[Operator], x: Array) -> Array:
@@ -99,13 +103,13 @@ def _error(op: Operator, x: Array, scales: Array) -> float:
     return float(np.square(evaluate(layer, {"x": smooth})["y"] - exact).mean())
 
 
-def _smoothed(graph: Graph, x: str, readers: Sequence[str], scales: Array) -> Graph:
-    """A division by `scales` between `x` and its `readers`, whose weights make it good."""
-    name = f"{x}.smooth"
+def _smooth(graph: Editor, x: str, readers: Sequence[str], scales: Array) -> None:
+    """Divide by `scales` between `x` and its `readers`, and multiply the weights of these by them."""
     values = {"scale": 1 / scales, "shift": np.zeros(len(scales))}
-    divided = {name: Operator("affine", (x,), values, graph.ops[x].width, graph.ops[x].block)}
-    graph = graph.insert_before(readers[0], divided)
-    return graph.with_ops({r: replace(_rescaled(graph.ops[r], scales), inputs=(name,)) for r in readers})
+    divided = Operator("affine", (x,), values, graph.ops[x].width, graph.ops[x].block)
+    name = graph.insert_before(readers[0], f"{x}.smooth", divided)
+    for reader in readers:
+        graph.change(reader, replace(_rescaled(graph.ops[reader], scales), inputs=(name,)))
 
 
 def _rescaled(dense: Operator, scales: Array) -> Operator:
