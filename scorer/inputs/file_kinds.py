@@ -7,7 +7,7 @@ import zlib
 HEAD_BYTES = 512
 """How many of them are asked for."""
 
-SAFETENSORS = "a safetensors file"
+ONNX, SAFETENSORS = "an ONNX model", "a safetensors file"
 _UNPACK = "unpack it first"
 _STARTS = (
     (b"\x1f\x8b", "compressed with gzip", f"{_UNPACK} (gunzip)"),
@@ -42,7 +42,7 @@ def kind_of(head: bytes, wanted: str = _TFRECORD) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "a tar archive", f"{_UNPACK} (tar -x)"
     if head[:1] == b"\x08" and head[2:3] == b"\x12":
-        return "an ONNX model", wanted
+        return ONNX, wanted
     if not any(head):
         return "nothing but zeros", "copy it again: it was not copied whole"
     if _inflates(head):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from scorer.errors import ModelError
+from scorer.inputs.file_kinds import HEAD_BYTES, ONNX, kind_of
 
 EXPORT_IT = "export it with `yt8m export`"
 MOST_BYTES: Final = (1 << 31) - 1
@@ -105,15 +106,6 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WINDOW, _LONGEST_VARINT = 1 << 16, 10
 
 _FOR_PYTORCH = "`yt8m export --model RUN` makes an ONNX file of a trained run"
-_KNOWN_STARTS = (
-    (b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself (git lfs pull)"),
-    (b"PK\3\4", "a zip archive, as PyTorch's .pt files are", _FOR_PYTORCH),
-    (b"\x80\2", "a pickle, as PyTorch's older .pt files are", _FOR_PYTORCH),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it first (gunzip)"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it first (unxz)"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first (unzstd)"),
-    (b"<", "an HTML or XML page", "download the file itself"),
-)
 
 
 class ModelFile:
@@ -208,22 +200,18 @@ def _scan(path: str, descriptor: int, size: int) -> None:
     try:
         scan.run()
     except ValueError as error:
-        what, remedy = _what_else(os.pread(descriptor, 64, 0), size)
-        raise ModelError(f"{path} is {what or f'damaged or no ONNX file: {error}'}", remedy=remedy) from None
+        what, remedy = _what_else(os.pread(descriptor, HEAD_BYTES, 0), error)
+        raise ModelError(f"{path} is {what}", remedy=remedy) from None
     if scan.external:
         raise ModelError(f"{path} keeps weights in another file", remedy=f"{EXPORT_IT} as one file")
     if not scan.has_graph:
         raise ModelError(f"{path} is no ONNX file: it has no graph", remedy=EXPORT_IT)
 
 
-def _what_else(head: bytes, size: int) -> tuple[str, str]:
-    """What a file that is no ONNX file is, as far as its first bytes tell, and what to do."""
-    for start, what, remedy in _KNOWN_STARTS:
-        if head.startswith(start):
-            return f"{what}, not an ONNX file", remedy
-    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8:
-        return "a safetensors checkpoint, not an ONNX file", _FOR_PYTORCH
-    return "", EXPORT_IT
+def _what_else(head: bytes, error: ValueError) -> tuple[str, str]:
+    """What a file that is no ONNX file is, and what to do."""
+    what, remedy = kind_of(head, _FOR_PYTORCH) or (ONNX, "")
+    return (f"damaged or no ONNX file: {error}", EXPORT_IT) if what == ONNX else (f"{what}, not an ONNX file", remedy)
 
 
 class _Scan:

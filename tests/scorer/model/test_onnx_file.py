@@ -66,7 +66,7 @@ def git_lfs(path: Path) -> None:
 
 
 def pytorch(path: Path) -> None:
-    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    path.write_bytes(b"PK\x03\x04" + bytes(26) + b"m/data.pkl" + bytes(100))
 
 
 def old_pytorch(path: Path) -> None:
@@ -106,13 +106,13 @@ def sparse(path: Path) -> None:
         (absent, "no such model file; export it"),
         (folder, "is a folder"),
         (empty, "is empty"),
-        (text, "no ONNX file"),
+        (text, "is text that begins .*, not an ONNX file"),
         (cut_short, "damaged or no ONNX file"),
         (shard, "no ONNX file"),
         (git_lfs, "is a Git LFS pointer, not an ONNX file; fetch the file itself"),
-        (pytorch, "is a zip archive, as PyTorch's .pt files are, not an ONNX file; `yt8m export"),
-        (old_pytorch, "is a pickle, as PyTorch's older .pt files are"),
-        (safetensors, "is a safetensors checkpoint, not an ONNX file; `yt8m export"),
+        (pytorch, "is a PyTorch checkpoint, not an ONNX file; `yt8m export"),
+        (old_pytorch, "is a Python pickle, not an ONNX file; `yt8m export"),
+        (safetensors, "is a safetensors file, not an ONNX file; `yt8m export"),
         (run_folder, "is the folder of a trained run, not an ONNX file; `yt8m export"),
         (gzipped, "is compressed with gzip, not an ONNX file; unpack it first"),
         (web_page, "is an HTML or XML page"),
