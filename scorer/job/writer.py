@@ -197,7 +197,7 @@ class JobWriter:
             with self._sink.kept("quarantine") as lines:
                 first = Quarantined(**json.loads(lines.readline()))
             message += f"; the first, {first.path}: record {first.record} at byte {first.offset}: {first.reason}"
-        remedy = "give shards of the kind that the model reads, or a model that reads these"
+        remedy = "give shards of the kind that the model reads"
         return NothingScoredError(message, remedy=remedy, hints=(Hint.OTHER_MODEL,))
 
     def _read(self, output: str, completed: Mapping[str, Any]) -> CompletionRecord:

@@ -78,7 +78,7 @@ class FileSink:
             for name in APPEND_FILES:
                 self._files[name].sync()
             self._committed = {name: self._files[name].checkpoint for name in APPEND_FILES}
-            self._note(commit_line(commit, self._committed))
+            self._record(commit_line(commit, self._committed))
         self.finished += commit.finished
         self.last, self._keep = commit, True
 
@@ -97,7 +97,7 @@ class FileSink:
         """
         with self._writing():
             if self.completed is None:
-                self._note(complete_line(record))
+                self._record(complete_line(record))
             self.completed = record
             self._finish(record)
 
@@ -114,7 +114,7 @@ class FileSink:
                 self._files[name] = AppendFile.new(getattr(self._paths, name), mode)
             self._files["journal"] = AppendFile.new(self._paths.journal, mode)
             self._files["rows"].append(self._format.header)
-            self._note(job_line(self._key))
+            self._record(job_line(self._key))
             sync_folder(self._paths.final.parent)
 
     def resume(self, journal: Journal) -> None:
@@ -124,7 +124,7 @@ class FileSink:
         records are scored again.
 
         Raises:
-            ResumeError: another job, a changed shard or damaged leftovers; the message names the difference.
+            ResumeError: another job, a changed shard or damaged files; the message names the difference.
         """
         self._check_same(journal)
         saved = journal.saved
@@ -205,7 +205,7 @@ class FileSink:
             moves.insert(0, (paths.quarantine, paths.final_quarantine, files["quarantine"]))
         return moves
 
-    def _note(self, entry: bytes) -> None:
+    def _record(self, entry: bytes) -> None:
         self._files["journal"].append(entry)
         self._files["journal"].sync()
 
@@ -234,7 +234,7 @@ def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: Re
             if journal is None:
                 sink.start()
             elif policy == "resume":
-                with _own_leftovers(paths):
+                with _own_work(paths):
                     sink.resume(journal)
             else:
                 scored = journal.saved.commit.scored if journal.saved else 0
@@ -245,14 +245,14 @@ def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: Re
 
 def _unfinished(paths: OutputPaths) -> Journal | None:
     """What an earlier run left; None where it committed nothing. Raises ResumeError for a damaged journal."""
-    with _own_leftovers(paths), writing(paths.final), suppress(FileNotFoundError):
+    with _own_work(paths), writing(paths.final), suppress(FileNotFoundError):
         journal = read_journal(paths.journal)
         return journal if journal.saved or journal.completed else None
     return None
 
 
 @contextmanager
-def _own_leftovers(paths: OutputPaths) -> Iterator[None]:
+def _own_work(paths: OutputPaths) -> Iterator[None]:
     """Turn the error about a work file that is not this user's own into a ResumeError."""
     try:
         yield

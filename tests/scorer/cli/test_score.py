@@ -312,6 +312,20 @@ def test_bad_records_are_quarantined(run: Callable[..., Outcome]) -> None:
     assert "CRC" in entry["reason"]
 
 
+def test_shards_of_another_kind_leave_the_older_output(run: Callable[..., Outcome]) -> None:
+    assert run(good(), "-o", "preds.csv").code == 0
+    before = Path("preds.csv").read_bytes()
+    other = shards.write_shard("other.tfrecord", [record(mean_rgb=None, id=f"v{row}") for row in range(4)])
+    outcome = run(other, "-o", "preds.csv", "--on-error", "skip")
+    assert outcome.code == 13
+    assert outcome.err.count("\n") == 1
+    says = r"score: none of the 4 records could be scored; the first, other\.tfrecord: record 0 at byte 0: "
+    assert re.match(says + "feature 'mean_rgb' is missing", outcome.err)
+    assert outcome.err.endswith("give shards of the kind that the model reads, or choose a model with --model\n")
+    assert Path("preds.csv").read_bytes() == before
+    assert not [path.name for path in Path().iterdir() if path.name.startswith(".")]
+
+
 def test_more_bad_records_than_allowed_stop_the_job(run: Callable[..., Outcome]) -> None:
     shard = good("bad.tfrecord")
     for row in (1, 3):

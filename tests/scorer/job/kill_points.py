@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from scorer.job.spec import Job
 from scorer.outputs import append, atomic, file, journal, lock, own
@@ -65,6 +67,11 @@ def faulty_shards(folder: Path) -> list[str]:
     return paths
 
 
+def each_batch_on_its_own() -> AbstractContextManager[object]:
+    """Commit after each batch of 8, whether or not the next ones are there by then."""
+    return mock.patch("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+
+
 def faulty_job(paths: list[str], folder: Path, *, old: bool) -> Job:
     """A job over `faulty_shards` that resumes where it can and commits after every batch of 8."""
     folder.mkdir(parents=True)
@@ -115,7 +122,7 @@ def _check(output: Path, expected: dict[str, bytes]) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, each_batch_on_its_own():
         print(f"{kill_everywhere(Path(folder))} kills, 0 bytes differ")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ import pytest
 from scorer.errors import OutputError
 from scorer.outputs import append, atomic, file, journal, lock, own
 from tests.scorer.fakes import do, files_of
-from tests.scorer.job.kill_points import OLD, FaultyOs, faulty_job, faulty_shards
+from tests.scorer.job.kill_points import OLD, FaultyOs, each_batch_on_its_own, faulty_job, faulty_shards
+
+
+@pytest.fixture(autouse=True)
+def commits() -> Iterator[None]:
+    with each_batch_on_its_own():
+        yield
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])

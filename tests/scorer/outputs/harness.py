@@ -119,7 +119,7 @@ class Harness(Protocol):
     def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
         """The rows and the record that a user finds; None where there is no output."""
 
-    def leftovers(self) -> Sequence[str]:
+    def unfinished(self) -> Sequence[str]:
         """What stands there beside a whole output."""
 
 
@@ -152,7 +152,7 @@ class FileHarness:
         done = self.path.with_name("preds.csv.done.json")
         return [_parsed(line) for line in lines[1:]], json.loads(done.read_bytes())
 
-    def leftovers(self) -> Sequence[str]:
+    def unfinished(self) -> Sequence[str]:
         mine = {"preds.csv", "preds.csv.done.json", "preds.csv.quarantine.jsonl"}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in mine)
 
@@ -183,7 +183,7 @@ class ToyHarness:
         ]
         return found, table.record
 
-    def leftovers(self) -> Sequence[str]:
+    def unfinished(self) -> Sequence[str]:
         return [name for name in toy_sink.WORK if name == self._name]
 
 

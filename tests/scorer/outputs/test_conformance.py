@@ -48,7 +48,7 @@ def test_a_whole_job(harness: Harness) -> None:
         assert sink.completed == record()
         assert [records for _, records in sink.finished] == RECORDS
     assert harness.output() == (exactly(ALL), record())
-    assert harness.leftovers() == []
+    assert harness.unfinished() == []
 
 
 def test_an_older_output_stays_until_the_new_one_is_whole(harness: Harness) -> None:
@@ -72,7 +72,7 @@ def test_a_crash_loses_what_was_not_committed_and_nothing_else(harness: Harness,
         assert len(sink.finished) == driver.end.shard
         driver.complete()
     assert harness.output() == (exactly(ALL), record())
-    assert harness.leftovers() == []
+    assert harness.unfinished() == []
 
 
 def test_what_is_kept_is_of_what_was_committed_and_appended(harness: Harness) -> None:
@@ -120,7 +120,7 @@ def test_another_job_is_not_resumed(harness: Harness) -> None:
 def test_a_job_that_leaves_without_a_commit_leaves_nothing(harness: Harness) -> None:
     with harness.open(key(), "refuse") as sink:
         Driver(sink, key()).append(3)
-    assert harness.leftovers() == []
+    assert harness.unfinished() == []
     assert harness.output() is None
 
 
@@ -133,7 +133,7 @@ def test_a_discarded_job_leaves_the_older_output(harness: Harness) -> None:
         driver.commit()
         sink.discard()
     assert harness.output() == old
-    assert harness.leftovers() == []
+    assert harness.unfinished() == []
 
 
 def test_there_is_one_owner(harness: Harness) -> None:

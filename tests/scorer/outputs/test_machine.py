@@ -88,7 +88,7 @@ class SinkMachine(RuleBasedStateMachine):
         self.driver.complete()
         self.closed()
         self.committed, self.completed = 0, True
-        assert self.harness.leftovers() == []
+        assert self.harness.unfinished() == []
 
     @precondition(lambda self: self.driver is not None)
     @rule()
@@ -96,7 +96,7 @@ class SinkMachine(RuleBasedStateMachine):
         self.driver.sink.discard()
         self.closed()
         self.committed = 0
-        assert self.harness.leftovers() == []
+        assert self.harness.unfinished() == []
 
     @invariant()
     def the_output_is_whole_or_absent(self) -> None:
