@@ -258,8 +258,8 @@ def _flops(training: Training, model: ModelConfig) -> float:
 
 
 def _settle(device: torch.device) -> None:
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _show(rows: list[Row], batch: int) -> None:

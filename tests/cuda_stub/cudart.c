@@ -157,6 +157,7 @@ Error cudaStreamDestroy(void *stream) {
 Error cudaStreamSynchronize(void *stream) {
     Stream *found = known(stream);
     Error error = stub_fails("sync");
+    stub_log("cudaStreamSynchronize stream=%ld", index_of(stream));
     if (!error && found && found->capturing) {
         found->spoilt = 1;
         stub_log("FORBIDDEN cudaStreamSynchronize");

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -88,6 +88,22 @@ def test_nothing_of_a_batch_is_copied_from_pageable_memory(cuda_stub: CudaStub) 
     pageable = [[call for call in each.log if call.fields.get("memory") == "pageable"] for each in (opened, done)]
     assert len(pageable[0]) == len(pageable[1])
     assert {call.name for call in done.log[len(opened.log) :]} >= {"cudaMemcpyAsync", "cudaLaunchKernel"}
+
+
+def test_copies_and_kernels_wait_for_each_other(cuda_stub: CudaStub) -> None:
+    """They are queued in different streams, between which CUDA keeps no order."""
+    done = cuda_stub.run("-c", RUN, "30", "2")
+    pending: dict[int, set[str]] = defaultdict(set)  # per thread, the streams whose work is not known to be done
+    checked = 0
+    for call in done.log:
+        stream = call.fields.get("stream")
+        if call.name == "cudaStreamSynchronize" and stream is not None:
+            pending[call.thread].discard(stream)
+        elif call.name in ("cudaLaunchKernel", "cudaMemcpyAsync") and stream is not None:
+            assert pending[call.thread] <= {stream}, (call, pending[call.thread])
+            pending[call.thread].add(stream)
+            checked += 1
+    assert checked > 1000
 
 
 def test_nothing_leaks_over_a_thousand_batches(cuda_stub: CudaStub) -> None:
