@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scorer.errors import DeviceError, InputError, ModelError, UsageError, Yt8mError
+from export.remedies import EXPORT
+from scorer.cli.command import Parser, run
+from scorer.errors import InputError, ModelError, UsageError, printable
 from scorer.system.phases import phase
 from scorer.system.tables import paragraph, terminal_width
+from scorer.system.terminal import print_stderr
 from train.registry import names
 
 if TYPE_CHECKING:
@@ -58,28 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `export` with `argv` (the process's own arguments by default); returns the exit code."""
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     try:
-        return _export(options)
-    except Yt8mError as error:
-        _tell(f"export: {error}")
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        _tell(f"export: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")
-        return DeviceError.exit_code
-    except MemoryError:
-        _tell("export: out of memory; give fewer shards to --check and --calibrate")
-        return DeviceError.exit_code
+        return run("export", EXPORT, lambda: _export(options), "cpu,train")
     except KeyboardInterrupt:
-        _tell("export: stopped; models written before stand")
+        print_stderr("export: stopped; models written before stand")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yt8m export",
-        description="Turn each trained model into one ONNX file that `score` runs, checked against its checkpoint.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("export", "Turn each trained model into one ONNX file, checked against its checkpoint.", _EPILOG)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", choices=names(), help="the best checkpoint of RUNS/MODEL")
     which.add_argument("--all", action="store_true", help="the three models")
@@ -91,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")
     folders = parser.add_argument_group("folders and files")
     folders.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
-    folders.add_argument("--out", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]")
+    folders.add_argument(
+        "-o", "--output", type=Path, default=Path("models"), metavar="DIR", help="where models go [models]"
+    )
     folders.add_argument(
         "--vocabulary",
         type=Path,
@@ -137,14 +128,14 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
-        path = options.out / f"{loaded.config.name}{suffix}.onnx"
+        path = options.output / f"{loaded.config.name}{suffix}.onnx"
         with phase("export", f"{path}: converting and checking") as at:
             written.append(export_to(path, traced, precision, check, calibration, at, options.device))
     if options.draw:
-        _draw(options.out / f"{loaded.config.name}.png", traced)
+        _draw(options.output / f"{loaded.config.name}.png", traced)
     timing = None if options.no_speed else _time(traced, written, check)
     show(traced, written, check, timing)
-    _set_default(written[-1].path, options.out)
+    _set_default(written[-1].path, options.output)
 
 
 def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample) -> Timing | None:
@@ -155,9 +146,9 @@ def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSam
         with phase("export", f"{traced.checkpoint.config.name}: timing against the plain export") as at:
             return time_files(traced, written, check, at)
     except OSError as error:
-        _tell(f"export: not timed: {error.strerror or error}")
+        print_stderr(printable(f"export: not timed: {error.strerror or error}"))
     except ModelError as error:
-        _tell(f"export: not timed: {error.message}")
+        print_stderr(printable(f"export: not timed: {error.message}"))
     return None
 
 
@@ -212,7 +203,7 @@ def _draw(path: Path, traced: TracedCheckpoint) -> None:
     from scorer.outputs.atomic import replacing, writing
 
     if traced.graph is None or traced.reduced is None:
-        _tell("export: no picture of a model that train/models/ does not have")
+        print_stderr(printable("export: no picture of a model that train/models/ does not have"))
         return
     with replacing(path) as part, writing(path):
         draw(part, traced.checkpoint.config.name, [("as trained", traced.graph), ("as exported", traced.reduced)])
@@ -235,11 +226,6 @@ def _copy(source: Path, target: Path) -> None:
 
     with replacing(target) as part, writing(target):
         shutil.copyfile(source, part)
-
-
-def _tell(line: str) -> None:
-    """One line on standard error, without control characters that a file's name or content may hold."""
-    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

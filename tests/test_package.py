@@ -93,9 +93,9 @@ def test_commands(wheel: zipfile.ZipFile) -> None:
     points.read_string(text_of(wheel, "entry_points.txt"))
     assert dict(points["console_scripts"]) == {
         "yt8m": "yt8m:main",
-        "train": "train.cli:main",
-        "export": "export.cli:main",
-        "score": "scorer.cli.score:main",
+        "train": "yt8m:train",
+        "export": "yt8m:export",
+        "score": "yt8m:score",
     }
 
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorer.errors import DeviceError, Hint, Yt8mError, printable
+from scorer.cli.command import Parser, run, typed_as
+from scorer.errors import printable
 from scorer.system.terminal import print_stderr
 from train.overrides import check_settings, overridden, overrides_of
 from train.registry import names, spec
@@ -19,15 +20,18 @@ SAMPLES = "samples/*.tfrecord"
 
 _EPILOG = """\
 examples:
-  yt8m train                                                    the three models on the sample shards
-  train --model bilstm --data 'shards/validate0[01]*.tfrecord' --valid 'shards/validate02*.tfrecord'
-  train --model dmrnet --set width=512 form=average epochs=30
-  train --model lstm --inputs mean_rgb:1024                without audio
-  torchrun --nproc-per-node 8 -m train --model bilstm --data 'shards/*.tfrecord'
+  yt8m train                               the three models on the sample shards
+  yt8m train --model bilstm --data 'shards/validate0[01]*.tfrecord' \\
+      --valid 'shards/validate02*.tfrecord'
+  yt8m train --model dmrnet --set width=512 form=average epochs=30
+  yt8m train --model lstm --inputs mean_rgb:1024                  without audio
+  torchrun --nproc-per-node 8 -m yt8m train --data 'shards/*.tfrecord'
 
-A run leaves in RUNS/MODEL/: config.json, best.safetensors (for export), metrics.jsonl and curves.png, and
-last.safetensors (for --resume) until it is finished. Ctrl-C saves and stops. An earlier run is replaced with --restart
-alone. A model has as many labels as its videos need, unless --set labels=N says otherwise.
+A run leaves in RUNS/MODEL/: config.json, best.safetensors (for export),
+metrics.jsonl and curves.png, and last.safetensors (for --resume) until it is
+finished. Ctrl-C saves and stops. An earlier run is replaced with --restart
+alone. A model has as many labels as its videos need, unless --set labels=N says
+otherwise.
 
 exit codes:
    0  done
@@ -38,8 +42,10 @@ exit codes:
    6  a checkpoint is damaged
    7  a device or package is absent or failed
    8  the run's folder cannot be written
-   9  an earlier run is in the way, cannot be resumed with these settings, or is still running
-  12  training cannot continue: no labels, too few videos, a loss that is not finite
+   9  an earlier run is in the way, cannot be resumed with these settings, or is
+      still running
+  12  training cannot continue: no labels, too few videos, a loss that is not
+      finite
  130  stopped by SIGINT (Ctrl-C), 143 by SIGTERM; resume with --resume
 """
 
@@ -48,27 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `train` with `argv` (the process's own arguments by default); returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    try:
-        return _train(options, arguments)
-    except Yt8mError as error:
-        _log(f"train: {error.line(TRAIN)}")
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        _log(f"train: {error.name} is not installed; pip install 'yt8m-edge[cpu,train]'")
-        return DeviceError.exit_code
-    except MemoryError:
-        _log(f"train: out of memory; {TRAIN[Hint.SMALLER_BATCH]}")
-        return DeviceError.exit_code
+    return run("train", TRAIN, lambda: _train(options, arguments), "cpu,train")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="train",
-        description="Train DMRNet, LSTM and BiLSTM on labelled TFRecord shards of YouTube-8M video-level features.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --rest would stay in the command that resumes
-    )
+    parser = Parser("train", "Train DMRNet, LSTM and BiLSTM on labelled shards of video-level features.", _EPILOG)
     parser.add_argument("--model", nargs="+", choices=names(), default=names(), help="which to train [all three]")
     data = parser.add_argument_group("data: files, quoted patterns, or folders")
     data.add_argument("--data", nargs="+", default=[SAMPLES], metavar="SHARD", help=f"to train on [{SAMPLES}]")
@@ -84,13 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("--seed", type=int, metavar="N", help="of weights, order, dropout and mixup")
     recipe.add_argument("--set", nargs="+", default=[], metavar="SETTING=VALUE", help="any setting")
     recipe.add_argument("--list-settings", action="store_true", help="print all of them, with defaults and meaning")
-    run = parser.add_argument_group("run")
-    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are kept [runs]")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where there is one]")
-    either = run.add_mutually_exclusive_group()
+    runs = parser.add_argument_group("run")
+    runs.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are kept [runs]")
+    runs.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto: CUDA where there is one]")
+    either = runs.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="resume unfinished runs; finished ones stand")
     either.add_argument("--restart", action="store_true", help="replace earlier runs")
-    run.add_argument("--keep", action="store_true", help="keep last.safetensors of a finished run")
+    runs.add_argument("--keep", action="store_true", help="keep last.safetensors of a finished run")
     return parser
 
 
@@ -147,9 +137,8 @@ def resume_command(options: argparse.Namespace, arguments: Sequence[str], begun:
 def _program() -> list[str]:
     """What was typed to start this command."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "train"]
-    name = os.path.basename(sys.argv[0])
-    return {"train": ["train"], "yt8m train": ["yt8m", "train"]}.get(name, [sys.executable, "-m", "train"])
+        return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), "-m", "yt8m", "train"]
+    return typed_as("train")
 
 
 def _without_models(arguments: Sequence[str]) -> list[str]:

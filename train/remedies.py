@@ -9,7 +9,7 @@ TRAIN = {
     Hint.FEATURES: "or name the features and widths that it has with --inputs",
     Hint.RESUME: "resume it with --resume and the same settings",
     Hint.RESTART: "or start again with --restart",
-    Hint.SMALLER_BATCH: "use a smaller batch, e.g. --set batch=1024, or a smaller model",
+    Hint.SMALLER_BATCH: "or use a smaller batch, e.g. --set batch=1024, or a smaller model",
     Hint.ON_DISK: "keep them on a disk with --cache DIR",
     Hint.LOWER_RATE: "train with a lower rate, e.g. --set lr=0.0003",
     Hint.MORE_LABELS: "with --set labels=N",

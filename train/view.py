@@ -15,7 +15,7 @@ from rich.text import Text
 from scorer.errors import printable
 from scorer.system.signals import StopRequest
 from scorer.system.tables import format_table, terminal_width
-from scorer.system.terminal import print_stderr
+from scorer.system.terminal import print_stderr, takes_escapes
 from train.evaluate import Record
 from train.training import View
 
@@ -40,7 +40,7 @@ def view(name: str, epochs: int, stop: StopRequest, *, quiet: bool) -> Iterator[
     """The view of a run of the model `name`; it shows nothing at all if `quiet`."""
     if quiet:
         yield _Nothing()
-    elif sys.stderr.isatty():
+    elif takes_escapes(sys.stderr):
         table = _LiveTable(name, epochs, stop)
         with stop.shown_elsewhere(), table.live:
             yield table
@@ -53,7 +53,7 @@ def phase(name: str, stop: StopRequest, *, quiet: bool = False) -> Iterator[At]:
     """The view of what comes before a run, once it takes longer than QUIET_SECONDS: share done, time left."""
     if quiet:
         yield lambda share, what: None
-    elif sys.stderr.isatty():
+    elif takes_escapes(sys.stderr):
         with _PhaseBar(name) as bar:
             yield bar.at
     else:

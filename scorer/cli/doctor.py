@@ -5,7 +5,6 @@ A provider counts as working when a session opened on it and computed, not when 
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import platform
 import sys
@@ -15,7 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scorer.errors import DeviceError, Yt8mError
+from scorer.cli.command import Parser, run
+from scorer.errors import DeviceError, Yt8mError, printable
+from scorer.system.packages import NAME, install_command
+from scorer.system.terminal import takes_escapes
 
 if TYPE_CHECKING:
     from scorer.model.driver import Gpu, Kernels
@@ -42,12 +44,12 @@ class Finding:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns 0 where the scorer can work, else DeviceError's exit code."""
-    parser = argparse.ArgumentParser(
-        prog="yt8m doctor",
-        description="Say what is installed and what works, and the command that fixes what does not.",
-        epilog="exit codes: 0 the scorer works, 7 something needs fixing",
-    )
-    parser.parse_args(argv)
+    description = "Say what is installed, what works, and the command that fixes the rest."
+    Parser("doctor", description, "exit codes: 0 the scorer works, 7 something needs fixing").parse_args(argv)
+    return run("doctor", {}, _doctor)
+
+
+def _doctor() -> int:
     findings = examine()
     _print(findings)
     return DeviceError.exit_code if any(finding.remedy for finding in findings) else 0
@@ -68,9 +70,9 @@ def examine() -> list[Finding]:
 
 
 def _packages() -> Iterable[Finding]:
-    for name in ("yt8m-edge", *SCORER_PACKAGES):
+    for name in (NAME, *SCORER_PACKAGES):
         version = _version(name)
-        if version is None and name == "yt8m-edge":
+        if version is None and name == NAME:
             yield Finding(name, "not installed, run from its source")
         else:
             yield Finding(name, version or "missing", "" if version else f"pip install {name}")
@@ -107,11 +109,11 @@ def _cpu_features(path: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _package(runtime: Any) -> Finding:
-    from scorer.model.runtime import BOTH_INSTALLED, REINSTALL_CPU, installed_runtimes
+    from scorer.model.runtime import BOTH_INSTALLED, installed_runtimes, reinstall
 
     installed = installed_runtimes()
     if len(installed) > 1:
-        return Finding("onnx runtime", BOTH_INSTALLED, f"{REINSTALL_CPU} (or [gpu])")
+        return Finding("onnx runtime", BOTH_INSTALLED, f"{reinstall('cpu')} (or [gpu])")
     return Finding("onnx runtime", f"{''.join(installed) or 'onnxruntime'} {runtime.__version__}")
 
 
@@ -145,13 +147,13 @@ def _tried(provider: str, open_session: Callable[[], Any], remedy: str) -> Findi
 
 def _cuda_libraries() -> Finding:
     """The libraries that the CUDA provider needs, as they stand once ONNX Runtime has loaded what pip brought."""
-    from scorer.model.runtime import REINSTALL_CPU, REINSTALL_GPU
+    from scorer.model.runtime import reinstall
 
     found = {part: next((name for name in names if _loads(name)), None) for part, names in _CUDA_LIBRARIES.items()}
     state = ", ".join(name or f"no {part}" for part, name in found.items())
     if found["driver"] is None:
-        return Finding("cuda libraries", state, f"install NVIDIA's driver, or, without a GPU: {REINSTALL_CPU}")
-    return Finding("cuda libraries", state, "" if all(found.values()) else REINSTALL_GPU)
+        return Finding("cuda libraries", state, f"install NVIDIA's driver, or, without a GPU: {reinstall('cpu')}")
+    return Finding("cuda libraries", state, "" if all(found.values()) else reinstall("gpu"))
 
 
 def _driver_and_gpus(runtime: Any) -> Iterable[Finding]:
@@ -202,7 +204,9 @@ def _bundled() -> Finding:
     try:
         model = Model.open(str(BUNDLED), device="cpu")
     except Yt8mError as error:
-        return Finding("bundled model", error.message, "pip install --force-reinstall yt8m-edge")
+        return Finding(
+            "bundled model", error.message, install_command("cpu").replace("install", "install --force-reinstall", 1)
+        )
     facts = model.facts
     name = f"{facts.metadata.get('yt8m.model')} {facts.metadata.get('yt8m.precision')}"
     return Finding("bundled model", f"{name} opens and predicts {facts.labels:,} labels")
@@ -212,16 +216,16 @@ def _training() -> Finding:
     """Whether `train` and `export` have what they need. Read off the metadata: importing torch takes seconds."""
     versions = {name: _version(name) for name in TRAIN_PACKAGES}
     if missing := [name for name, version in versions.items() if version is None]:
-        return Finding("train and export", f"without {', '.join(missing)}: pip install 'yt8m-edge[train]' for them")
+        return Finding("train and export", f"without {', '.join(missing)}: {install_command('cpu,train')} for them")
     return Finding("train and export", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def _print(findings: Sequence[Finding]) -> None:
     """A table on a terminal and the commands below it, else a line for each finding."""
-    if not sys.stdout.isatty():
+    if not takes_escapes(sys.stdout):
         for finding in findings:
             fix = f"; fix: {finding.remedy}" if finding.remedy else ""
-            print(f"{'PROBLEM' if finding.remedy else 'ok':<8}{finding.topic}: {finding.state}{fix}")
+            print(printable(f"{'PROBLEM' if finding.remedy else 'ok':<8}{finding.topic}: {finding.state}{fix}"))
         return
     from rich.console import Console
     from rich.table import Table
@@ -230,12 +234,12 @@ def _print(findings: Sequence[Finding]) -> None:
     table = Table("", "", "state", title="yt8m doctor", title_justify="left")
     for finding in findings:
         mark = "[red]✗[/]" if finding.remedy else "[green]✓[/]"
-        table.add_row(mark, finding.topic, Text(finding.state))
+        table.add_row(mark, finding.topic, Text(printable(finding.state)))
     console = Console()
     console.print(table)
     for finding in findings:
         if finding.remedy:  # outside the table, which would break a command into lines that cannot be copied
-            console.print(Text(f"to fix {finding.topic}: {finding.remedy}"), soft_wrap=True)
+            console.print(Text(printable(f"to fix {finding.topic}: {finding.remedy}")), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorer.cli.command import Parser, run
 from scorer.cli.remedies import INSPECT
-from scorer.errors import BROKEN_PIPE, ModelError, Yt8mError
+from scorer.errors import ModelError, printable
 from scorer.model.onnx_file import EXPORT_IT
 from scorer.system.signals import end_on_signals
-from scorer.system.terminal import print_stderr
 
 if TYPE_CHECKING:
     from scorer.model.model import Model
@@ -27,8 +26,12 @@ examples:
   yt8m inspect models/bilstm.onnx
   yt8m inspect bilstm --json
 
-exit codes: 0 done, 2 a wrong command line, 6 no model or one of another contract, 7 no ONNX Runtime,
-141 the reader of a pipe has gone
+exit codes:
+   0  done
+   2  a wrong command line
+   6  no model, or one of another contract
+   7  no ONNX Runtime
+ 141  the reader of a pipe has gone
 """
 _PREFIX = "yt8m."
 
@@ -36,30 +39,22 @@ _PREFIX = "yt8m."
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `inspect` with `argv` (the process's own arguments by default); returns the exit code."""
     options = _parser().parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        from scorer.model.find import find_model
-        from scorer.model.model import Model
+    return run("inspect", INSPECT, lambda: _inspect(options))
 
-        with end_on_signals():  # a model may keep ONNX Runtime busy for ever
-            model = Model.open(find_model(options.model)[0], device="cpu")
-        _show(_text(model, as_object=options.json))
-        return 0
-    except BrokenPipeError:
-        _forget_output()
-        return BROKEN_PIPE
-    except Yt8mError as error:
-        print_stderr(f"inspect: {error.line(INSPECT)}")
-        return error.exit_code
+
+def _inspect(options: argparse.Namespace) -> int:
+    from scorer.model.find import find_model
+    from scorer.model.model import Model
+
+    with end_on_signals():  # a model may keep ONNX Runtime busy for ever
+        model = Model.open(find_model(options.model)[0], device="cpu")
+    _show(_text(model, as_object=options.json))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yt8m inspect",
-        description="Print an ONNX file's contract, metadata and reports.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", nargs="?", metavar="PATH_OR_NAME", help="as for `score --model` [its default]")
+    parser = Parser("inspect", "Print an ONNX file's contract, metadata and reports.", _EPILOG)
+    parser.add_argument("model", nargs="?", metavar="PATH_OR_NAME", help="as for `yt8m score --model` [its default]")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object, label names included")
     return parser
 
@@ -76,13 +71,6 @@ def _show(text: str) -> None:
     """Print what the terminal's encoding has, escapes for the rest; flushed here, where a closed pipe is expected."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-
-
-def _forget_output() -> None:
-    """What is still buffered goes nowhere, else Python complains of the closed pipe once more at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def as_json(model: Model) -> dict[str, Any]:
@@ -115,7 +103,7 @@ def describe(model: Model) -> str:
     metadata.pop("labels", None)
     lines += _flat(metadata)
     width = max(len(name) for name, _ in lines) + 2
-    return "\n".join(_plain(f"{name:<{width}}{value}") for name, value in lines)
+    return "\n".join(printable(f"{name:<{width}}{value}") for name, value in lines)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -135,11 +123,6 @@ def _parsed(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def _plain(text: str) -> str:
-    """Without control characters that a file may hold."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ Nothing of it may decide how a command ends: where standard error is closed or b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from scorer.system.phases import LINE_SECONDS
 
 if TYPE_CHECKING:
     from scorer.job.spec import Progress
@@ -42,3 +45,41 @@ def progress_bar(shards: int, size: int) -> Iterator[Callable[[Progress], None]]
             bar.update(task, completed=progress.bytes, videos=progress.scored, rate=rate, shard=shard, shards=shards)
 
         yield show
+
+
+class ProgressLines:
+    """A line with the time of day about every LINE_SECONDS, for a log: videos, videos/s, shard, time left.
+
+    shards, size: how many, and their bytes. log: takes each line. clock: seconds, as time.monotonic.
+    """
+
+    def __init__(
+        self, shards: int, size: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._shards, self._size, self._log, self._clock = shards, size, log, clock
+        self._first: Progress | None = None
+        self._start = clock()
+        self._due = self._start + LINE_SECONDS
+
+    def __call__(self, progress: Progress) -> None:
+        first = self._first = self._first or progress
+        now = self._clock()
+        if now < self._due:
+            return
+        self._due = now + LINE_SECONDS
+        seconds = now - self._start
+        rate = (progress.scored - first.scored) / seconds
+        shard = min(progress.shards + 1, self._shards)
+        left = _time_left(seconds, progress.bytes - first.bytes, self._size - progress.bytes)
+        self._log(
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  score: {progress.scored:,} videos, {rate:,.0f} videos/s, "
+            f"shard {shard:,}/{self._shards:,}, {left} left"
+        )
+
+
+def _time_left(seconds: float, done: int, left: int) -> str:
+    """For `left` bytes where `done` took so many seconds: 1:02:03."""
+    if done <= 0:
+        return "?"
+    minutes, rest = divmod(int(seconds / done * left), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

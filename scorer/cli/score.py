@@ -8,12 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from scorer.cli.command import Parser, run, typed_as
 from scorer.cli.remedies import SCORE
-from scorer.errors import BROKEN_PIPE, PARTIAL_SUCCESS, DeviceError, Hint, UsageError, Yt8mError, printable
+from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
 from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
-from scorer.system.terminal import hold_standard_descriptors, print_stderr
+from scorer.system.terminal import hold_standard_descriptors, print_stderr, takes_escapes
 
 if TYPE_CHECKING:
     from scorer.inputs.source import Source
@@ -24,11 +25,11 @@ _MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the p
 
 _EPILOG = """\
 examples:
-  score samples/*.tfrecord -o preds.csv
-  score 'shards/**/*.tfrecord' -o preds.csv --model bilstm --top-k 20
-  score shards -o preds.csv --on-error skip --max-errors 100
-  score shards -o preds.csv --resume
-  score shards -o - | head
+  yt8m score samples/*.tfrecord -o preds.csv
+  yt8m score 'shards/**/*.tfrecord' -o preds.csv --model bilstm --top-k 20
+  yt8m score shards -o preds.csv --on-error skip --max-errors 100
+  yt8m score shards -o preds.csv --resume
+  yt8m score shards -o - | head
 
 exit codes:
    0  done, every record scored
@@ -52,34 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold_standard_descriptors()
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    try:
-        with stop_on_signals() as stop:
-            return _score(options, arguments, stop)
-    except Yt8mError as error:
-        _report(f"score: {error.line(SCORE)}")
-        return error.exit_code
-    except MemoryError:
-        _report(f"score: out of memory; {SCORE[Hint.SMALLER_BATCH]}")
-        return DeviceError.exit_code
-    except BrokenPipeError:
-        return BROKEN_PIPE
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """argparse's own leaves text in the buffer of a broken standard error, at which Python's exit fails."""
-        print_stderr(f"{self.format_usage()}{self.prog}: error: {message}")
-        sys.exit(UsageError.exit_code)
+    with stop_on_signals() as stop:
+        return run("score", SCORE, lambda: _score(options, arguments, stop))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="score",
-        description="Label the videos of YouTube-8M TFRecord shards: the best labels of each, one CSV row per video.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --rest would stay in the command that resumes
-    )
+    parser = Parser("score", "Label the videos of YouTube-8M shards: the best labels of each, in a row.", _EPILOG)
     parser.add_argument(
         "shards", nargs="+", metavar="SHARD", help="TFRecord file, quoted pattern, or folder (its *.tfrecord files)"
     )
@@ -87,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
     _add_speed_options(parser.add_argument_group("speed (chosen for model and machine where left out)"))
-    parser.add_argument("--quiet", action="store_true", help="errors only: no progress bar, no summary")
+    parser.add_argument("--quiet", action="store_true", help="errors only: no progress, no summary")
     return parser
 
 
@@ -255,19 +234,20 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
 
 def _resuming(arguments: Sequence[str]) -> str:
     """The command that resumes the job of `arguments`, to paste into a shell."""
-    name = os.path.basename(sys.argv[0])
-    program = {"score": ["score"], "yt8m score": ["yt8m", "score"]}.get(name, [sys.executable, "-m", "scorer"])
     end = arguments.index("--") if "--" in arguments else len(arguments)  # names of shards follow
     kept = [argument for argument in arguments[:end] if argument not in ("--restart", "--resume")]
-    return shlex.join([*program, "--resume", *kept, *arguments[end:]])
+    return shlex.join([*typed_as("score"), "--resume", *kept, *arguments[end:]])
 
 
 def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
-    if quiet or not sys.stderr.isatty():
+    if quiet:
         return nullcontext(lambda progress: None)
-    from scorer.cli.progress import progress_bar
+    from scorer.cli.progress import ProgressLines, progress_bar
 
-    return progress_bar(len(job.shards), sum(shard.stat.size for shard in job.shards))
+    size = sum(shard.stat.size for shard in job.shards)
+    if takes_escapes(sys.stderr):
+        return progress_bar(len(job.shards), size)
+    return nullcontext(ProgressLines(len(job.shards), size, print_stderr))
 
 
 def _report(line: str) -> None:

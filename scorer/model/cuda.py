@@ -39,6 +39,7 @@ from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
 from scorer.model.ties import SPARE, settle
+from scorer.system.packages import install_command
 
 Array: TypeAlias = NDArray[Any]
 R = TypeVar("R")
@@ -132,7 +133,7 @@ def _load_library() -> Any:
             return ctypes.CDLL(name)
         except OSError:
             continue
-    raise DeviceError(f"none of {', '.join(_LIBRARIES)} is there", remedy="pip install 'yt8m-edge[gpu]'")
+    raise DeviceError(f"none of {', '.join(_LIBRARIES)} is there", remedy=install_command("gpu"))
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,11 @@ from typing import Any, TypeAlias
 from scorer.errors import DeviceError, Hint, ModelError, Yt8mError
 from scorer.model.onnx_file import EXPORT_IT, ModelFile
 from scorer.system.cores import unbound
+from scorer.system.packages import install_command
 
 Session: TypeAlias = Any  # onnxruntime.InferenceSession; the package has no type information
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-INSTALL_CPU, INSTALL_GPU = "pip install 'yt8m-edge[cpu]'", "pip install 'yt8m-edge[gpu]'"
-REINSTALL_CPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_CPU}"
-REINSTALL_GPU = f"pip uninstall -y onnxruntime onnxruntime-gpu && {INSTALL_GPU}"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -45,6 +43,11 @@ _OUT_OF_MEMORY = re.compile(
     "out of memory|is smaller than requested bytes|failed to allocate|bad allocation|bad_alloc|ALLOC_FAILED",
     re.IGNORECASE,
 )
+
+
+def reinstall(extra: str) -> str:
+    """The command that leaves one package of the two: that of the extra "cpu" or "gpu"."""
+    return f"pip uninstall -y onnxruntime onnxruntime-gpu && {install_command(extra)}"
 
 
 def installed_runtimes() -> list[str]:
@@ -75,10 +78,12 @@ def import_runtime() -> Any:
     except ImportError as error:
         installed = installed_runtimes()
         if len(installed) > 1:
-            raise DeviceError(BOTH_INSTALLED, remedy=REINSTALL_CPU) from error
+            raise DeviceError(BOTH_INSTALLED, remedy=reinstall("cpu")) from error
         if installed:
-            raise DeviceError(f"{installed[0]} does not import: {first_line(error)}", remedy=REINSTALL_CPU) from error
-        raise DeviceError("ONNX Runtime is not installed", remedy=f"{INSTALL_CPU} (or [gpu])") from error
+            raise DeviceError(
+                f"{installed[0]} does not import: {first_line(error)}", remedy=reinstall("cpu")
+            ) from error
+        raise DeviceError("ONNX Runtime is not installed", remedy=f"{install_command('cpu')} (or [gpu])") from error
     return onnxruntime
 
 
@@ -105,7 +110,7 @@ def open_cpu(runtime: Any, model: ModelFile | bytes, threads: int) -> Session:
 def load_cuda(runtime: Any) -> None:
     """Load the CUDA libraries that pip installed. Raises DeviceError where this ONNX Runtime has no CUDA provider."""
     if CUDA not in runtime.get_available_providers():
-        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=REINSTALL_GPU)
+        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=reinstall("gpu"))
     if hasattr(runtime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints those that it does not find
             runtime.preload_dlls()

@@ -1,4 +1,4 @@
-"""Phases of a long command on standard error: what is going on, how much of it is done, how long the rest takes.
+"""Phases of a long command on standard error: what it is doing, how much of it is done, how long the rest takes.
 
 On a terminal one line moves and goes; elsewhere, in a log say, a line with the time of day tells of every phase that
 takes longer than two seconds, and again every ten.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from scorer.errors import printable
-from scorer.system.terminal import print_stderr
+from scorer.system.terminal import print_stderr, takes_escapes
 
 At: TypeAlias = Callable[[float], None]
 """Takes the share of a phase that is done, from 0 to 1."""
@@ -38,7 +38,7 @@ def phase(name: str, text: str) -> Iterator[At]:
     """Show on standard error that the command `name` does `text`, until the block ends."""
     shown = _Shown(f"{name}: {printable(text)}")
     done = threading.Event()
-    show = _redraw if sys.stderr is not None and sys.stderr.isatty() else _log
+    show = _redraw if takes_escapes(sys.stderr) else _log
     thread = threading.Thread(target=show, args=(shown, done), daemon=True)
     thread.start()
     try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+from scorer.system.terminal import takes_escapes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
@@ -80,10 +83,11 @@ def stop_on_signals(command: str = "score", meanwhile: str = "committing the bat
     Ending at once loses nothing that counts: a commit is whole or not there (scorer/outputs/sink.py).
     """
     stop = StopRequest()
+    show_cursor = _SHOW_CURSOR if takes_escapes(sys.stderr) else ""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            _write_stderr(f"{command}: stopped at once" + _SHOW_CURSOR * os.isatty(_STDERR))
+            _write_stderr(f"{command}: stopped at once{show_cursor}")
             os._exit(128 + number)
         stop.set(number)
         if not stop.quiet:

@@ -30,7 +30,7 @@ from train.layers import count_parameters
 
 
 def run(runs: Path, out: Path, *arguments: str) -> int:
-    return main(["--runs", str(runs), "--out", str(out), "--no-speed", *arguments])
+    return main(["--runs", str(runs), "--output", str(out), "--no-speed", *arguments])
 
 
 def files(folder: Path) -> list[str]:
@@ -337,7 +337,7 @@ def test_a_model_without_a_mirror_is_exported_plainly(
 
 def test_speed_is_measured_against_the_plain_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_run(tmp_path / "runs", "lstm")
-    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
+    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "models")]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"as trained.* 34 .*1\.00", shown)
     assert "operators: nodes of ONNX" in shown
@@ -371,7 +371,7 @@ def test_the_new_default_is_said_last(
         "models/default.onnx is now a copy of lstm.int8.onnx: `score` and Scorer() in this folder use it"
     )
     assert "--model bundled" in last
-    assert main([*given, "--out", "elsewhere"]) == 0
+    assert main([*given, "--output", "elsewhere"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "elsewhere/default.onnx is now a copy of lstm.int8.onnx"
     metadata = Model.open("models/default.onnx", device="cpu").facts.metadata
     assert metadata["yt8m.videos"] == "1234"
@@ -386,7 +386,7 @@ def test_a_full_temporary_folder_leaves_speed_unmeasured(
 
     monkeypatch.setattr("export.timing.write", full)
     save_run(tmp_path / "runs", "lstm")
-    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models")]) == 0
+    assert main(["--model", "lstm", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "models")]) == 0
     captured = capsys.readouterr()
     assert captured.err == "export: not timed: No space left on device\n"
     assert "same top-10" in captured.out

@@ -36,6 +36,14 @@ def test_the_picture_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_draw_writes_beside_the_model(tmp_path: Path) -> None:
     save_run(tmp_path / "runs", "lstm")
-    arguments = ["--model", "lstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models"), "--no-speed"]
+    arguments = [
+        "--model",
+        "lstm",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--output",
+        str(tmp_path / "models"),
+        "--no-speed",
+    ]
     assert main([*arguments, "--draw"]) == 0
     assert (tmp_path / "models/lstm.png").read_bytes().startswith(PNG)

@@ -17,7 +17,7 @@ def test_inspect_shows_what_export_wrote(tmp_path: Path, capsys: pytest.CaptureF
     names = tmp_path / "v.csv"
     rows = "".join(f"{i},Name {i}\n" for i in range(40))
     names.write_text("Index,Name\n" + rows)
-    arguments = ["--model", "bilstm", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--no-speed"]
+    arguments = ["--model", "bilstm", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path), "--no-speed"]
     assert main([*arguments, "--vocabulary", str(names)]) == 0
     capsys.readouterr()
     assert inspect([str(tmp_path / "bilstm.onnx")]) == 0

@@ -16,7 +16,17 @@ from scorer.errors import Hint, RecordError, ResumeError, ShardError, Yt8mError
 
 ROOT = Path(__file__).parents[3]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-COMMANDS = ("scorer/cli/",)
+COMMANDS = (
+    "scorer/cli/",
+    "train/cli.py",
+    "train/listing.py",
+    "train/runner.py",
+    "train/overrides.py",
+    "train/remedies.py",
+    "export/cli.py",
+    "export/remedies.py",
+    "export/report.py",  # what `export` prints
+)
 
 
 def test_a_remedy_and_the_words_of_a_command_make_one_line() -> None:
@@ -61,7 +71,7 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-@pytest.mark.parametrize("package", ["scorer"])
+@pytest.mark.parametrize("package", ["scorer", "train", "export"])
 def test_below_the_commands_no_text_names_an_option(package: str) -> None:
     below = {path: path.relative_to(ROOT).as_posix() for path in (ROOT / package).rglob("*.py")}
     wrong = [

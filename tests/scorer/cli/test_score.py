@@ -408,7 +408,7 @@ def test_help_imports_nothing_heavy() -> None:
         "print(sorted({'numpy', 'onnxruntime', 'rich', 'torch', 'onnx'} & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.startswith("usage: score")
+    assert result.stdout.startswith("usage: yt8m score")
     assert result.stderr == "[]\n"
 
 

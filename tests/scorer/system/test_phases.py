@@ -1,4 +1,4 @@
-"""Phases tell a log what goes on and how long it takes, and say nothing of what is over at once."""
+"""Phases tell a log what is done and how long it takes, and say nothing of what is over at once."""
 
 from __future__ import annotations
 
