@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import nn
 
 from export.emulate import EmulatedFp16
 from export.graph import Graph
@@ -35,7 +34,7 @@ from scorer.errors import GateError, ModelError
 from scorer.model.model import Model
 from scorer.outputs.atomic import replacing, writing
 from scorer.system.phases import At, nobody, portion
-from train.checkpoint import Checkpoint
+from train.checkpoint import Checkpoint, digest
 
 FORMAT = "1"
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -86,7 +85,7 @@ def trace_checkpoint(checkpoint: Checkpoint, names: Sequence[str] | None = None)
         "yt8m.config": checkpoint.config.to_json(),
         "yt8m.labels": str(checkpoint.config.labels),
         "yt8m.metrics": json_text(checkpoint.metrics),
-        "yt8m.weights_sha256": weights_sha256(checkpoint.state),
+        "yt8m.weights_sha256": digest(checkpoint.state),
     }
     if checkpoint.trained_on is not None:
         metadata["yt8m.videos"] = str(checkpoint.trained_on.videos)
@@ -102,15 +101,6 @@ def _graphs(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> tuple[Graph,
     except Untranslatable:
         return None, None
     return graph, reduce(graph)
-
-
-def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """Hex digest over all weights: name, type, shape and bytes of each, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def export_to(
