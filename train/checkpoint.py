@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,12 +30,13 @@ from torch import Tensor, nn
 
 from scorer.errors import Hint, ModelError
 from scorer.inputs.file_kinds import HEAD_BYTES, SAFETENSORS, kind_of
-from train.config import ModelConfig, TrainConfig
+from train.config import ModelConfig, TrainConfig, parse_object
 from train.facts import TrainedOn
 from train.files import replace_file
 from train.registry import build, config_from_json
 
 FORMAT = "1"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 BEST, LAST = "best.safetensors", "last.safetensors"
 
 
@@ -63,14 +65,22 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     tensors, metadata = read(Path(path))
     if "progress" in metadata:
         raise ModelError(f"{path} is what a run resumes from, not a checkpoint", remedy=f"give the {BEST} beside it")
-    config = config_from_json(metadata.get("config", ""))
+    config, facts, metrics = _about(Path(path), metadata)
     check_fits(Path(path), config, tensors)
     if metadata.get("sha256", found := digest(tensors)) != found:
         raise ModelError(f"{path}: the checkpoint is damaged: its weights have another sha256", remedy="train again")
     _check_finite(Path(path), tensors)
     state = {name: _widened(tensor) for name, tensor in tensors.items()}
-    facts = TrainedOn.from_json(metadata["trained_on"]) if "trained_on" in metadata else None
-    return Checkpoint(config, state, _metrics(Path(path), metadata), facts)
+    return Checkpoint(config, state, metrics, facts)
+
+
+def _about(path: Path, metadata: Mapping[str, str]) -> tuple[ModelConfig, TrainedOn | None, dict[str, float]]:
+    """Configuration, training videos and metrics out of a file's metadata. Raises ModelError."""
+    try:
+        facts = TrainedOn.from_json(metadata["trained_on"]) if "trained_on" in metadata else None
+        return config_from_json(metadata.get("config", "")), facts, _metrics(metadata)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", remedy=error.remedy or "train again", hints=error.hints) from None
 
 
 def save(path: Path, checkpoint: Checkpoint, train: TrainConfig) -> None:
@@ -142,10 +152,15 @@ def _check_kind(path: Path) -> None:
 
 
 def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ModelError unless `tensors` are the weights of the model that `config` describes: names and shapes."""
+    """Raise ModelError unless `tensors` are the weights of the model that `config` describes: names, shapes, kinds."""
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+        model = build(config).state_dict()
+    expected = {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in model.items()}
+    found = {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+            reason = f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, which is no type of weights"
+            raise ModelError(reason, remedy="give weights in float32, float16 or bfloat16")
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
@@ -179,8 +194,11 @@ def _fill(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) ->
     part.chmod(0o666 & ~umask)  # safetensors makes files that none but their owner can read
 
 
-def _metrics(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
+def _metrics(metadata: Mapping[str, str]) -> dict[str, float]:
     try:
-        return {str(name): float(value) for name, value in json.loads(metadata["metrics"]).items()}
-    except (KeyError, ValueError, AttributeError, TypeError):
-        raise ModelError(f"{path}: the metadata holds no metrics", remedy="train again") from None
+        found = {name: float(value) for name, value in parse_object(metadata["metrics"]).items()}
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError("a metric that is not finite")
+    except (KeyError, ValueError, TypeError, OverflowError):
+        raise ModelError("the metadata holds no metrics") from None
+    return found

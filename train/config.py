@@ -221,9 +221,10 @@ _TYPES = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
 
 
 def parse_input(name: Any, width: Any) -> tuple[str, int]:
-    """An input as JSON has it. Raises TypeError."""
+    """An input as JSON has it. Raises TypeError, ValueError."""
     if type(name) is not str or type(width) is not int:
         raise TypeError(f"the input {name!r} of width {width!r} cannot be")
+    name.encode()  # no feature has a name that UTF-8 cannot hold
     return name, width
 
 

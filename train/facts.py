@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scorer.errors import ModelError
+from train.config import parse_object
 from train.data import Videos
 
 _LOOKED_AT = 50_000
@@ -29,12 +30,12 @@ class TrainedOn:
     def from_json(text: str) -> TrainedOn:
         """The reverse of to_json. Raises ModelError for anything else."""
         try:
-            found = json.loads(text)
+            found = parse_object(text)
             ranges = {str(name): (float(low), float(high)) for name, (low, high) in found["ranges"].items()}
             if not all(map(math.isfinite, (value for pair in ranges.values() for value in pair))):
                 raise ValueError("a range that is not finite")
             return TrainedOn(int(found["videos"]), ranges)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(f"not a description of training videos: {error}") from error
 
 

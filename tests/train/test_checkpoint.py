@@ -197,3 +197,39 @@ def test_what_a_model_was_trained_on() -> None:
 def test_what_is_no_description_of_videos(text: str) -> None:
     with pytest.raises(ModelError, match="training videos"):
         TrainedOn.from_json(text)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *((key, text) for key in ("config", "metrics", "trained_on") for text in ("", "[]", DEEP, '"x"', "{")),
+        ("config", '{"name": "bilstm", "inputs": [["\\ud800", 8]]}'),
+        ("config", '{"name": "bilstm", "inputs": "x"}'),
+        ("config", '{"name": "../bilstm"}'),
+        ("config", '{"name": "bilstm", "inputs": [["rgb", 1099511627776]]}'),
+        ("config", '{"name": "bilstm", "labels": 4611686018427387904}'),
+        ("metrics", '{"MAP@10": 1e999}'),
+        ("metrics", '{"MAP@10": null}'),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_hostile_metadata_is_one_line_that_names_the_file(key: str, text: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    save_file(tensors, path, {**metadata, key: text})
+    with pytest.raises(ModelError, match=r"best\.safetensors: .*train again"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int32", "bool"])
+def test_weights_of_other_types_are_refused(kind: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    del metadata["sha256"]
+    changed = {n: t.to(getattr(torch, kind)) if t.is_floating_point() else t for n, t in tensors.items()}
+    save_file(changed, path, metadata)
+    with pytest.raises(ModelError, match=r"best\.safetensors: .*(no type of weights|do not fit)"):
+        checkpoint.load(path)
