@@ -1,23 +1,29 @@
 """Decoded videos in memory-mapped files: for data larger than memory, and for the next run on the same shards.
 
 A cache is a folder named after the shards' paths, sizes and times and what is read of them. It holds 0.npy, 1.npy ...
-(float32 features of each input, with room to spare), labels.npy (int32) and ids (separated by NUL).
+(float32 features of each input, with room to spare), labels.npy (int32), ids (one after the other), ends.npy (int64,
+where each id ends) and digests.json (CRC32C of each of these, of features as far as there are videos). It is used where
+its files are this user's own and are what they must be.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import InputError
 from scorer.inputs.source import Source
+from scorer.outputs.own import open_own
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def name_of(shards: Sequence[Source], *what: object) -> str:
@@ -42,22 +48,73 @@ def make_arrays(folder: Path, shapes: Sequence[tuple[int, int]]) -> list[NDArray
     return arrays
 
 
-def write_rest(folder: Path, labels: NDArray[np.int32], ids: Sequence[bytes]) -> None:
-    """Write what stands beside the arrays of `make_arrays`. Raises OSError."""
+def write_rest(
+    folder: Path, features: Sequence[NDArray[np.float32]], labels: NDArray[np.int32], ids: Sequence[bytes]
+) -> None:
+    """Write what stands beside the arrays of `make_arrays`, of which `features` is filled. Raises OSError."""
+    ends = np.cumsum([len(id) for id in ids], dtype=np.int64)
     np.save(folder / "labels.npy", labels)
-    (folder / "ids").write_bytes(b"\0".join(ids))
+    np.save(folder / "ends.npy", ends)
+    (folder / "ids").write_bytes(b"".join(ids))
+    (folder / "digests.json").write_text(json.dumps(_digests(features, labels, ends, b"".join(ids))))
 
 
-def read(folder: Path) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
+def read(
+    folder: Path, widths: Sequence[int], labels_below: int
+) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
     """Features (n, width) each, mapped; labels (n, P) and n ids in memory. Raises InputError for a damaged cache."""
     try:
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        ids = (folder / "ids").read_bytes().split(b"\0") if len(labels) else []
-        count = sum(path.stem.isdecimal() for path in folder.glob("*.npy"))
         # mode "c" makes pages private once written: PyTorch wants memory that it may write to
-        features = [np.load(folder / f"{index}.npy", mmap_mode="c")[: len(labels)] for index in range(count)]
-        if any(len(part) != len(labels) for part in (*features, ids)):
-            raise ValueError("its parts differ in length")
-    except (OSError, ValueError, EOFError) as error:
+        labels: NDArray[np.int32] = _array(folder / "labels.npy", np.int32, 2)
+        ends: NDArray[np.int64] = _array(folder / "ends.npy", np.int64, 1)
+        ids = _own(folder / "ids").read_bytes()
+        features = [
+            _array(folder / f"{index}.npy", np.float32, 2, mapped=True)[: len(labels)] for index in range(len(widths))
+        ]
+        if [values.shape for values in features] != [(len(labels), width) for width in widths]:
+            raise ValueError("its features have other shapes")
+        if len(ends) != len(labels) or (np.diff(ends, prepend=0) < 0).any() or int(ends.max(initial=0)) != len(ids):
+            raise ValueError("its ids do not fit")
+        if labels.min(initial=0) < -1 or labels.max(initial=0) >= labels_below:
+            raise ValueError("labels out of range")
+        if json.loads(_own(folder / "digests.json").read_text()) != _digests(features, labels, ends, ids):
+            raise ValueError("its contents have other digests")
+    except (OSError, ValueError, EOFError, TypeError, RecursionError, MemoryError) as error:
         raise InputError(f"{folder}: damaged cache: {error}", remedy="delete it") from None
-    return features, labels, ids
+    edges = [0, *ends.tolist()]
+    return features, labels, [ids[start:end] for start, end in pairwise(edges)]
+
+
+def _own(path: Path) -> Path:
+    """`path`, a regular file of this user's own. Raises OSError."""
+    os.close(open_own(path, os.O_RDONLY))
+    return path
+
+
+def _array(path: Path, dtype: type[np.generic], axes: int, *, mapped: bool = False) -> NDArray:
+    """Raises OSError, ValueError for anything else than an array of the type and so many axes."""
+    array: NDArray
+    if mapped:
+        array = np.lib.format.open_memmap(_own(path), "c")
+    else:
+        with _own(path).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    if array.dtype != dtype or array.ndim != axes or not array.flags.c_contiguous:
+        raise ValueError(f"{path.name} is no array of {np.dtype(dtype)} with {axes} axes")
+    return array
+
+
+def _digests(
+    features: Sequence[NDArray[np.float32]], labels: NDArray[np.int32], ends: NDArray[np.int64], ids: bytes
+) -> list[int]:
+    """CRC32C of each, of features block by block."""
+    found = [crc32c.crc32c(part.tobytes()) for part in (labels, ends)] + [crc32c.crc32c(ids)]
+    for values in features:
+        digest = 0
+        for first in range(0, len(values), _ROWS):
+            digest = crc32c.crc32c(np.ascontiguousarray(values[first : first + _ROWS]).data, digest)
+        found.append(digest)
+    return found
+
+
+_ROWS = 4096

@@ -114,7 +114,7 @@ def finished(metadata: Mapping[str, str]) -> bool:
     """Whether the run that a last.safetensors belongs to reached its last epoch."""
     try:
         return bool(json.loads(metadata["progress"])["epoch"] == json.loads(metadata["train"])["epochs"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ModelError("damaged training state", hints=(Hint.RESTART,)) from None
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from train.evaluate import Record
 from train.files import replace_file
+from train.plots import figure
 
 
 def draw(path: Path, title: str, log: Sequence[Record]) -> None:
     """Write the curves of the epochs in `log` as a PNG. Raises OutputError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with figure(10, 4) as made:
+        _draw(made, title, log)
+        replace_file(path, lambda part: made.savefig(part, format="png", dpi=110))
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+
+def _draw(made: Any, title: str, log: Sequence[Record]) -> None:
     epochs = [record["epoch"] for record in log]
     for axes, train, valid, name in zip(
-        figure.subplots(1, 2), ("train_loss", "train_MAP@10"), ("valid_loss", "MAP@10"), ("loss", "MAP@10"), strict=True
+        made.subplots(1, 2), ("train_loss", "train_MAP@10"), ("valid_loss", "MAP@10"), ("loss", "MAP@10"), strict=True
     ):
         axes.plot(epochs, [record[train] for record in log], label="training", marker=".")
         axes.plot(epochs, [record[valid] for record in log], label="validation", marker=".")
@@ -25,5 +29,3 @@ def draw(path: Path, title: str, log: Sequence[Record]) -> None:
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    FigureCanvasAgg(figure)
-    replace_file(path, lambda part: figure.savefig(part, format="png", dpi=110))

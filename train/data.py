@@ -104,8 +104,8 @@ def load(
         with new_folder(place) as folder, writing(place):
             store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), split)
             videos = _decode(shards, inputs, labels, store, at)
-            write_rest(folder, videos.labels, videos.ids)
-    return Videos(*read(place))
+            write_rest(folder, videos.features, videos.labels, videos.ids)
+    return Videos(*read(place, [width for _, width in inputs], MOST_LABELS if labels is None else labels))
 
 
 def _decode(

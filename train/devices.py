@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +33,26 @@ def choose_device(name: str, local: int) -> torch.device:
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
         raise DeviceError(f"{name}: this PyTorch finds {found}", hints=(Hint.OTHER_DEVICE,))
     return device
+
+
+@contextmanager
+def private_compiler_cache() -> Iterator[None]:
+    """Within, PyTorch keeps what it compiles in a folder of this process's own, unless TORCHINDUCTOR_CACHE_DIR is set.
+
+    Its own choice is a name in the temporary folder that anyone can foresee, and make before.
+    """
+    if _COMPILER_CACHE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="yt8m-train-") as folder:
+        os.environ[_COMPILER_CACHE] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(_COMPILER_CACHE, None)
+
+
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def use_all_cores() -> None:

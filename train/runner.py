@@ -15,12 +15,14 @@ import torch
 from scorer.errors import DeviceError, Hint, ModelError, OutputError, ResumeError, TrainingError
 from scorer.inputs.discover import find_shards
 from scorer.outputs.lock import owned
+from scorer.system.phases import nobody, phase
 from scorer.system.signals import StopRequest
 from train import checkpoint, curves
 from train.config import ModelConfig, Recipe, TrainConfig
 from train.data import VOCABULARIES, Split, Videos, label_count, load
-from train.devices import choose_device, use_all_cores
+from train.devices import choose_device, private_compiler_cache, use_all_cores
 from train.distillation.cache import plan
+from train.distillation.soft_labels import At
 from train.distributed import World, joined
 from train.evaluate import Record
 from train.files import remove_file
@@ -29,7 +31,7 @@ from train.overrides import Overrides, differences, overridden
 from train.registry import build, config_from_json, spec
 from train.state import CURVES
 from train.training import Data, Stopped, Training
-from train.view import At, log, phase, print_table, view
+from train.view import log, print_table, view
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Runner:
         device = choose_device(self.options.device, int(os.environ.get("LOCAL_RANK", "0")))
         shared: dict[object, Data] = {}
         rows: list[tuple[str, Record]] = []
-        with joined(device.type == "cuda") as world:
+        with private_compiler_cache(), joined(device.type == "cuda") as world:
             runs = [_look(self.options, name, self.overrides) for name in self.options.model]
             for run in runs:
                 if run.finished is not None:
@@ -73,8 +75,7 @@ class Runner:
         folder = _make(run.folder)
         lock = owned(folder / ".lock", str(folder)) if world.first else nullcontext()
         with lock:
-            with phase(f"{run.name}: measuring the videos", self.stop, quiet=not world.first) as at:
-                at(0, "")
+            with self._phase(f"measuring the videos for {run.name}", world):
                 training = Training(model, config, data, device, world)
             if run.resumed:
                 training.state.restore(*checkpoint.read(folder / checkpoint.LAST))
@@ -138,12 +139,12 @@ class Runner:
     @contextmanager
     def _phase(self, name: str, world: World) -> Iterator[At]:
         """The view of a phase, which a request to stop ends."""
-        with phase(name, self.stop, quiet=not world.first) as show:
+        with self.stop.shown_elsewhere(), phase("train", name) if world.first else nullcontext(nobody) as show:
 
             def at(share: float, what: str) -> None:
                 if self.stop.is_set():
                     raise Stopped(f"stopped while at it: {name}")
-                show(share, what)
+                show(share)
 
             yield at
 

@@ -9,6 +9,7 @@ and the number of the epoch or step.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,6 +38,18 @@ class TrainingProgress:
     seconds: float = 0.0
     best: float = -1.0
     log: list[Record] = field(default_factory=list)
+
+    @staticmethod
+    def from_json(text: str, steps: int, epochs: int) -> TrainingProgress:
+        """The progress of a run of `epochs` of `steps`. Raises TypeError, ValueError or RecursionError for another."""
+        values = json.loads(text)
+        log = [{str(name): float(value) for name, value in record.items()} for record in values.pop("log")]
+        found = TrainingProgress(**values, log=log)
+        if not (0 <= int(found.step) <= steps and 0 <= int(found.epoch) <= epochs and len(log) == found.epoch):
+            raise ValueError("progress beyond the run's end")
+        if any("MAP@10" not in record for record in log) or not math.isfinite(found.best + found.seconds):
+            raise ValueError("epochs without metrics")
+        return found
 
 
 @dataclass
@@ -119,13 +132,13 @@ class State:
         try:
             if metadata["data"] != self.fingerprint:
                 raise ResumeError("the run was trained on other videos", hints=(Hint.SAME_VIDEOS,))
-            self.progress = TrainingProgress(**json.loads(metadata["progress"]))
+            self.progress = TrainingProgress.from_json(metadata["progress"], len(self.losses), self.config.epochs)
             self.model.load_state_dict(_under("model.", tensors))
             if self.config.ema:
                 self.average.load_state_dict(_under("average.", tensors))
             self.losses.copy_(tensors["losses"])
             self._restore_moments(tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise ModelError(f"damaged training state: {error}", hints=(Hint.RESTART,)) from None
 
     def _restore_moments(self, tensors: dict[str, Tensor]) -> None:

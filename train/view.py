@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -13,21 +13,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from scorer.errors import printable
+from scorer.system import phases
 from scorer.system.signals import StopRequest
 from scorer.system.tables import format_table, terminal_width
 from scorer.system.terminal import print_stderr, takes_escapes
 from train.evaluate import Record
 from train.training import View
 
-QUIET_SECONDS = 2.0
-"""What takes no longer than this shows no progress."""
-LINE_SECONDS = 10.0
-"""Between two lines about the same thing where there is no terminal."""
 _SHOWN = 12
 _COLUMNS = ("loss", "MAP@10", "GAP@20", "Hit@1", "PERR")
-
-At = Callable[[float, str], None]
-"""Called with the share of a phase that is done, and what comes next."""
 
 
 def log(line: str) -> None:
@@ -48,86 +42,6 @@ def view(name: str, epochs: int, stop: StopRequest, *, quiet: bool) -> Iterator[
         yield _Lines(name, epochs)
 
 
-@contextmanager
-def phase(name: str, stop: StopRequest, *, quiet: bool = False) -> Iterator[At]:
-    """The view of what comes before a run, once it takes longer than QUIET_SECONDS: share done, time left."""
-    if quiet:
-        yield lambda share, what: None
-    elif takes_escapes(sys.stderr):
-        with _PhaseBar(name) as bar:
-            yield bar.at
-    else:
-        yield _PhaseLines(name).at
-
-
-class Clock:
-    """Estimates the time left from the share done; says when the next line is due."""
-
-    def __init__(self, wait: float) -> None:
-        self._start = time.monotonic()
-        self._due = self._start + wait
-
-    def due(self) -> bool:
-        """Whether LINE_SECONDS have passed since it last was, or the first wait has."""
-        if time.monotonic() < self._due:
-            return False
-        self._due = time.monotonic() + LINE_SECONDS
-        return True
-
-    def left(self, share: float) -> str:
-        """Minutes and seconds, "?" at the very beginning."""
-        if share <= 0:
-            return "?"
-        seconds = int((time.monotonic() - self._start) * (1 - share) / share)
-        return f"{seconds // 60}:{seconds % 60:02}"
-
-
-def _stamp() -> str:
-    return time.strftime("%H:%M:%S")
-
-
-class _PhaseLines:
-    """A line with the time of day every LINE_SECONDS."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._clock = name, Clock(QUIET_SECONDS)
-
-    def at(self, share: float, what: str) -> None:
-        if self._clock.due():
-            detail = f", {what}" if what else ""
-            log(f"{_stamp()} train: {self._name}, {share:.0%}, {self._clock.left(share)} left{detail}")
-
-
-class _PhaseBar:
-    """A bar that is gone at the end."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._clock = name, Clock(QUIET_SECONDS)
-        self._bar = Progress(
-            TextColumn(f"{name}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[left]} left  {task.fields[what]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._bar.add_task(name, total=1.0, left="?", what="")
-        self._shown = False
-
-    def __enter__(self) -> _PhaseBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._shown:
-            self._bar.stop()
-
-    def at(self, share: float, what: str) -> None:
-        if not self._shown and self._clock.due():
-            self._shown = True
-            self._bar.start()
-        self._bar.update(self._task, completed=share, left=self._clock.left(share), what=what)
-
-
 class _Nothing:
     def step(self, done: int, steps: int) -> None:
         pass
@@ -144,8 +58,7 @@ class _Lines:
 
     def __init__(self, name: str, epochs: int) -> None:
         self.name, self.epochs = name, epochs
-        self._clock = Clock(LINE_SECONDS)
-        self._start = time.monotonic()
+        self._start = self._told = time.monotonic()
         self._first = 0
         self._best = -1.0
         self._done = self._steps = 0
@@ -153,8 +66,9 @@ class _Lines:
     def step(self, done: int, steps: int) -> None:
         self._first = self._first or done - 1 or done
         self._done, self._steps = done, steps
-        if self._clock.due():
-            log(f"{_stamp()} {self.name}: step {done:,}/{steps:,}, {self._left()} left")
+        if time.monotonic() - self._told >= phases.LINE_SECONDS:
+            self._told = time.monotonic()
+            log(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self.name}: step {done:,}/{steps:,}, {self._left()} left")
 
     def epoch(self, record: Record) -> None:
         measures = "  ".join(f"{name} {record[name]:.4f}" for name in _COLUMNS)

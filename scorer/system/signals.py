@@ -47,8 +47,8 @@ class StopRequest:
 
     @contextmanager
     def shown_elsewhere(self) -> Iterator[None]:
-        """Within, a signal prints nothing."""
-        self.quiet = True
+        """Within, a signal prints nothing where standard error is a terminal."""
+        self.quiet = os.isatty(_STDERR)
         try:
             yield
         finally:

@@ -20,7 +20,6 @@ from tests.shards import example, field, flip_bit, write_shard
 from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
-from train.distillation.soft_labels import PASSES
 from train.distillation.tiles import Work
 from train.registry import names
 from train.training import Training
@@ -33,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _in_a_folder_with_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("train.view.QUIET_SECONDS", 60.0)  # on a slow machine errors would not stand alone
+    monkeypatch.setattr("scorer.system.phases.FIRST_SECONDS", 60.0)  # on a slow machine errors would not stand alone
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     write(tmp_path / "a.tfrecord", 120)
@@ -96,15 +95,12 @@ def test_trains_the_three_models_and_shows_them_side_by_side(capsys: pytest.Capt
 def test_soft_labels_are_computed_once_and_a_wait_for_them_says_where_it_stands(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.view.QUIET_SECONDS", 0.0)
-    monkeypatch.setattr("train.view.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("scorer.system.phases.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("scorer.system.phases.LINE_SECONDS", 0.0)
     assert train("--model", "lstm", "--cache", "cache") == 0
     shown = capsys.readouterr().err
-    assert re.search(r"^\d\d:\d\d:\d\d train: reading training videos, 0%, \? left$", shown, re.M)
-    ends = rf"videos, \d+%, 0:\d\d left, pass {PASSES} of {PASSES} over the videos"
-    last = rf"^\d\d:\d\d:\d\d train: soft labels of \d+ {ends}$"
-    assert re.search(last, shown, re.M)
-    assert re.search(r"^\d\d:\d\d:\d\d lstm: step \d+/\d+, 0:\d\d left$", shown, re.M)
+    assert re.search(r"^[-\d]+ [:\d]+  train: soft labels of \d+ videos, \d+%, 0:00:\d\d left$", shown, re.M)
+    assert re.search(r"^[-\d]+ [:\d]+  lstm: step \d+/\d+, 0:\d\d left$", shown, re.M)
     assert len(list(Path("cache").glob("soft-*.safetensors"))) == 1
     assert train("--model", "lstm", "--cache", "cache", "--seed", "1", "--restart") == 0
     assert "soft labels" not in capsys.readouterr().err
@@ -281,6 +277,27 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
     write(Path("one.tfrecord"), 1)
     assert message in one_line(capsys, train("--model", "lstm", *arguments), code)
     assert not list(Path().glob("runs/*/*.safetensors"))
+
+
+def test_memory_that_runs_out_while_soft_labels_are_computed_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.distillation.cache.compute_part", lambda *_: torch.empty(1 << 60))
+    line = one_line(capsys, train("--model", "lstm"), 7)
+    assert "can't allocate memory" in line
+    assert line.endswith("train without soft labels, --set soft=false")
+    monkeypatch.setattr("train.distillation.cache.compute_part", lambda *_: bytes(1 << 60))
+    assert "out of memory" in one_line(capsys, train("--model", "lstm"), 7)
+
+
+def test_compiled_code_is_kept_in_a_private_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    run = start("--model", "lstm", "--epochs", "1")
+    _, shown = run.communicate(timeout=120)
+    assert run.returncode == 0, shown
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_damaged_state(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,12 +119,77 @@ def test_a_cache_is_used_until_a_shard_changes(tmp_path: Path, monkeypatch: pyte
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_damaged_cache(tmp_path: Path) -> None:
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_suffix(".moved"))
+    path.symlink_to(path.with_suffix(".moved"))
+
+
+def other_names(path: Path) -> None:
+    path.with_suffix(".again").hardlink_to(path)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def saved(array: Any) -> Callable[[Path], None]:
+    return lambda path: np.save(path, array, allow_pickle=True)
+
+
+FAULTS: list[tuple[str, Callable[[Path], object]]] = [
+    ("0.npy", cut),
+    ("1.npy", saved(np.zeros((30, 4), np.float64))),
+    ("1.npy", saved(np.zeros((30, 3), np.float32))),
+    ("1.npy", saved(np.zeros(30, np.float32))),
+    ("1.npy", saved(np.float32(1))),
+    ("1.npy", saved(np.array([{}], object))),
+    ("1.npy", lambda path: path.write_bytes(b"PK\x03\x04")),
+    ("labels.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"(30, ", b"(3000000000000, ", 1))),
+    ("1.npy", Path.unlink),
+    ("1.npy", link),
+    ("1.npy", other_names),
+    ("1.npy", pipe),
+    ("labels.npy", saved(np.full((30, 3), 7, np.int32))),
+    ("labels.npy", saved(np.full((30, 3), LABELS, np.int32))),
+    ("labels.npy", saved(np.full((30, 3), -2, np.int32))),
+    ("labels.npy", saved(np.zeros((30, 3)))),
+    ("labels.npy", saved(np.zeros(30, np.int32))),
+    ("labels.npy", flip),
+    ("ends.npy", saved(np.full(30, 9, np.int64))),
+    ("ends.npy", saved(np.arange(31))),
+    ("ids", flip),
+    ("ids", lambda path: path.write_bytes(b"")),
+    ("digests.json", lambda path: path.write_text("[" * 100_000)),
+    ("digests.json", lambda path: path.write_text("{}")),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), FAULTS)
+def test_a_damaged_cache(name: str, damage: Callable[[Path], object], tmp_path: Path) -> None:
     path, cache = write(tmp_path / "a.tfrecord", 30), tmp_path / "cache"
     load(sources([path]), INPUTS, LABELS, cache=cache)
-    (damaged,) = cache.glob("*/0.npy")
-    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    (damaged,) = cache.glob(f"*/{name}")
+    damage(damaged)
     with pytest.raises(InputError, match="damaged cache"):
+        load(sources([path]), INPUTS, LABELS, cache=cache)
+
+
+def test_a_cache_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, cache = write(tmp_path / "a.tfrecord", 30), tmp_path / "cache"
+    load(sources([path]), INPUTS, LABELS, cache=cache)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    with pytest.raises(InputError, match=r"damaged cache: .*belongs to another user"):
         load(sources([path]), INPUTS, LABELS, cache=cache)
 
 

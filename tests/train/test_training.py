@@ -190,6 +190,34 @@ def test_a_state_with_a_hole_is_damaged(missing: str, data: Data, tmp_path: Path
         training("lstm", data).state.restore(tensors, metadata)
 
 
+PROGRESS = {"epoch": 3, "step": 0, "seconds": 1.0, "best": 0.5, "log": [{"MAP@10": 0.5}] * 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": None},
+        {"progress": None},
+        {"progress": "[" * 100_000},
+        {"progress": "[]"},
+        {"progress": json.dumps(PROGRESS | {"epoch": "3"})},
+        {"progress": json.dumps(PROGRESS | {"epoch": 4})},
+        {"progress": json.dumps(PROGRESS | {"step": 8})},
+        {"progress": json.dumps(PROGRESS | {"step": -1})},
+        {"progress": json.dumps(PROGRESS | {"best": None})},
+        {"progress": json.dumps(PROGRESS | {"log": [{"loss": 1.0}] * 3})},
+        {"progress": json.dumps(PROGRESS | {"log": 3})},
+        {"progress": json.dumps(PROGRESS | {"more": 1})},
+    ],
+)
+def test_a_state_with_other_metadata_is_damaged(change: dict[str, str | None], data: Data, tmp_path: Path) -> None:
+    run_to_the_end("lstm", data, tmp_path)
+    tensors, metadata = checkpoint.read(tmp_path / checkpoint.LAST)
+    damaged = {name: text for name, text in (metadata | change).items() if text is not None}
+    with pytest.raises(ModelError, match="damaged training state"):
+        training("lstm", data).state.restore(tensors, damaged)
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
