@@ -50,6 +50,7 @@ def test_an_error_passes_through(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_gets_a_line_that_goes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     with phase("export", "[bold]reading[/bold]"):
         said = "".join(lines_of(capsys, 0))
     said += capsys.readouterr().err
