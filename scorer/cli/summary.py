@@ -28,6 +28,9 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
         lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
     if record.metrics:
         lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())))
+    if record.unknown_labels:
+        known = f"the {model.facts.labels:,} labels of the model"
+        lines.append(("note", f"{record.unknown_labels:,} true labels are none of {known}: another vocabulary?"))
     lines.append(("written", f"{output} ({record.output.bytes:,} bytes)"))
     if record.quarantined:
         lines.append(("quarantined", f"listed {report.quarantine_place}, {record.bytes_lost:,} bytes lost with them"))

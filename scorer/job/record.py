@@ -100,6 +100,7 @@ class CompletionRecord:
 
     scored, quarantined: records; read, their sum, is all there were. bytes_lost: with the quarantined ones.
     duplicates: rows whose id stands in an earlier row too. metrics: by name, empty where no labels were known.
+    unknown_labels: true labels that the model does not know; stated where there are any.
     """
 
     output: OutputFacts
@@ -110,6 +111,7 @@ class CompletionRecord:
     duplicates: int
     metrics: Mapping[str, float]
     shards: tuple[ShardRecord, ...]
+    unknown_labels: int = 0
 
     @property
     def read(self) -> int:
@@ -126,6 +128,7 @@ class CompletionRecord:
             "quarantined": self.quarantined,
             "bytes_lost": self.bytes_lost,
             "duplicates": self.duplicates,
+            **({"unknown_labels": self.unknown_labels} if self.unknown_labels else {}),
             "metrics": dict(self.metrics),
             "shards": [shard.to_json() for shard in self.shards],
         }
@@ -143,6 +146,7 @@ class CompletionRecord:
                 duplicates=count_of(value["duplicates"]),
                 metrics={text_of(name): float_of(metric) for name, metric in value["metrics"].items()},
                 shards=tuple(ShardRecord.from_json(shard) for shard in value["shards"]),
+                unknown_labels=count_of(value.get("unknown_labels", 0)),
             )
             if (
                 json.dumps(value) != json.dumps(record.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -47,6 +47,7 @@ class PartResult:
             "options": self.options.to_json(),
             "shards": [shard.to_json() for shard in self.shards],
             "sizes": sizes,
+            **({"unknown_labels": chunk.unknown_labels} if chunk.unknown_labels else {}),
         }
         arrays = chunk.ids.sizes.astype("<i4"), chunk.labels.astype("<i4"), chunk.scores.astype("<f4")
         data = b"".join(
@@ -81,7 +82,8 @@ def _parsed(data: bytes) -> PartResult:
     index, count, *sizes = map(count_of, (header["index"], header["count"], *header["sizes"]))
     shards = tuple(map(ShardRecord.from_json, header["shards"]))
     options = Options.from_json(header["options"])
-    chunk = _chunk(data[len(line) + 1 : -4], sizes, shards)
+    unknown_labels = count_of(header.get("unknown_labels", 0))
+    chunk = replace(_chunk(data[len(line) + 1 : -4], sizes, shards), unknown_labels=unknown_labels)
     _check_counts(index, count, options, shards, chunk)
     return PartResult(index, count, text_of(header["job"]), options, shards, chunk)
 

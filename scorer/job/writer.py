@@ -23,14 +23,14 @@ from scorer.inputs.source import FileStat
 from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecord
 from scorer.job.spec import Progress, Stopped
 from scorer.kernels import loops
-from scorer.kernels.packed import metric_record
+from scorer.kernels.packed import PackedStrings, metric_record, unpack_varints
 from scorer.outputs.sink import Chunk, Commit, ShardId, Sink
 from scorer.pipeline.predict import PredictionBatch, PredictionStream
 from scorer.system.signals import StopRequest
 
 
-def chunk_of(predicted: list[PredictionBatch]) -> Chunk:
-    """Some batches in order, at least one, as one chunk."""
+def chunk_of(predicted: list[PredictionBatch], known_labels: int) -> Chunk:
+    """Some batches in order, at least one, as one chunk; the model knows the labels below `known_labels`."""
     batches = [some.batch for some in predicted]
     ids, truth = packed(batches)
     labels = np.concatenate([some.labels for some in predicted])
@@ -44,7 +44,14 @@ def chunk_of(predicted: list[PredictionBatch]) -> Chunk:
         quarantined=[bad for batch in batches for bad in batch.quarantined],
         end=batches[-1].end,
         finished=[shard for batch in batches for shard in batch.finished],
+        unknown_labels=_unknown(truth, known_labels) if labelled else 0,
     )
+
+
+def _unknown(truth: PackedStrings, known_labels: int) -> int:
+    """How many of the true labels, varints, are none of 0 to `known_labels` - 1."""
+    values, _ = unpack_varints(truth)
+    return int(np.count_nonzero(values.view(np.uint64) >= known_labels))
 
 
 class JobWriter:
@@ -60,7 +67,7 @@ class JobWriter:
         self._sink, self._shards, self._options, self._max_errors = sink, shards, options, max_errors
         last = sink.last or Commit(BEGINNING)
         self.end, self.scored, self.quarantined = last.end, last.scored, last.quarantined
-        self._bytes_lost = last.bytes_lost
+        self._bytes_lost, self._unknown_labels = last.bytes_lost, last.unknown_labels
         self._finished: list[tuple[FileStat, int]] = []  # since the last commit
         self._metrics = Metrics(options.top_k)
         if sink.completed is None:
@@ -105,7 +112,7 @@ class JobWriter:
         due = time.monotonic() + commit_seconds
         with closing(predictions.from_position(self.end, stop)) as batches:
             for some in batches:
-                self.append(chunk_of(some))
+                self.append(chunk_of(some, predictions.known_labels))
                 watch(Progress(self.scored, self.end.shard, sizes[self.end.shard] + self.end.offset))
                 if time.monotonic() >= due:
                     self.commit()
@@ -121,6 +128,7 @@ class JobWriter:
         self.scored += len(chunk)
         self.quarantined += len(chunk.quarantined)
         self._bytes_lost += chunk.bytes_lost
+        self._unknown_labels += chunk.unknown_labels
         self.end = chunk.end
         limit = self._max_errors
         if limit is not None and self.quarantined > limit and chunk.quarantined:
@@ -134,7 +142,8 @@ class JobWriter:
             within = self.end.offset > 0 and self.end.shard < len(self._shards)
             partial = self._shards[self.end.shard].stat if within else None
             finished = tuple(self._finished)
-            self._sink.commit(Commit(self.end, self.scored, self.quarantined, self._bytes_lost, finished, partial))
+            counts = self.scored, self.quarantined, self._bytes_lost
+            self._sink.commit(Commit(self.end, *counts, finished, partial, self._unknown_labels))
             self._finished = []
 
     def complete(self, output: str) -> CompletionRecord:
@@ -189,6 +198,7 @@ class JobWriter:
                 ShardRecord(shard.canonical, stat, records)
                 for shard, (stat, records) in zip(self._shards, finished, strict=True)
             ),
+            unknown_labels=self._unknown_labels,
         )
 
     def _nothing_scored(self) -> NothingScoredError:

@@ -180,6 +180,7 @@ def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
             "bytes_lost": commit.bytes_lost,
             "finished": [[stat.size, stat.version, records] for stat, records in commit.finished],
             "begun": commit.partial and [commit.partial.size, commit.partial.version],
+            **({"unknown_labels": commit.unknown_labels} if commit.unknown_labels else {}),
             "marks": {name: [files[name].length, files[name].crc] for name in APPEND_FILES},
         },
     )
@@ -208,6 +209,7 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
         bytes_lost=count_of(entry["bytes_lost"]),
         finished=tuple((_stat(size, version), count_of(records)) for size, version, records in entry["finished"]),
         partial=None if entry["begun"] is None else _stat(*entry["begun"]),
+        unknown_labels=count_of(entry.get("unknown_labels", 0)),
     )
 
 

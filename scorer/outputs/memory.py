@@ -64,6 +64,7 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         quarantined=[bad for chunk in chunks for bad in chunk.quarantined],
         end=chunks[-1].end,
         finished=[shard for chunk in chunks for shard in chunk.finished],
+        unknown_labels=sum(chunk.unknown_labels for chunk in chunks),
     )
 
 

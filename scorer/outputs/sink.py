@@ -58,6 +58,7 @@ class Chunk:
     ids: n. labels: int64 (n, k), best first. scores: float32 (n, k), in [0, 1].
     metric_records: of the videos whose labels are known (scorer/evaluation/metrics.py); may be empty.
     end: where to continue after it. finished: index and number of records of every shard that ended within it.
+    unknown_labels: true labels of these videos that the model does not know.
     """
 
     ids: PackedStrings
@@ -67,6 +68,7 @@ class Chunk:
     quarantined: Sequence[Quarantined]
     end: Position
     finished: Sequence[tuple[int, int]]
+    unknown_labels: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,6 +100,7 @@ class Commit:
     bytes_lost: int = 0
     finished: tuple[tuple[FileStat, int], ...] = ()
     partial: FileStat | None = None
+    unknown_labels: int = 0
 
 
 class Sink(Protocol):

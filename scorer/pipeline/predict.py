@@ -51,7 +51,7 @@ class PredictionBatch:
 class PredictionStream:
     """A model's predictions over shards.
 
-    workers: decoding processes at the moment; 0 decodes in a thread.
+    workers: decoding processes at the moment; 0 decodes in a thread. known_labels: of the model.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class PredictionStream:
     ) -> None:
         """See `scorer.job.spec.Job` for the options; `log` gets a line when workers are started later, or cannot be."""
         self.workers = workers or 0
+        self.known_labels = predictor.facts.labels
         self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
         self._may_add_workers = workers is None

@@ -243,6 +243,16 @@ def test_rows_and_summary(run: Callable[..., Outcome]) -> None:
     assert {path.name for path in Path().iterdir()} == {"good.tfrecord", "preds.csv", "preds.csv.done.json"}
 
 
+def test_labels_of_another_vocabulary_are_noted(run: Callable[..., Outcome]) -> None:
+    features = {name: np.zeros(width, np.float32) for name, width in INPUTS.items()}
+    other = shards.write_shard("other.tfrecord", [shards.example("x", [2, LABELS, 4715], features)])
+    outcome = run(other, "-o", "preds.csv")
+    assert f"2 true labels are none of the {LABELS} labels of the model: another vocabulary?" in outcome.err
+    assert json.loads(Path("preds.csv.done.json").read_text())["unknown_labels"] == 2
+    assert "true labels" not in run(good(), "-o", "good.csv").err
+    assert "unknown_labels" not in Path("good.csv.done.json").read_text()
+
+
 def test_quiet_says_nothing(run: Callable[..., Outcome]) -> None:
     assert run(good(), "-o", "preds.csv", "--quiet") == Outcome(0, "", "")
 
