@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from scorer.kernels.limits import BINS, MAP_DEPTH
+from scorer.kernels.packed import metric_record
 from tests import shards
 from tests.loops import needs_both
 
@@ -77,23 +79,26 @@ def any_sizes(pick: random.Random, rows: int, total: int) -> NDArray[np.int64]:
     return np.diff([0, *cuts, total]).astype(np.int64)[:rows]
 
 
-def good_calls(pick: random.Random) -> dict[str, list[Any]]:
+def records_and_counts(pick: random.Random, rows: int, k: int) -> list[Any]:
+    shapes = (min(k, MAP_DEPTH), min(k, MAP_DEPTH)), k, (2, BINS)
+    records = np.frombuffer(pick.randbytes(metric_record(k).itemsize * rows), metric_record(k))
+    return [records, k, *(np.full(shape, pick.choice([0, 2**63 - 1])) for shape in shapes)]
+
+
+def good_calls(pick: random.Random) -> dict[str, Callable[[], list[Any]]]:
     """Arguments of each function that fit together, but for what is drawn to be out of bounds here and there."""
     rows, k, bytes_ = pick.randint(0, 5), pick.randint(0, 12), pick.randint(0, 200)
     labels = np.array([pick.choice([0, 5, 3861, *HUGE]) for _ in range(rows * k)], np.int64).reshape(rows, k)
     scores = np.array([pick.choice([0, 0.5, 1, -1, np.nan, np.inf]) for _ in range(rows * k)], np.float32)
     data, sizes = pick.randbytes(bytes_), any_sizes(pick, rows, bytes_)
-    depth, bins = min(max(k, 1), 10), 2 * (0x3F000000 >> 13) + 2
-    counts = [np.full(shape, pick.choice([0, 2**63 - 1])) for shape in ((depth, depth), max(k, 1), (2, bins))]
-    record = np.dtype([("positives", "<i4"), ("scores", "<f4", (max(k, 1),)), ("hits", "?", (max(k, 1),))])
     width = pick.choice([3, 3, 3, 3, 0, -1, 2**40, 2**62])
     return {
-        "id_keys": [data, sizes],
-        "format_rows": [data, sizes, labels, scores.reshape(rows, k)],
-        "metric_records": [labels, scores.reshape(rows, k), data, sizes],
-        "check_predictions": [labels, scores.reshape(rows, k), rows, pick.choice([0, 4000, *HUGE])],
-        "count_metrics": [np.frombuffer(pick.randbytes(record.itemsize * rows), record), max(k, 1), *counts],
-        "decode": [
+        "id_keys": lambda: [data, sizes],
+        "format_rows": lambda: [data, sizes, labels, scores.reshape(rows, k)],
+        "metric_records": lambda: [labels, scores.reshape(rows, k), data, sizes],
+        "check_predictions": lambda: [labels, scores.reshape(rows, k), rows, pick.choice([0, 4000, *HUGE])],
+        "count_metrics": lambda: records_and_counts(pick, rows, max(k, 1)),
+        "decode": lambda: [
             -1,
             pick.choice([0, 0, 0, 1, *HUGE]),
             pick.choice([1000, 10_000, *HUGE]),
@@ -127,7 +132,8 @@ def test_hostile_arguments(seed: int) -> None:
         file.write(b"".join(map(shards.frame, payloads)))
         file.flush()
         for _ in range(CALLS):
-            name, given = pick.choice([*good_calls(pick).items()])
+            name, make = pick.choice([*good_calls(pick).items()])
+            given = make()
             if name == "decode":
                 given[0] = file.fileno()
             if pick.random() < 0.7:
