@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import email
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from email.message import Message
@@ -104,6 +106,39 @@ def test_the_base_needs_no_runtime_and_no_torch(metadata: Message) -> None:
     names = {need.split(">")[0].split("[")[0].strip() for need in needs}
     assert names == {"numpy", "crc32c", "protobuf", "rich"}
     assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "gpu", "train", "test"}
+
+
+def pins(path: str) -> dict[str, str]:
+    """Package -> version in a file of requirements, names as the index has them."""
+    lines = [line.split(";")[0] for line in (ROOT / path).read_text().splitlines() if "==" in line and line[0] != "#"]
+    pairs = (line.strip(" \\").split("==") for line in lines)
+    return {name.lower().replace("_", "-"): version.strip() for name, version in pairs}
+
+
+def test_the_build_has_the_version_that_is_pinned() -> None:
+    """Constraints do not reach the environment of its own in which pip builds the package."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["build-system"]["requires"] == [f"setuptools=={pins('constraints.txt')['setuptools']}"]
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("locked/cpu.txt", {"cpu"}), ("locked/train.txt", {"cpu", "train"})])
+def test_the_locked_set_is_the_tested_one_with_hashes(metadata: Message, lock: str, extras: set[str]) -> None:
+    known, locked = pins("constraints.txt"), pins(lock)
+    differing = {name for name, version in locked.items() if known.get(name, version) != version}
+    assert not differing
+    needs = metadata.get_all("Requires-Dist", [])
+    names = {
+        need.split(";")[0].split(">")[0].split("[")[0].strip().lower() for need in needs if extra_of(need) in extras
+    }
+    assert names | {"setuptools"} <= locked.keys()
+    entries = re.split(r"\n(?=[a-z])", (ROOT / lock).read_text().partition("\n")[2])
+    assert [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry] == []
+
+
+def extra_of(need: str) -> str:
+    """The extra that a requirement belongs to; "cpu" where all need it."""
+    found = re.search(r"extra == ['\"](\w+)", need)
+    return found[1] if found else "cpu"
 
 
 def test_constraints_pin_every_dependency(metadata: Message) -> None:
