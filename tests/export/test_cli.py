@@ -314,10 +314,10 @@ def test_a_check_shard_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFix
     shard = tmp_path / "a.tfrecord.gz"
     shard.write_bytes(gzip.compress(b"x" * 99))
     assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--check", str(shard)) == 4
-    assert "compressed with gzip; unpack it first (gunzip)\n" in capsys.readouterr().err
+    assert "compressed with gzip; unpack it first (gunzip)" in capsys.readouterr().err
 
 
-def test_a_model_without_a_mirror_is_exported_plainly(
+def test_a_model_without_a_translation_is_exported_plainly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> Graph:

@@ -74,7 +74,7 @@ def test_a_model_that_overflows_in_half_precision_is_not_written(
     path = save_run(runs, "dmrnet")
     checkpoint.state = state
     save(path, checkpoint, TrainConfig())
-    given = ["--runs", str(runs), "--out", str(tmp_path / "models"), "--no-speed", "--model", "dmrnet"]
+    given = ["--runs", str(runs), "--output", str(tmp_path / "models"), "--no-speed", "--model", "dmrnet"]
     assert main([*given, "--precision", "fp16"]) == 11
     message = capsys.readouterr().err
     assert message.count("\n") == 1
