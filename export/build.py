@@ -169,7 +169,7 @@ def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSa
         report["pytorch"] = check_parity(model, traced.reference, traced.inputs, check, portion(at, 0.0, 0.5))
     else:
         expected = expected_of(traced.reference, check, portion(at, 0.0, 0.3))
-        if precision == "fp16" and traced.reduced is not None:
+        if precision == "fp16" and traced.reduced is not None and model.facts.device == "cpu":
             emulated = EmulatedFp16(to_fp16(traced.reduced))
             report["emulated"] = check_quality(emulated, expected, check, portion(at, 0.3, 0.6))
         report["quality"] = check_quality(model, expected, check, portion(at, 0.6, 0.8))
