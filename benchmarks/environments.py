@@ -24,7 +24,7 @@ def folder() -> Path:
 def make(name: str, requirements: list[str]) -> Path:
     """An environment with what pip makes of `requirements`; returns its interpreter.
 
-    Made anew when the requirements change; a half-made one is thrown away.
+    Made again when the requirements change; a half-made one is thrown away.
     """
     key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
     place = folder() / f"{name}-{key}"

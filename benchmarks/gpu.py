@@ -10,7 +10,7 @@
 3. What the CPU can feed, by cores: the same job with a model that costs nothing.
 4. Training: `python -m benchmarks.train`, ours against the straightforward loop, and MFU; and the time for soft labels.
 
-A part that fails says so, and the others go on. Goals on an H100 with BiLSTM in fp16: 1,000,000 videos/s end to end, at
+A part that fails says so, and others are run. Goals on an H100 with BiLSTM in fp16: 1,000,000 videos/s end to end, at
 least 0.7 of the session alone.
 """
 

@@ -11,7 +11,7 @@ The learning curve trains on the first shards that hold 5,000, 10,000 and 20,000
 model's own recipe. Its epochs grow as the root of how many times fewer the videos are: with as many epochs small sets
 would have too few steps to learn in, and with as many steps they would be seen so often that they are learned by heart.
 A line through MAP@10 against the logarithm of the number of videos, and the slope of the last step alone, say what
-more videos would bring if it went on like this.
+more videos would bring at that pace.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Run:
 
 
 def train(options: argparse.Namespace, models: Sequence[str], shards: Sequence[str], folder: Path, *more: str) -> None:
-    """Run the command `train`, which goes on where an earlier call stopped. Raises SystemExit when it fails."""
+    """Run the command `train`, which resumes where an earlier call stopped. Raises SystemExit when it fails."""
     command = [sys.executable, "-m", "train", "--model", *models, "--data", *shards, "--valid", *options.valid]
     command += ["--runs", str(folder), "--resume", *more, *options.more]
     status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode

@@ -27,7 +27,9 @@ from scorer.model.runtime import import_runtime
 from scorer.system.cores import usable_cores
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
-PAUSE_SECONDS = 0.2  # a session that spins goes on for a while after its last call, at the cost of whoever comes next
+PAUSE_SECONDS = (
+    0.2  # a session that spins keeps spinning for a while after its last call, at the cost of whoever comes next
+)
 
 
 def session(path: str, threads: int, spin: bool) -> Any:

@@ -29,7 +29,7 @@ def optimize_for_cpu(model: nn.Module, *, bf16: bool) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep what tensors of up to 32 MB give back for the next ones, in this process from now on.
 
-    The GNU C library soon hands freed memory back to the system, which must clear each page of it anew when it is
+    The GNU C library soon hands freed memory back to the system, which must clear each page of it again when it is
     needed again a moment later: a fifth of a training step. Other libraries have no such switch and are left alone.
     """
     with suppress(AttributeError):

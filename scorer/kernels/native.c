@@ -605,7 +605,7 @@ static bool is_among(int64_t value, const int64_t *sorted, int64_t count) {
     return false;
 }
 
-/* The numbers in packed varints (a last one that goes on is left out); how many. */
+/* The numbers in packed varints (an unfinished last one is left out); how many. */
 static int64_t unpack(Span packed, int64_t *values) {
     int64_t count = 0;
     uint64_t value = 0;

@@ -20,7 +20,7 @@ SPARE = 6
 
 
 def settle(found: Predictions, k: int, labels: int, every: Callable[[], Predictions]) -> Predictions:
-    """The `k` best of `found`; `every` label decides where equal scores may go on beyond those found.
+    """The `k` best of `found`; `every` label decides where equal scores may continue beyond those found.
 
     Args:
         found: the best of n videos, `labels` or at least k + 1 of them, equals in any order.

@@ -58,7 +58,7 @@ def test_int8_runs_as_the_integers_say(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bilstm", "dmrnet-run"])
-def test_int8_gives_a_video_the_same_bits_in_any_company(name: str, tmp_path: Path) -> None:
+def test_int8_gives_a_video_the_same_bits_in_any_batch(name: str, tmp_path: Path) -> None:
     graph, features = reduced(name)
     onnx.save(to_onnx(quantise(graph, features), "int8", metadata(graph)), tmp_path / "model.onnx")
     together = answers(tmp_path / "model.onnx", features)

@@ -74,7 +74,7 @@ def small_shard() -> list[bytes]:
 
 
 def main() -> None:
-    tfrecord.BLOCK_BYTES = 1 << 15  # made anew for every change, a block of the usual size would take most of the time
+    tfrecord.BLOCK_BYTES = 1 << 15  # made again for every change, a block of the usual size would take most of the time
     for loops in HERE:
         with using(loops), tempfile.TemporaryDirectory() as folder:
             tally = tally_shard(small_shard(), SMALL, str(Path(folder, "x.tfrecord")))

@@ -309,7 +309,7 @@ def test_a_damaged_state(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_two_processes_give_the_metrics_of_one() -> None:
-    """torchrun with gloo: same batches, same statistics, so the same numbers but for rounding, and one set of files."""
+    """torchrun with gloo: same batches and statistics, so the same numbers except for rounding, one set of files."""
     plain = [
         "--model",
         "dmrnet",

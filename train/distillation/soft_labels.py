@@ -145,7 +145,7 @@ def compute_part(soft: SoftLabels, part: Part, videos: Videos, labels: int, spee
 
 
 def _generator(part: Part, videos: int) -> np.random.Generator:
-    """The part's own; the first one's goes on where the shares were drawn."""
+    """The part's own; the first one's continues where the shares were drawn."""
     if part.number:
         return np.random.default_rng((0, part.number))
     random = np.random.default_rng(0)

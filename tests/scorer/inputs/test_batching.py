@@ -148,7 +148,7 @@ def test_bad_length_is_the_rest_of_the_shard(tmp_path: Path) -> None:
     assert [count for _, count in finished] == [3, 3]
 
 
-def test_empty_shard_is_set_aside(tmp_path: Path) -> None:
+def test_empty_shard_is_quarantined(tmp_path: Path) -> None:
     paths = write(tmp_path, [2, 0, 1])
     videos, quarantined, finished = collect(paths, 9, on_error="skip")
     assert len(videos) == 3

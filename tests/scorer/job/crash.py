@@ -4,7 +4,7 @@
 
 Every run commits after each batch, so that kills land between, before and within commits, and takes another batch size
 and another number of threads and of decoding processes. A run that ends before it is killed is compared and the next
-one begins anew.
+one starts again.
 """
 
 from __future__ import annotations

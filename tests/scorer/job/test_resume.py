@@ -301,7 +301,7 @@ def test_a_shard_that_changes_while_the_job_runs_is_an_error(job: Job) -> None:
 
 
 def test_records_of_older_files_do_not_stay(job: Job, expected: dict[str, bytes]) -> None:
-    """A run that sets nothing aside takes away the quarantine that an older run left beside its output."""
+    """A run that quarantines nothing takes away the quarantine that an older run left beside its output."""
     output = Path(job.output)
     output.write_bytes(b"old")
     output.with_name("preds.csv.quarantine.jsonl").write_bytes(b"old")

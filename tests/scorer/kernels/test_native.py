@@ -86,7 +86,7 @@ def records_and_counts(pick: random.Random, rows: int, k: int) -> list[Any]:
 
 
 def good_calls(pick: random.Random) -> dict[str, Callable[[], list[Any]]]:
-    """Arguments of each function that fit together, but for what is drawn to be out of bounds here and there."""
+    """Arguments of each function that fit together, except for what is drawn to be out of bounds here and there."""
     rows, k, bytes_ = pick.randint(0, 5), pick.randint(0, 12), pick.randint(0, 200)
     labels = np.array([pick.choice([0, 5, 3861, *HUGE]) for _ in range(rows * k)], np.int64).reshape(rows, k)
     scores = np.array([pick.choice([0, 0.5, 1, -1, np.nan, np.inf]) for _ in range(rows * k)], np.float32)
