@@ -93,6 +93,7 @@ def _input(text: str) -> tuple[str, int]:
 
 def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from scorer.inputs.discover import find_shards
+    from scorer.system.phases import phase
     from scorer.system.signals import stop_on_signals
 
     if options.list_settings:
@@ -101,6 +102,8 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         print_settings(options.model)
         return 0
     overrides = overrides_of(options)
+    with phase("train", "loading PyTorch"):
+        import torch  # noqa: F401
     check_settings(overrides, options.model)
     for name in options.model:
         overridden(spec(name).recipe, overrides)
