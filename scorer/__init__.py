@@ -1,6 +1,6 @@
 """Labels videos with one ONNX file.
 
-from scorer import Scorer
+from yt8m import Scorer
 
 with Scorer() as scorer:
     for video in scorer.predict(["samples/a.tfrecord"]):

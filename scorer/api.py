@@ -1,4 +1,4 @@
-"""The scorer for Python programs: `from scorer import Scorer`."""
+"""The scorer for Python programs: `from yt8m import Scorer`."""
 
 from __future__ import annotations
 

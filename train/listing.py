@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from scorer.system.terminal import takes_escapes
 from train.overrides import settings_of
 from train.registry import spec
 
@@ -25,7 +26,7 @@ def print_settings(models: Sequence[str]) -> None:
     for name, (values, about) in _settings(models).items():
         meaning = str(about["meaning"]) + (f" ({', '.join(about['choices'])})" if about["choices"] else "")
         made.add_row(name, *values, str(about["unit"]), meaning)
-    Console(width=None if sys.stdout.isatty() else 140).print(made)
+    Console(width=None if sys.stdout.isatty() else 140, force_terminal=takes_escapes(sys.stdout)).print(made)
 
 
 def _settings(models: Sequence[str]) -> dict[str, tuple[list[str], Any]]:

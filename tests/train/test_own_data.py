@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from export.cli import main as export
-from scorer import Scorer
 from scorer.cli.score import main as score
 from tests.shards import example, write_shard
 from train.cli import main as train
+from yt8m import Scorer
 
 
 def test_from_shards_to_scores(
