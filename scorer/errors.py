@@ -38,6 +38,7 @@ class Hint(Enum):
     """What would help and is done differently by each command, or not at all: an option, most of the time."""
 
     SKIP = auto()  # leave bad records out
+    ALLOW_EMPTY = auto()  # take a shard without a byte for one without records
     FEATURES = auto()  # ask for the features that the records have
     MORE_ERRORS = auto()  # allow more bad records
     RESUME = auto()  # resume an unfinished run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from scorer.errors import Hint
 
 SCORE = {
+    Hint.ALLOW_EMPTY: "or use --allow-empty",
     Hint.SKIP: "or use --on-error skip",
     Hint.MORE_ERRORS: "or raise --max-errors",
     Hint.RESUME: "resume it with --resume",

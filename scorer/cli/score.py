@@ -29,6 +29,7 @@ examples:
   yt8m score 'shards/**/*.tfrecord' -o preds.csv --model bilstm --top-k 20
   yt8m score shards -o preds.csv --on-error skip --max-errors 100
   yt8m score shards -o preds.csv --resume
+  find /data -name '*.tfrecord' -print0 | sort -z | yt8m score @- -o preds.csv
   yt8m score shards -o - | head
 
 exit codes:
@@ -60,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("score", "Label the videos of YouTube-8M shards: the best labels of each, in a row.", _EPILOG)
     parser.add_argument(
-        "shards", nargs="+", metavar="SHARD", help="TFRecord file, quoted pattern, or folder (its *.tfrecord files)"
+        "shards",
+        nargs="+",
+        metavar="SHARD",
+        help="TFRecord file, quoted pattern, folder (its *.tfrecord files), or @FILE, a list of such names (@-: stdin)",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
     _add_model_options(parser.add_argument_group("model"))
@@ -97,6 +101,9 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_error_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--on-error", choices=("fail", "skip"), default="fail", help="stop at a bad record, or quarantine it [fail]"
+    )
+    group.add_argument(
+        "--allow-empty", action="store_true", help="a shard of 0 bytes has no records, and is not damaged"
     )
     group.add_argument(
         "--max-errors", type=_at_least(0), metavar="N", help="stop when more than N records are quarantined"
@@ -170,7 +177,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
 
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
-    shards = find_shards(options.shards, options.output)
+    with end_on_signals():  # a list may come from a terminal, an address from a server
+        shards = find_shards(options.shards, options.output, allow_empty=options.allow_empty)
     check_output(options.output)  # what is wrong with it is said before anything is opened
     check_model_apart(find_model(options.model)[0], options.output)
 

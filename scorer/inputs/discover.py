@@ -8,6 +8,8 @@ import stat
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from scorer.errors import InputError, UsageError
+from scorer.inputs.empty import EmptyShard
+from scorer.inputs.lists import expand_lists
 from scorer.inputs.source import LocalFile, Source, status_of
 
 _SHARD_SUFFIX = "*.tfrecord"
@@ -22,19 +24,23 @@ def register_scheme(scheme: str, find: Callable[[str], Iterable[Source]]) -> Non
     _SCHEMES[scheme] = find
 
 
-def find_shards(names: Sequence[str], output: str | None = None) -> list[Source]:
+def find_shards(names: Sequence[str], output: str | None = None, *, allow_empty: bool = False) -> list[Source]:
     """The shards that `names` stand for, in the order given; a pattern's or folder's files in the order of their names.
 
-    A name is a file, a folder (its *.tfrecord files), a pattern that the shell left to us, `**` included, or an address
-    of a registered scheme. Each local file is stat'ed once.
+    A name is a file, a folder (its *.tfrecord files), a pattern that the shell left to us, `**` included, an address
+    of a registered scheme, or "@" and the name of a list of such names ("-" is standard input). Each local file is
+    stat'ed once.
+
+    Args:
+        allow_empty: a shard of 0 bytes has no records; it is damaged else.
 
     Raises:
         InputError: no such file, nothing that matches, no regular file, or one that may not be read.
         UsageError: a shard given twice, under whatever name, or one that is also the output.
     """
-    shards = [shard for name in names for shard in _expand(name)]
+    shards = [shard for name in expand_lists(names) for shard in _expand(name)]
     _check_distinct(shards, output)
-    return shards
+    return [EmptyShard(shard) if allow_empty and not shard.stat.size else shard for shard in shards]
 
 
 def _expand(name: str) -> Iterable[Source]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 
+from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
 from scorer.inputs.position import Position
 from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Opener, RecordFormat, RecordReader, Schema
@@ -42,6 +43,8 @@ class RecordReaders:
     def open(self, source: Source) -> RecordReader:
         """Raises InputError where the source cannot be opened or read."""
         reader = source.open()
+        if isinstance(source, EmptyShard):
+            return EmptyReader(reader)
         try:
             number = self._number(reader)
             if number not in self._openers:

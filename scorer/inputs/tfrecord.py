@@ -149,7 +149,10 @@ class Shard:
         Raises InputError when the source cannot be read, shrank, or has no byte `offset`.
         """
         if self.size == offset == 0:
-            return self._rest_is_lost(offset, record, "the file is empty")
+            frames = self._rest_is_lost(offset, record, "the file is empty")
+            assert frames.lost
+            frames.lost.hints = (Hint.ALLOW_EMPTY, Hint.SKIP)
+            return frames
         size = self._read(offset, self.block.capacity)
         frames = self._scan(size, offset, record)
         return frames if len(frames) or frames.last else self._first(size, offset, record)

@@ -68,9 +68,9 @@ def one(*payloads: bytes) -> str:
     return shards.write_shard("bad.tfrecord", [record(id="first"), *payloads])
 
 
-def raw(data: bytes) -> str:
-    Path("bad.tfrecord").write_bytes(data)
-    return "bad.tfrecord"
+def raw(data: bytes, name: str = "bad.tfrecord") -> str:
+    Path(name).write_bytes(data)
+    return name
 
 
 def damaged(damage: Callable[[str], None]) -> str:
@@ -334,6 +334,21 @@ def test_shards_of_another_kind_leave_the_older_output(run: Callable[..., Outcom
     assert outcome.err.endswith("give shards of the kind that the model reads, or choose a model with --model\n")
     assert Path("preds.csv").read_bytes() == before
     assert not [path.name for path in Path().iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_empty_shards_where_they_are_allowed(run: Callable[..., Outcome], workers: str) -> None:
+    names = [raw(b"", "empty1.tfrecord"), good(), raw(b"", "empty2.tfrecord")]
+    outcome = run(*names, "-o", "preds.csv")
+    assert outcome.code == 4
+    assert "or use --allow-empty, or use --on-error skip" in outcome.err
+    assert run(*names, "-o", "preds.csv", "--allow-empty", "--workers", workers).code == 0
+    assert run(names[1], "-o", "plain.csv").code == 0
+    assert Path("preds.csv").read_bytes() == Path("plain.csv").read_bytes()
+    record = json.loads(Path("preds.csv.done.json").read_bytes())
+    assert [shard["records"] for shard in record["shards"]] == [0, record["scored"], 0]
+    assert run(names[0], "-o", "none.csv", "--allow-empty").code == 0
+    assert Path("none.csv").read_bytes() == b"VideoId,LabelConfidencePairs\n"
 
 
 def test_more_bad_records_than_allowed_stop_the_job(run: Callable[..., Outcome]) -> None:
