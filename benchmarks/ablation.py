@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.kept import kept
+from benchmarks.cached import cached
 from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import TrainingError, Yt8mError
@@ -263,7 +263,7 @@ def _run(options: argparse.Namespace) -> int:
     for variant in variants(options.only, options.epochs, options.batch):
         about = [data.fingerprint(), asdict(variant.recipe[0]), asdict(variant.recipe[1])]
         start = time.monotonic()
-        result = Result(variant, **kept(variant.place(options.out), about, partial(run, variant, data, device)))
+        result = Result(variant, **cached(variant.place(options.out), about, partial(run, variant, data, device)))
         sides.setdefault(variant.side, []).append(result)
         print(f"{_brief(result)}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     for side, results in sides.items():

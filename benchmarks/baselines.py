@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.kept import kept
+from benchmarks.cached import cached
 from benchmarks.machine import processor
 from benchmarks.split import add_split
 from scorer.errors import Yt8mError
@@ -173,7 +173,7 @@ def _run(options: argparse.Namespace) -> int:
         row = BASELINES[name]
         row = replace(row, epochs=options.epochs or row.epochs, lr=options.lr or row.lr)
         about = {"row": asdict(row), "data": [videos.fingerprint(), held.fingerprint()]}
-        found = kept(options.out / f"{name}.json", about, partial(train, row, videos, valid, device))
+        found = cached(options.out / f"{name}.json", about, partial(train, row, videos, valid, device))
         counts = (f"{found[key]:,.0f}" for key in ("parameters", "epochs", "seconds"))
         made.add_row(row.about, *(f"{found[key]:.4f}" for key in MEASURES), *counts)
         print(f"{row.about}: MAP@10 {found['MAP@10']:.4f}", file=sys.stderr, flush=True)

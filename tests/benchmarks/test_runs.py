@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kept import kept
+from benchmarks.cached import cached
 from benchmarks.runs import fit, spread, videos_in
 from tests.shards import sources
 from tests.train.shards import write
@@ -34,4 +34,4 @@ def test_a_kept_result_is_made_once_for_the_same_settings(tmp_path: Path) -> Non
         return len(made)
 
     path = tmp_path / "new" / "result.json"
-    assert [kept(path, about, make) for about in (("a", 1), ("a", 1), ("b", 1))] == [1, 1, 2]
+    assert [cached(path, about, make) for about in (("a", 1), ("a", 1), ("b", 1))] == [1, 1, 2]

@@ -10,7 +10,7 @@ from typing import Any
 from train.files import replace_file
 
 
-def kept(path: Path, about: Any, make: Callable[[], Any]) -> Any:
+def cached(path: Path, about: Any, make: Callable[[], Any]) -> Any:
     """What the file `path` holds if it was made with the same `about`, else what `make` gives, then written there.
 
     Both as JSON gives them. Raises OutputError.
