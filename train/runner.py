@@ -22,7 +22,7 @@ from train.config import ModelConfig, Recipe, TrainConfig
 from train.data import VOCABULARIES, Split, Videos, label_count, load
 from train.devices import choose_device, private_compiler_cache, use_all_cores
 from train.distillation.cache import plan
-from train.distillation.soft_labels import At
+from train.distillation.soft_labels import At, taught_in_parts
 from train.distributed import World, joined
 from train.evaluate import Record
 from train.files import remove_file
@@ -31,7 +31,10 @@ from train.overrides import Overrides, differences, overridden
 from train.registry import build, config_from_json, spec
 from train.state import CURVES
 from train.training import Data, Stopped, Training
-from train.view import log, print_table, view
+from train.view import TrialView, log, print_table, view
+
+TRIAL_EPOCHS = 2
+"""Of soft and of own labels, where one teacher cannot learn from all videos."""
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Runner:
             model = replace(model, labels=self._labels(data))
         if config.soft:
             self._compute_soft_labels(data, model, world)
+            if "soft" not in self.overrides and not run.resumed and taught_in_parts(len(data.train), model.labels):
+                config = replace(config, soft=self._soft_labels_are_better(model, config, data, device, world))
         self.begun.append(run.name)
         folder = _make(run.folder)
         lock = owned(folder / ".lock", str(folder)) if world.first else nullcontext()
@@ -91,6 +96,27 @@ class Runner:
             if world.first and not self.options.keep:
                 remove_file(folder / checkpoint.LAST)
         return training.state.best() | {"parameters": training.parameters, "seconds": training.state.progress.seconds}
+
+    def _soft_labels_are_better(
+        self, model: ModelConfig, config: TrainConfig, data: Data, device: torch.device, world: World
+    ) -> bool:
+        """Whether the student learns more from them than from the videos' own labels, by trials of a few epochs.
+
+        A teacher of a part of the videos knows less than all their labels say, once they are many.
+        """
+        found = []
+        for name, soft in (("soft labels", True), ("the videos' own labels", False)):
+            with self._phase(f"trying {name} for {TRIAL_EPOCHS} epochs", world) as at:
+                training = Training(model, replace(config, soft=soft), data, device, world)
+                shown = TrialView(at, TRIAL_EPOCHS * training.plan.steps)
+                found.append(training.trial(TRIAL_EPOCHS, shown, self.stop.is_set))
+        if world.first:
+            better = "soft labels" if found[0] >= found[1] else "the videos' own labels"
+            log(
+                f"train: {model.name}: MAP@10 after {TRIAL_EPOCHS} epochs is {found[0]:.4f} with soft labels, "
+                f"{found[1]:.4f} with the videos' own: {better} it is"
+            )
+        return found[0] >= found[1]
 
     def _load(self, run: Run, world: World) -> Data:
         """Decode the shards; without --valid, hold out a part of the training videos."""

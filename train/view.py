@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
@@ -51,6 +51,16 @@ class _Nothing:
 
     def log(self, line: str) -> None:
         pass
+
+
+class TrialView(_Nothing):
+    """Shows a trial as a phase: `at` is called with the share of its `steps` that is done."""
+
+    def __init__(self, at: Callable[[float, str], None], steps: int) -> None:
+        self._at, self._steps = at, steps
+
+    def step(self, done: int, steps: int) -> None:
+        self._at(done / self._steps, "")
 
 
 class _Lines:

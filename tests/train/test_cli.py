@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,27 @@ def test_a_stop_while_soft_labels_are_computed(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "stopped while at it: soft labels of" in last
     assert last.endswith("--resume")
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_of_soft_labels_in_parts_and_own_labels_the_held_out_videos_choose(
+    better: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.distillation.soft_labels.MOST_VIDEOS", 60)
+    trial = Training.trial
+
+    def rigged(training: Training, *given: Any) -> float:
+        return trial(training, *given) - 2 * (training.config.soft != better)
+
+    monkeypatch.setattr(Training, "trial", rigged)
+    assert train("--model", "lstm") == 0
+    shown = capsys.readouterr().err
+    assert "in 2 parts, each by a teacher of 60 videos" in shown
+    assert ("soft labels it is" if better else "the videos' own labels it is") in shown
+    assert json.loads(Path("runs/lstm/config.json").read_text())["train"]["soft"] is better
+    assert train("--model", "lstm", "--resume") == 0
+    assert train("--model", "lstm", "--restart", "--set", "soft=true") == 0
+    assert "it is" not in capsys.readouterr().err
 
 
 def test_rgb_alone() -> None:

@@ -98,6 +98,11 @@ def parts_of(videos: int, labels: int) -> list[Part]:
     return found
 
 
+def taught_in_parts(videos: int, labels: int) -> bool:
+    """Whether there are more videos than one teacher can learn from."""
+    return len(parts_of(videos, labels)) > 1
+
+
 def most_videos(memory: float, labels: int) -> int:
     """Videos that a teacher has room for in so many bytes: 4 n^2 for their kernel, 28 n L for answers and labels."""
     if memory == math.inf:
