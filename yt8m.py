@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, whose import would take a tenth of the help's time
 if TYPE_CHECKING:
+    from typing import Any
+
     from scorer.api import Prediction, Scorer
 
 __version__: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 NAME = "yt8m-edge"
@@ -31,6 +30,7 @@ def install_command(extras: str) -> str:
 
 def _source() -> str:
     """The path or URL that the package was installed from; "" where that was the index."""
+    import json
     from importlib import metadata
     from urllib.parse import unquote, urlsplit
 
