@@ -174,11 +174,14 @@ def test_a_model_that_runs_for_ever_while_it_is_opened_can_be_stopped(
     process = subprocess.Popen(
         [sys.executable, "-m", "yt8m", program, *given[program], model], stderr=subprocess.PIPE, text=True
     )
-    ticks = os.sysconf("SC_CLK_TCK")
-    used = Path(f"/proc/{process.pid}/stat")
-    wait_until(lambda: sum(map(int, used.read_text().rsplit(")")[1].split()[11:13])) > 3 * ticks)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == -number
-    assert process.stderr is not None
-    with process.stderr:
+    try:
+        ticks = os.sysconf("SC_CLK_TCK")
+        used = Path(f"/proc/{process.pid}/stat")
+        wait_until(lambda: sum(map(int, used.read_text().rsplit(")")[1].split()[11:13])) > 3 * ticks)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == -number
+        assert process.stderr is not None
         assert process.stderr.read() == ""
+    finally:
+        process.kill()  # nothing else ends it
+        process.communicate()
