@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs.file_kinds import HEAD_BYTES, kind_of
 from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
 from scorer.inputs.source import Reader, Source
+from scorer.kernels import loops
 
 MAX_BLOCK_RECORDS = 4096
 
@@ -196,7 +196,7 @@ class Shard:
         at, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while at < stop:
             size = self._read(at, min(stop - at, self.block.capacity))
-            check = crc32c(self.block.view[:size], check)
+            check = loops.active.crc32c(self.block.view[:size], check)
             at += size
         self._read(stop, _FOOTER)
         (stored,) = struct.unpack_from("<I", self.block.bytes)
@@ -218,7 +218,7 @@ class Shard:
         stop = start + size
         payload = bytes(self.block.view[start + _HEADER : stop - _FOOTER])
         (stored,) = struct.unpack_from("<I", self.block.bytes, stop - _FOOTER)
-        return payload if stored == _mask(crc32c(payload)) else self._payload_error(record, offset)
+        return payload if stored == _mask(loops.active.crc32c(payload)) else self._payload_error(record, offset)
 
     def _payload_error(self, record: int, offset: int) -> ShardError:
         reason = "the payload fails its CRC32C"
@@ -237,7 +237,7 @@ class _Sizes(dict[bytes, int]):
 
     def __missing__(self, header: bytes) -> int:
         length, stored = struct.unpack("<QI", header)
-        if stored != _mask(crc32c(header[:8])):
+        if stored != _mask(loops.active.crc32c(header[:8])):
             return 1 << 65
         if len(self) >= 1 << 16:
             self.clear()
@@ -269,6 +269,7 @@ def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
     bounds = np.array(found, np.int64)
     stops = bounds[1:] - _FOOTER
     payloads = zip((bounds[:-1] + _HEADER).tolist(), stops.tolist(), strict=True)
+    crc32c = loops.active.crc32c
     sums = np.array([crc32c(block.view[start:stop]) for start, stop in payloads], np.uint32)
     masked = (sums >> 15 | sums << 17) + np.uint32(0xA282EAD8)
     return bounds, np.flatnonzero(masked != block.halves[stops]).tolist()

@@ -9,12 +9,12 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 
 from scorer.errors import InputError
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import Position
 from scorer.job.record import Options, ShardRecord
+from scorer.kernels import loops
 from scorer.kernels.packed import PackedStrings, metric_record
 from scorer.outputs.sink import Chunk
 from scorer.outputs.typed import count_of, text_of
@@ -59,7 +59,7 @@ class PartResult:
                 quarantine,
             ]
         )
-        return data + crc32c(data).to_bytes(4, "little")
+        return data + loops.active.crc32c(data).to_bytes(4, "little")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PartResult:
@@ -74,7 +74,7 @@ class PartResult:
 
 def _parsed(data: bytes) -> PartResult:
     line, newline, _ = data[:_LONGEST_HEADER].partition(b"\n")
-    if not newline or crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    if not newline or loops.active.crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise ValueError("its checksum differs")
     header = json.loads(line)
     if count_of(header["part"]) != _FORMAT:

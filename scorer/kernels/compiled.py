@@ -53,6 +53,10 @@ def id_keys(ids: PackedStrings) -> bytes:
     return native.id_keys(ids.data, ids.sizes)
 
 
+def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
+    return native.crc32c(data, crc)
+
+
 def _contiguous(
     labels: NDArray[np.int64], scores: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -77,6 +77,9 @@ class Loops(Protocol):
     def id_keys(self, ids: PackedStrings, /) -> bytes:
         """A uint64 for each id, little-endian, made of its first KEYED_ID_BYTES bytes, none of which is NUL."""
 
+    def crc32c(self, data: bytes | memoryview, crc: int = 0, /) -> int:
+        """CRC32C (RFC 3720, B.4) of bytes whose predecessors' is `crc`."""
+
 
 def _choose() -> tuple[Loops, str]:
     """The loops of this installation, and why they are not the compiled ones; empty where they are."""

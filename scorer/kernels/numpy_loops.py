@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ from scorer.kernels.limits import BIN_SHIFT, HALF_BINS, KEYED_ID_BYTES
 from scorer.kernels.numpy_rows import format_rows
 from scorer.kernels.packed import PackedStrings, check_shapes, metric_record, unpack_varints
 
-__all__ = ["NAME", "check_predictions", "count_metrics", "decode", "format_rows", "id_keys", "metric_records"]
+__all__ = ["NAME", "check_predictions", "count_metrics", "crc32c", "decode", "format_rows", "id_keys", "metric_records"]
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats32: TypeAlias = NDArray[np.float32]
@@ -118,3 +119,15 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return words ^ words >> np.uint64(31)
+
+
+def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
+    return _crc32c()(data, crc)
+
+
+@cache
+def _crc32c() -> Callable[[bytes | memoryview, int], int]:
+    """Imported when first needed: it takes 10 ms, and compiled loops do without."""
+    from crc32c import crc32c
+
+    return crc32c

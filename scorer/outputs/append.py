@@ -6,9 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from crc32c import crc32c
-
 from scorer.errors import Hint, ResumeError
+from scorer.kernels import loops
 from scorer.outputs.atomic import write_all
 from scorer.outputs.own import create, open_own
 
@@ -24,7 +23,7 @@ class Checkpoint:
 
     def add(self, data: bytes) -> Checkpoint:
         """The checkpoint after `data` more."""
-        return Checkpoint(self.length + len(data), crc32c(data, self.crc))
+        return Checkpoint(self.length + len(data), loops.active.crc32c(data, self.crc))
 
 
 NOTHING = Checkpoint()
@@ -104,5 +103,5 @@ def _starts_with(descriptor: int, checkpoint: Checkpoint) -> bool:
         return False
     crc = 0
     for start in range(0, checkpoint.length, _CHUNK):
-        crc = crc32c(os.pread(descriptor, min(_CHUNK, checkpoint.length - start), start), crc)
+        crc = loops.active.crc32c(os.pread(descriptor, min(_CHUNK, checkpoint.length - start), start), crc)
     return crc == checkpoint.crc

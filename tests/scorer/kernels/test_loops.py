@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import crc32c
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,3 +94,22 @@ def test_predictions_of_other_shapes_are_refused(loops: Loops) -> None:
 
 def test_why_there_are_no_compiled_loops_is_known() -> None:
     assert (module.active.NAME == "compiled") == (module.missing == "")
+
+
+@given(
+    st.binary(max_size=300) | st.integers(0, 3).map(lambda n: bytes(range(256)) * (256 * n)), st.integers(0, 2**32 - 1)
+)
+def test_crc32c_is_the_packages(data: bytes, before: int) -> None:
+    for loops in SETS.values():
+        assert loops.crc32c(data, before) == crc32c.crc32c(data, before)
+        assert loops.crc32c(memoryview(data)) == crc32c.crc32c(data)
+
+
+@needs_both
+def test_a_job_with_compiled_loops_does_not_import_the_package_crc32c() -> None:
+    """Its import takes 10 ms, as long as a small shard."""
+    code = "import sys, scorer.cli.score as s; s.main(sys.argv[1:]); sys.exit('crc32c' in sys.modules)"
+    samples = Path(__file__).parents[3] / "samples" / "samples0000.tfrecord"
+    subprocess.run(
+        [sys.executable, "-c", code, str(samples), "-o", os.devnull, "--quiet", "--model", "bundled"], check=True
+    )
