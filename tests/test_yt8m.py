@@ -36,6 +36,14 @@ def test_the_commands_are_ours_whatever_lies_in_the_working_folder(folder: Path,
     assert done.stdout.startswith(f"usage: yt8m {command}")
 
 
+def test_so_are_the_processes_of_torchrun(folder: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed, and training needs it")
+    given = ["-P", "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "yt8m", "train", "--help"]
+    done = python(folder, *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: yt8m train")
+
+
 @pytest.mark.parametrize("script", ["train", "export", "score"])
 def test_so_are_the_console_scripts(folder: Path, script: str) -> None:
     start = f"import sys; sys.argv = [{script!r}, '--help']; from yt8m import {script}; sys.exit({script}())"

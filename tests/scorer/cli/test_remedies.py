@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from export.remedies import EXPORT
 from scorer.cli import score
 from scorer.cli.remedies import SCORE
 from scorer.errors import Hint, RecordError, ResumeError, ShardError, Yt8mError
+from train.remedies import TRAIN
 
 ROOT = Path(__file__).parents[3]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -55,6 +57,10 @@ def test_an_error_keeps_all_of_it_on_its_way_between_processes(error: Yt8mError)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert vars(again) == vars(error)
+
+
+def test_some_command_has_words_for_every_hint() -> None:
+    assert set(Hint) == {*SCORE, *TRAIN, *EXPORT}
 
 
 def test_the_words_of_score_name_its_own_options() -> None:
