@@ -231,7 +231,7 @@ def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *,
 
     try:
         with _bar(job, quiet) as watch:
-            return score(job, model, stop, watch, lambda line: _report(f"score: {line}"))
+            return score(job, model, stop, watch, lambda line: None if quiet else _report(f"score: {line}"))
     except Stopped as stopped:
         if stopped.scored:
             _report(f"score: {stopped.scored:,} videos are kept; resume with: {_resuming(arguments)}")

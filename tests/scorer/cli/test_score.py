@@ -18,6 +18,9 @@ import pytest
 from scorer.cli import score as command
 from scorer.errors import BROKEN_PIPE, InputError
 from scorer.inputs.source import absolute
+from scorer.job.spec import Job, Stopped
+from scorer.model.predictor import Predictor
+from scorer.system.signals import StopRequest
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
 
@@ -255,6 +258,20 @@ def test_labels_of_another_vocabulary_are_noted(run: Callable[..., Outcome]) -> 
 
 def test_quiet_says_nothing(run: Callable[..., Outcome]) -> None:
     assert run(good(), "-o", "preds.csv", "--quiet") == Outcome(0, "", "")
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_what_a_job_tells_on_its_way(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, quiet: list[str]
+) -> None:
+    def stopped(job: Job, model: Predictor, stop: StopRequest, watch: object, log: Callable[[str], None]) -> None:
+        log("two decoding processes from here on")
+        raise Stopped(0)
+
+    monkeypatch.setattr("scorer.job.run.score", stopped)
+    outcome = run(good(), "-o", "preds.csv", *quiet)
+    told = [] if quiet else ["score: two decoding processes from here on"]
+    assert outcome.err.splitlines() == [*told, "score: stopped before anything was kept"]
 
 
 def test_top_k_and_unlabelled_shards(run: Callable[..., Outcome]) -> None:
