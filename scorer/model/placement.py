@@ -17,7 +17,17 @@ from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
 from scorer.model.providers import ProviderSlot, without_default_k
-from scorer.model.runtime import CPU, CUDA, GpuOptions, device_errors, load_cuda, open_cpu, open_provider
+from scorer.model.runtime import (
+    CPU,
+    CUDA,
+    NO_CUDA,
+    GpuOptions,
+    device_errors,
+    has_cuda,
+    load_cuda,
+    open_cpu,
+    open_provider,
+)
 from scorer.model.slots import CpuSlot, Slot, SlotPool
 from scorer.system.cores import usable_cores
 
@@ -89,6 +99,8 @@ def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
     check_device(options.device)
     if options.device == "cpu":
         return _on_cpu(runtime, file, options, "asked for")
+    if auto and not has_cuda(runtime):  # known before what would remedy it, which takes 10 ms to find out
+        return _on_cpu(runtime, file, options, NO_CUDA)
     try:
         return _on_gpus(runtime, file, options, "CUDA opens here" if auto else "asked for")
     except DeviceError as error:

@@ -28,6 +28,7 @@ from scorer.system.packages import install_command
 Session: TypeAlias = Any  # onnxruntime.InferenceSession; the package has no type information
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+NO_CUDA = "the onnxruntime installed has no CUDA provider"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -107,10 +108,15 @@ def open_cpu(runtime: Any, model: ModelFile | bytes, threads: int) -> Session:
         raise _does_not_open(runtime, model, error) from error
 
 
+def has_cuda(runtime: Any) -> bool:
+    """Whether this ONNX Runtime has the CUDA provider, be it able to open or not."""
+    return CUDA in runtime.get_available_providers()
+
+
 def load_cuda(runtime: Any) -> None:
     """Load the CUDA libraries that pip installed. Raises DeviceError where this ONNX Runtime has no CUDA provider."""
-    if CUDA not in runtime.get_available_providers():
-        raise DeviceError("the onnxruntime installed has no CUDA provider", remedy=reinstall("gpu"))
+    if not has_cuda(runtime):
+        raise DeviceError(NO_CUDA, remedy=reinstall("gpu"))
     if hasattr(runtime, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints those that it does not find
             runtime.preload_dlls()
