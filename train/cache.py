@@ -37,11 +37,12 @@ def name_of(shards: Sequence[Source], *what: object) -> str:
 def make_arrays(folder: Path, shapes: Sequence[tuple[int, int]]) -> list[NDArray[np.float32]]:
     """Files to be filled, mapped. Their disk space is taken at once: a disk that is full later would be a crash.
 
-    Raises OSError.
+    They take the place of earlier ones, whose arrays stay as they are. Raises OSError.
     """
     arrays: list[NDArray[np.float32]] = []
     for index, shape in enumerate(shapes):
         path = folder / f"{index}.npy"
+        path.unlink(missing_ok=True)
         arrays.append(np.lib.format.open_memmap(path, "w+", np.float32, shape))
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -9,6 +9,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Literal
@@ -95,14 +96,15 @@ def load(
         TrainingError: a shard without labels, or more videos than fit into memory.
         OutputError: the cache cannot be written.
     """
+    capacity = _capacity(shards, inputs)
     if cache is None:
-        store = _Store(inputs, _in_memory(inputs, _capacity(shards, inputs)), split)
+        store = _Store(inputs, lambda count: _in_memory(inputs, count), capacity, split)
         return _decode(shards, inputs, labels, store, at)
     place = cache / name_of(shards, tuple(inputs), labels, split)
     if not place.exists():
-        capacity = _capacity(shards, inputs)
         with new_folder(place) as folder, writing(place):
-            store = _Store(inputs, make_arrays(folder, [(capacity, width) for _, width in inputs]), split)
+            made = partial(_on_disk, folder, inputs)
+            store = _Store(inputs, made, capacity, split)
             videos = _decode(shards, inputs, labels, store, at)
             write_rest(folder, videos.features, videos.labels, videos.ids)
     return Videos(*read(place, [width for _, width in inputs], MOST_LABELS if labels is None else labels))
@@ -187,10 +189,16 @@ def label_count(largest: int) -> tuple[int, str]:
 
 
 class _Store:
-    """Arrays that fill up with the videos of one split, and are longer than needed."""
+    """Arrays that fill up with the videos of one split, and are longer than needed; longer ones take their place.
 
-    def __init__(self, inputs: Inputs, features: list[NDArray[np.float32]], split: Split) -> None:
-        self.names, self.features, self.split = [name for name, _ in inputs], features, split
+    make: gives arrays for so many videos.
+    """
+
+    def __init__(
+        self, inputs: Inputs, make: Callable[[int], list[NDArray[np.float32]]], capacity: int, split: Split
+    ) -> None:
+        self.names, self.features, self.split = [name for name, _ in inputs], make(capacity), split
+        self._make, self._capacity = make, capacity
         self.ids: list[bytes] = []
         self.label_values: list[NDArray[np.int64]] = []
         self.label_counts: list[NDArray[np.int64]] = []
@@ -198,12 +206,20 @@ class _Store:
     def append(self, batch: Batch) -> None:
         chosen = self._chosen(batch.ids)
         start, end = len(self.ids), len(self.ids) + int(chosen.sum())
+        if end > self._capacity:
+            self._grow(end)
         for name, values in zip(self.names, self.features, strict=True):
             values[start:end] = batch.features[name][chosen]
         self.ids += compress(batch.ids, chosen)
         counts = np.diff(batch.label_splits)
         self.label_values.append(batch.label_values[np.repeat(chosen, counts)])
         self.label_counts.append(counts[chosen])
+
+    def _grow(self, least: int) -> None:
+        before, self._capacity = self.features, max(least, 2 * self._capacity)
+        self.features = self._make(self._capacity)
+        for old, new in zip(before, self.features, strict=True):
+            new[: len(self.ids)] = old[: len(self.ids)]
 
     def _chosen(self, ids: list[bytes]) -> NDArray[np.bool_]:
         if self.split == "all":
@@ -219,7 +235,7 @@ class _Store:
 
 
 def _capacity(shards: Sequence[Source], inputs: Inputs) -> int:
-    """An upper bound of the videos in the shards: a record is never smaller than the floats in it."""
+    """About the most videos in the shards: a record is no smaller than the floats in it, unless it is compressed."""
     sizes = sum(shard.stat.size for shard in shards)
     return sizes // (4 * sum(width for _, width in inputs)) + 1
 
@@ -233,6 +249,11 @@ def _in_memory(inputs: Inputs, capacity: int) -> list[NDArray[np.float32]]:
             hints=(Hint.ON_DISK,),
         )
     return [np.empty((capacity, width), np.float32) for _, width in inputs]
+
+
+def _on_disk(folder: Path, inputs: Inputs, capacity: int) -> list[NDArray[np.float32]]:
+    """As `_in_memory`, mapped from files of `folder`. Raises OSError."""
+    return make_arrays(folder, [(capacity, width) for _, width in inputs])
 
 
 def _offset(source: Source, record: int) -> int:

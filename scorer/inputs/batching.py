@@ -188,12 +188,12 @@ class _Batcher:
         self._pool, self._skip = _BufferPool(schema, size, depth), skip
         self._batch = Batch(self._pool, start)
 
-    def fill(self, reader: RecordReader, size: int, position: Position) -> Generator[Batch, None, Position]:
-        """Decode a shard of `size` bytes from `position` on straight into batches; yields those that became full.
+    def fill(self, reader: RecordReader, position: Position) -> Generator[Batch, None, Position]:
+        """Decode a shard from `position` on straight into batches; yields those that became full.
 
         Returns where that ended: at a record that is one for `RecordReader.block`, or at the next shard.
         """
-        while position.offset < size:
+        while position.offset < reader.size:
             if not self._batch.room:
                 yield self._next()
             run = self._batch.decode(reader, position)
@@ -204,7 +204,7 @@ class _Batcher:
             self._batch.add_label_faults(run.label_faults.values())
             position = Position(position.shard, position.record + run.records, position.offset + run.size)
             self._batch.end = position
-        if position.offset == size > 0:
+        if position.offset == reader.size > 0:
             reader.check_unchanged()
             position = self._finish(position.shard, position.record)
             if not self._batch.room:
@@ -307,7 +307,7 @@ def _decoded_here(batcher: _Batcher, shards: Sequence[Source], schema: Schema, s
         position = start if index == start.shard else Position(index, 0, 0)
         with closing(readers.open(source)) as reader:
             while position.shard == index:
-                position = yield from batcher.fill(reader, source.stat.size, position)
+                position = yield from batcher.fill(reader, position)
                 if position.shard == index:
                     block = reader.block(position)
                     yield from batcher.add(block)

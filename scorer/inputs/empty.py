@@ -58,6 +58,8 @@ class _NoRows:
 class EmptyReader:
     """The record reader of an EmptyShard."""
 
+    size = 0
+
     def __init__(self, reader: Reader) -> None:
         self.check_unchanged, self.close = reader.check_unchanged, reader.close
 

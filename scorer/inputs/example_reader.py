@@ -169,6 +169,10 @@ class ExampleReader:
         self._opener, self._shard = opener, shard
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
 
+    @property
+    def size(self) -> int:
+        return self._shard.size
+
     def decode_into(
         self,
         position: Position,

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 
+from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
 from scorer.inputs.position import Position
 from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Opener, RecordFormat, RecordReader, Schema
 from scorer.inputs.source import Reader, Source
+from scorer.inputs.tfrecord import starts_with_record
 
 _registered: list[RecordFormat] = []
 
@@ -46,7 +48,11 @@ class RecordReaders:
         if isinstance(source, EmptyShard):
             return EmptyReader(reader)
         try:
-            number = self._number(reader)
+            head = _head(reader)
+            if is_compressed(head) and not starts_with_record(head):
+                reader = DecompressingReader(source, reader)
+                head = _head(reader)
+            number = self._number(head)
             if number not in self._openers:
                 self._openers[number] = self._formats[number].opener(self._schema)
             return self._openers[number](source, reader)
@@ -54,13 +60,15 @@ class RecordReaders:
             reader.close()
             raise
 
-    def _number(self, reader: Reader) -> int:
+    def _number(self, head: bytes) -> int:
+        """Of the format that recognises these first bytes; the last one takes all others."""
         last = len(self._formats) - 1
-        if not last:
-            return last  # no need to look
-        head = memoryview(bytearray(HEAD_BYTES))
-        start = bytes(head[: reader.read_into(0, head)])
-        return next((number for number in range(last) if self._formats[number].recognises(start)), last)
+        return next((number for number in range(last) if self._formats[number].recognises(head)), last)
+
+
+def _head(reader: Reader) -> bytes:
+    buffer = memoryview(bytearray(HEAD_BYTES))
+    return bytes(buffer[: reader.read_into(0, buffer)])
 
 
 def decoded_blocks(shards: Iterable[tuple[int, Source]], schema: Schema, start: Position) -> Generator[DecodedBlock]:

@@ -117,6 +117,10 @@ NOTHING = Run(0, b"", b"", 0, False)
 class RecordReader(Protocol):
     """One open shard. Its errors are InputErrors, except for those that it gives with the records."""
 
+    @property
+    def size(self) -> int:
+        """The position's offset at its end; more than any before that is known."""
+
     def decode_into(
         self,
         position: Position,

@@ -30,12 +30,24 @@ class FileStat:
         return f"{self.size} bytes modified at {self.version} ns"
 
 
+UNKNOWN_SIZE = 1 << 62
+"""Of a stream whose end has not been seen: more than any."""
+
+
 class Reader(Protocol):
     """An open source. Every method raises InputError, which names the address."""
 
     @property
     def descriptor(self) -> int | None:
         """A local file's, which compiled loops read from; None where there is none."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its content; of a stream that is decompressed UNKNOWN_SIZE until its last byte was read."""
+
+    @property
+    def damage(self) -> str:
+        """Why there are fewer bytes than `size` says; empty where there are not."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer` with the bytes from `offset` on; returns how many: fewer only where the source ends.
@@ -101,8 +113,10 @@ class LocalFile:
 class LocalReader:
     """An open LocalFile."""
 
+    damage = ""
+
     def __init__(self, source: LocalFile) -> None:
-        self._source = source
+        self._source, self.size = source, source.stat.size
         try:
             self.descriptor = os.open(source.address, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
         except OSError as error:

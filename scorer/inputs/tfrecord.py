@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs.file_kinds import HEAD_BYTES, kind_of
 from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
-from scorer.inputs.source import Reader, Source
+from scorer.inputs.source import UNKNOWN_SIZE, Reader, Source
 from scorer.kernels import loops
 
 MAX_BLOCK_RECORDS = 4096
@@ -112,10 +112,15 @@ class Shard:
     """
 
     def __init__(self, source: Source, block: Block | None = None, reader: Reader | None = None) -> None:
-        self.address, self.size = source.address, source.stat.size
+        self.address = source.address
         self.block = block or Block()
         self._reader = reader or source.open()
         self.descriptor = self._reader.descriptor
+
+    @property
+    def size(self) -> int:
+        """As scorer.inputs.source.Reader has it."""
+        return self._reader.size
 
     def __enter__(self) -> Shard:
         return self
@@ -167,6 +172,8 @@ class Shard:
 
     def _first(self, size: int, offset: int, record: int) -> Frames:
         """What to make of a block, of which `size` bytes were read, that does not hold its first record whole."""
+        if self._reader.damage and size < self.block.capacity:
+            return self._rest_is_lost(offset, record, self._reader.damage)
         left = self.size - offset
         if left < _HEADER:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
@@ -174,9 +181,13 @@ class Shard:
         if length >= 1 << 64:
             return self._bad_length(bytes(self.block.view[: min(size, HEAD_BYTES)]), offset, record)
         if length > left - _HEADER - _FOOTER:
-            reason = f"truncated: a record of {length} bytes, of which the file holds {left - _HEADER}"
-            return self._rest_is_lost(offset, record, reason)
+            return self._truncated(offset, record, length)
         return self._long(offset, record, length)
+
+    def _truncated(self, offset: int, record: int, length: int) -> Frames:
+        held = self.size - offset - _HEADER
+        reason = f"truncated: a record of {length} bytes, of which the file holds {held}"
+        return self._rest_is_lost(offset, record, self._reader.damage or reason)
 
     def _bad_length(self, head: bytes, offset: int, record: int) -> Frames:
         if offset:
@@ -188,6 +199,9 @@ class Shard:
         return self._rest_is_lost(offset, record, "not a TFRecord file, or its first length is damaged (CRC32C)")
 
     def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
+        end = offset
+        while self.size == UNKNOWN_SIZE:
+            end += self._read(end, self.block.capacity)
         lost = ShardError(self.address, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
         return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
@@ -196,9 +210,12 @@ class Shard:
         at, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while at < stop:
             size = self._read(at, min(stop - at, self.block.capacity))
+            if not size:
+                return self._truncated(offset, record, length)
             check = loops.active.crc32c(self.block.view[:size], check)
             at += size
-        self._read(stop, _FOOTER)
+        if self._read(stop, _FOOTER) < _FOOTER:
+            return self._truncated(offset, record, length)
         (stored,) = struct.unpack_from("<I", self.block.bytes)
         found = Frames(self.block, offset, record, np.array([0, stop + _FOOTER - offset]))
         found.last = found.end == self.size
@@ -247,6 +264,11 @@ class _Sizes(dict[bytes, int]):
 
 _SIZES = _Sizes()
 _UNPACK_HEADER = struct.Struct(f"{_HEADER}s").unpack_from
+
+
+def starts_with_record(head: bytes) -> bool:
+    """Whether these are the first bytes of a TFRecord file, as far as the length of its first record tells."""
+    return len(head) >= _HEADER and _SIZES[head[:_HEADER]] < 1 << 65
 
 
 def _mask(crc: int) -> int:

@@ -113,12 +113,17 @@ class JobWriter:
         with closing(predictions.from_position(self.end, stop)) as batches:
             for some in batches:
                 self.append(chunk_of(some, predictions.known_labels))
-                watch(Progress(self.scored, self.end.shard, sizes[self.end.shard] + self.end.offset))
+                watch(Progress(self.scored, self.end.shard, self._bytes_done(sizes)))
                 if time.monotonic() >= due:
                     self.commit()
                     due = time.monotonic() + commit_seconds
                 if stop.is_set():
                     break
+
+    def _bytes_done(self, sizes: list[int]) -> int:
+        """Of all shards, `sizes` being those of the shards before each; positions in compressed ones go further."""
+        shard = self.end.shard
+        return min(sizes[shard] + self.end.offset, sizes[min(shard + 1, len(self._shards))])
 
     def append(self, chunk: Chunk) -> None:
         """Append a chunk and count it. Raises RecordError where there are too many bad records by then."""

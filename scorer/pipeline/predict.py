@@ -118,8 +118,9 @@ class PredictionStream:
         return usable_cores() > 2 and self._left(start) > _WORTH_WORKERS
 
     def _left(self, start: Position) -> int:
-        """Bytes from `start` on."""
-        return sum(shard.stat.size for shard in self._shards[start.shard :]) - start.offset
+        """Bytes from `start` on; of a compressed shard, whose positions go further than its size, at least these."""
+        sizes = [shard.stat.size for shard in self._shards[start.shard :]]
+        return sum(sizes) - min(start.offset, sizes[0]) if sizes else 0
 
     def _batches(self, start: Position) -> Generator[Batch]:
         for batch in self._decoded_from(start):

@@ -314,7 +314,7 @@ def test_a_check_shard_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFix
     shard = tmp_path / "a.tfrecord.gz"
     shard.write_bytes(gzip.compress(b"x" * 99))
     assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm", "--check", str(shard)) == 4
-    assert "compressed with gzip; unpack it first (gunzip)" in capsys.readouterr().err
+    assert "not a TFRecord file but text that begins 'xxxx" in capsys.readouterr().err
 
 
 def test_a_model_without_a_translation_is_exported_plainly(

@@ -259,7 +259,7 @@ def one_line(capsys: pytest.CaptureFixture[str], code: int, expected: int) -> st
         (["--valid", "a.tfrecord"], 2, "same shard"),
         (["--data", "flipped.tfrecord"], 4, "CRC"),
         (["--data", "unlabelled.tfrecord"], 12, "no labels"),
-        (["--data", "packed.tfrecord.gz"], 4, "compressed with gzip; unpack it first (gunzip), or leave the shard out"),
+        (["--data", "cut.tfrecord.gz"], 4, "the compressed data are truncated; download the shard again, or leave"),
         (["--data", "frames.tfrecord"], 5, "frame-level record (a SequenceExample of 'rgb'), not a video-level"),
         (["--data", "outside.tfrecord", "--set", "labels=25"], 5, "train a model of 26 labels, with --set labels=N"),
         (["--data", "negative.tfrecord"], 5, "label -1 is below 0; leave the shard out"),
@@ -291,7 +291,7 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
     flip_bit("flipped.tfrecord", 200)
     write_shard("unlabelled.tfrecord", [example("v", None, features)])
     write(Path("outside.tfrecord"), 5, labels=[25])
-    Path("packed.tfrecord.gz").write_bytes(gzip.compress(Path("a.tfrecord").read_bytes()))
+    Path("cut.tfrecord.gz").write_bytes(gzip.compress(Path("a.tfrecord").read_bytes())[:-99])
     frames = field(2, field(1, field(1, b"rgb") + field(2, b"")))
     write_shard("frames.tfrecord", [example("v", [1], {}) + frames])
     write(Path("negative.tfrecord"), 5, labels=[-1])

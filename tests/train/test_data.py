@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert np.array_equal(read.labels, np.concatenate([videos(30, seed).labels for seed in (0, 1)]))
     assert read.ids == [f"v{seed}-{row}".encode() for seed in (0, 1) for row in range(30)]
     assert load(sources(paths[:1]), INPUTS[:1], LABELS).features[0].shape == (30, 8)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_compressed_shards_are_read_whatever_they_hold(tmp_path: Path, cached: bool) -> None:
+    """More videos than their bytes promise."""
+    path = write(tmp_path / "plain", 30)
+    nothing = {name: [0.0] * width for name, width in INPUTS}
+    many = write_shard(tmp_path / "many", [example(f"z{row}", [1], nothing) for row in range(6000)])
+    (tmp_path / "packed").write_bytes(b"".join(gzip.compress(Path(name).read_bytes()) for name in (path, many)))
+    cache = tmp_path / "cache" if cached else None
+    packed = load(sources([str(tmp_path / "packed")]), INPUTS, LABELS, cache=cache)
+    plain = load(sources([path, many]), INPUTS, LABELS)
+    assert packed.fingerprint() == plain.fingerprint()
+    assert all(np.array_equal(*both) for both in zip(packed.features, plain.features, strict=True))
 
 
 def test_the_fingerprint_tells_videos_apart() -> None:

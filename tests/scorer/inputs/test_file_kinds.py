@@ -50,10 +50,10 @@ def array() -> bytes:
 
 
 KINDS = {
-    "compressed with gzip; unpack it first (gunzip)": gzip.compress(SHARD),
+    "compressed with gzip; unpack it first (gunzip)": gzip.compress(gzip.compress(SHARD)),
     "compressed with xz; unpack it first (unxz)": lzma.compress(SHARD),
     "compressed with bzip2; unpack it first (bunzip2)": bz2.compress(SHARD),
-    "compressed with zlib; unpack it first": zlib.compress(SHARD),
+    "compressed with zlib; unpack it first": gzip.compress(zlib.compress(SHARD)),
     "compressed with Zstandard; unpack it first (unzstd)": b"\x28\xb5\x2f\xfd\x24\x09" + bytes(range(40)),
     "a zip archive; unpack it first (unzip)": zipped("x.tfrecord"),
     "a PyTorch checkpoint; give a TFRecord file of tf.Examples": zipped("archive/data.pkl"),

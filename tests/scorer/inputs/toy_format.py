@@ -30,7 +30,7 @@ class JsonLines:
 class JsonReader:
     def __init__(self, inputs: Mapping[str, int], source: Source, reader: Reader) -> None:
         self._inputs, self._source, self._reader = inputs, source, reader
-        self.check_unchanged, self.close = reader.check_unchanged, reader.close
+        self.check_unchanged, self.close, self.size = reader.check_unchanged, reader.close, source.stat.size
 
     def decode_into(
         self,

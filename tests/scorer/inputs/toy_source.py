@@ -30,10 +30,10 @@ class ToySource:
 
 
 class ToyReader:
-    descriptor = None
+    descriptor, damage = None, ""
 
     def __init__(self, source: ToySource) -> None:
-        self._source = source
+        self._source, self.size = source, source.stat.size
         if _stat(source.address) is None:
             raise InputError(f"{source.address}: cannot be opened: it is gone")
         self._check("since it was found")
