@@ -168,7 +168,7 @@ class _LabelLimit:
         if self.largest >= MOST_LABELS:
             raise _label_error(shard, record, reason, (Hint.SKIP,))
         count, source = label_count(self.largest)
-        remedy = f"train a model of {count} labels" + (f", as {source} has," if source else "")
+        remedy = f"train a model of {count} labels" + (f", as {source} has" if source else "")
         raise _label_error(shard, record, reason, (Hint.MORE_LABELS,), remedy)
 
 

@@ -81,7 +81,7 @@ def test_all_labels_are_looked_at_before_too_many_are_an_error(tmp_path: Path) -
     with pytest.raises(RecordError, match=reason) as caught:
         load(sources(paths), INPUTS, LABELS)
     assert (caught.value.path, caught.value.record) == (paths[0], 0)
-    assert caught.value.remedy == "train a model of 4716 labels, as YouTube-8M's 2017 release has,"
+    assert caught.value.remedy == "train a model of 4716 labels, as YouTube-8M's 2017 release has"
     assert load(sources(paths), INPUTS, None).labels.max() == 4000
 
 
