@@ -105,6 +105,30 @@ def example(
     return example_of(entries)
 
 
+def frame_list(name: str, frames: Iterable[bytes]) -> bytes:
+    """One list of frames of a SequenceExample, each frame a Feature, as a field of FeatureLists."""
+    return field(1, field(1, name.encode()) + field(2, b"".join(field(1, frame) for frame in frames)))
+
+
+def sequence_example(
+    id: str | bytes | None,
+    labels: Iterable[int] | None,
+    frames: Mapping[str, NDArray[np.uint8] | NDArray[np.float32]],
+    context: Iterable[bytes] = (),
+) -> bytes:
+    """A SequenceExample with lists of frames (n, width), quantised or floats, and these entries too in its context."""
+    lists = [
+        frame_list(
+            name, (bytes_feature(row.tobytes()) if values.dtype == np.uint8 else float_feature(row) for row in values)
+        )
+        for name, values in frames.items()
+    ]
+    entries = [] if labels is None else [entry("labels", int64_feature(labels))]
+    if id is not None:
+        entries.append(entry("id", bytes_feature(id.encode() if isinstance(id, str) else id)))
+    return example_of([*entries, *context]) + field(2, b"".join(lists))
+
+
 def starts(path: str | Path) -> list[int]:
     """Byte offsets at which the records of an undamaged shard start, and the file's size as the last item."""
     data = Path(path).read_bytes()

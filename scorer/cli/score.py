@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARD",
         help="TFRecord file, quoted pattern, folder (its *.tfrecord files), or @FILE, a list of such names (@-: stdin)",
     )
+    parser.add_argument(
+        "--level",
+        choices=("auto", "video", "frame"),
+        default="auto",
+        help="read the records' own features, or the means of their frames [auto: what they have, the means first]",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
@@ -219,6 +225,7 @@ def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
         top_k=options.top_k,
         workers=options.workers,
         on_error=options.on_error,
+        level=options.level,
         max_errors=options.max_errors,
         resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
     )

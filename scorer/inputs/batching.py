@@ -51,6 +51,7 @@ class Batch:
     end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
     label_faults: what is wrong with the labels of videos that are here without them, up to MAX_QUARANTINED.
+    unread_frames: whether some are of a shard that has frames too, beside their means.
     finished: (shard index, records read there in all: good ones and quarantined ones) of shards that ended here.
 
     A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
@@ -69,6 +70,7 @@ class Batch:
         self.end = start
         self.quarantined: list[Quarantined] = []
         self.label_faults: list[ShardError | RecordError] = []
+        self.unread_frames = False
         self.finished: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -141,6 +143,7 @@ class Batch:
                 values[here : here + len(good)] = values[good]
         self._add(run.records - len(run.bad), run.ids, run.labels)
         self.labelled = self.labelled or run.labelled
+        self.unread_frames = self.unread_frames or run.unread_frames
         return run
 
     def add_label_faults(self, faults: Iterable[ShardError | RecordError]) -> None:
@@ -220,6 +223,7 @@ class _Batcher:
         while row < len(block):
             if not self._batch.room:
                 yield self._next()
+            self._batch.unread_frames |= block.unread_frames
             stop = block.good(row, min(row + self._batch.room, len(block)))
             if stop == row:
                 self._fault(block.rows.bad[row])

@@ -12,7 +12,7 @@ What counts as a record (everything else is a RecordError of that record alone):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -42,8 +42,8 @@ class Records:
     bad: errors by row. Numbers that are not finite are found by `copy` only.
     """
 
-    def __init__(self, path: str, frames: Frames, inputs: Mapping[str, int], layouts: Layouts) -> None:
-        self._path, self._frames, self._inputs = path, frames, inputs
+    def __init__(self, path: str, frames: Frames, schema: Schema, layouts: Layouts) -> None:
+        self._path, self._frames, self._schema = path, frames, schema
         self._irregular: dict[int, protobuf.Row] = {}
         self.bad: Faults = dict(frames.bad)
         self.label_faults: Faults = {}
@@ -115,7 +115,7 @@ class Records:
             self.ids[row], labels[row] = b"", labels[row][:0]
             if row in self.bad:
                 continue
-            parsed = parse(self._path, self._frames.payload(row), self._inputs, *self._frames.location(row))
+            parsed = parse(self._path, self._frames.payload(row), self._schema, *self._frames.location(row))
             if isinstance(parsed, RecordError):
                 self.bad[row] = parsed
                 continue
@@ -133,13 +133,13 @@ def label_fault(path: str, reason: str, record: int, offset: int) -> RecordError
     return RecordError(path, reason, record=record, offset=offset, remedy="write them as an int64 list")
 
 
-def parse(path: str, payload: bytes, inputs: Mapping[str, int], record: int, offset: int) -> protobuf.Row | RecordError:
+def parse(path: str, payload: bytes, schema: Schema, record: int, offset: int) -> protobuf.Row | RecordError:
     """The record of this index and first byte of the shard, through protobuf; or what is wrong with it.
 
     An error is not raised: it may be kept, and would keep the payload with it.
     """
     try:
-        return protobuf.parse(payload, inputs)
+        return protobuf.parse(payload, schema.inputs, schema.level)
     except protobuf.FrameLevel as invalid:
         reason, remedy, hints = str(invalid), "give video-level shards", tuple[Hint, ...]()
     except protobuf.InvalidExample as invalid:
@@ -155,12 +155,12 @@ class Decoder:
     """
 
     def __init__(self, schema: Schema) -> None:
-        self._inputs = dict(schema.inputs)
-        self._layouts = Layouts(self._inputs)
+        self._schema = schema
+        self._layouts = Layouts(schema.inputs)
 
     def decode(self, path: str, frames: Frames) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
-        return Records(path, frames, self._inputs, self._layouts)
+        return Records(path, frames, self._schema, self._layouts)
 
 
 def _ids(joined: bytes, sizes: Ints, irregular: NDArray[np.bool_]) -> list[bytes]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs.example import Decoder, label_fault, parse
+from scorer.inputs.frame_reader import frames_in
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.long_record import shortened
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import InvalidExample, Row
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Rows, Run, Schema
+from scorer.inputs.records import BLOCK_BYTES, HEAD_BYTES, NOTHING, DecodedBlock, Faults, Rows, Run, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Frames, Shard
 from scorer.kernels import loops
@@ -76,7 +77,7 @@ class NativeDecoder:
         payload = shard.payload(start, size, record, offset)
         if not isinstance(payload, bytes):
             return payload
-        return parse(shard.address, payload, self._schema.inputs, record, offset)
+        return parse(shard.address, payload, self._schema, record, offset)
 
 
 class NativeRows:
@@ -114,10 +115,10 @@ def native_decoder(schema: Schema) -> NativeDecoder | None:
 class LongRow:
     """One record that is longer than a block, as scorer.inputs.records.Rows."""
 
-    def __init__(self, shard: Shard, inputs: Mapping[str, int], frames: Frames) -> None:
+    def __init__(self, shard: Shard, schema: Schema, frames: Frames) -> None:
         assert frames.long
         where = frames.record, frames.offset
-        parsed = self._parse(shard, inputs, *frames.long, where)
+        parsed = self._parse(shard, schema, *frames.long, where)
         self.bad: Faults = {0: parsed} if isinstance(parsed, RecordError) else {}
         self._row = Row([], b"", None) if isinstance(parsed, RecordError) else parsed
         fault = self._row.label_fault
@@ -132,16 +133,14 @@ class LongRow:
         return True
 
     @staticmethod
-    def _parse(
-        shard: Shard, inputs: Mapping[str, int], start: int, stop: int, where: tuple[int, int]
-    ) -> Row | RecordError:
-        names = [name.encode() for name in (*inputs, *ID_KEYS, LABELS_KEY)]
+    def _parse(shard: Shard, schema: Schema, start: int, stop: int, where: tuple[int, int]) -> Row | RecordError:
+        names = [name.encode() for name in (*schema.inputs, *ID_KEYS, LABELS_KEY)]
         try:
             payload = shortened(shard.read, start, stop, names, BLOCK_BYTES)
         except InvalidExample as invalid:
             reason = str(invalid)
         else:
-            return parse(shard.address, payload, inputs, *where)
+            return parse(shard.address, payload, schema, *where)
         return RecordError(shard.address, reason, record=where[0], offset=where[1], hints=(Hint.SKIP,))
 
 
@@ -154,7 +153,9 @@ class ExampleOpener:
         self.buffer, self.decoder, self.native = Block(), Decoder(schema), native_decoder(schema)
 
     def __call__(self, source: Source, reader: Reader) -> ExampleReader:
-        return ExampleReader(self, Shard(source, self.buffer, reader))
+        shard = Shard(source, self.buffer, reader)
+        has_frames, _ = frames_in(shard.read(0, HEAD_BYTES))
+        return ExampleReader(self, shard, unread_frames=has_frames and self.schema.level == "auto")
 
     def native_rows(self, native: NativeDecoder) -> NativeRows:
         """Made when first asked for: a batch that is decoded into needs none."""
@@ -165,8 +166,8 @@ class ExampleOpener:
 class ExampleReader:
     """One open TFRecord file of tf.Examples: see scorer.inputs.records.RecordReader."""
 
-    def __init__(self, opener: ExampleOpener, shard: Shard) -> None:
-        self._opener, self._shard = opener, shard
+    def __init__(self, opener: ExampleOpener, shard: Shard, *, unread_frames: bool) -> None:
+        self._opener, self._shard, self._unread_frames = opener, shard, unread_frames
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
 
     @property
@@ -182,7 +183,11 @@ class ExampleReader:
         label_bytes: int,
     ) -> Run:
         native = self._opener.native
-        return native.decode(self._shard, position, features, sizes, rows, label_bytes) if native else NOTHING
+        if native is None or self._shard.descriptor is None:
+            return NOTHING
+        run = native.decode(self._shard, position, features, sizes, rows, label_bytes)
+        run.unread_frames = self._unread_frames
+        return run
 
     def block(self, position: Position) -> DecodedBlock:
         return self._native_block(position) or self._numpy_block(position)
@@ -198,7 +203,7 @@ class ExampleReader:
         if last:
             shard.check_unchanged()
         where = position.shard, shard.size, position.record, position.offset
-        found = DecodedBlock(*where, bounds, last, None, rows)
+        found = DecodedBlock(*where, bounds, last, None, rows, self._unread_frames)
         return found if len(found) else None
 
     def _numpy_block(self, position: Position) -> DecodedBlock:
@@ -206,13 +211,13 @@ class ExampleReader:
         frames = shard.frames(position.offset, position.record)
         rows: Rows
         if frames.long:
-            rows = LongRow(shard, self._opener.schema.inputs, frames)
+            rows = LongRow(shard, self._opener.schema, frames)
         else:
             rows = self._opener.decoder.decode(shard.address, frames)
         if frames.last:
             shard.check_unchanged()
         where = position.shard, shard.size, frames.record, frames.offset
-        return DecodedBlock(*where, frames.bounds, frames.last, frames.lost, rows)
+        return DecodedBlock(*where, frames.bounds, frames.last, frames.lost, rows, self._unread_frames)
 
 
 class _Examples:

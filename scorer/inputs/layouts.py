@@ -364,6 +364,11 @@ def _is_valid_list(block: Block, position: int, stop: int, kind: int) -> bool:
     return True
 
 
+def are_varints(data: memoryview) -> bool:
+    """Whether packed varints are whole, and none too long."""
+    return _PACKED_VARINTS.fullmatch(data) is not None
+
+
 def _enter(data: memoryview, position: int, stop: int, tag: int) -> int:
     """Where the content of the field at `position` starts. Raises ValueError if it does not end at `stop`."""
     start, end = _open(data, position, stop, tag)

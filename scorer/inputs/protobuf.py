@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.inputs.frames import apart, dequantised, list_names
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
+from scorer.inputs.records import Level
 from scorer.kernels.limits import MAX_ID_BYTES
 
 MAX_LABELS = 1 << 16
@@ -43,7 +45,7 @@ class Row:
     label_fault: str = ""
 
 
-def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
+def parse(payload: bytes, inputs: Mapping[str, int], level: Level = "auto") -> Row:
     """One record through protobuf. Raises InvalidExample."""
     from google.protobuf.message import DecodeError
 
@@ -53,11 +55,15 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
         raise InvalidExample(f"not a tf.Example ({error})") from None
     example.DiscardUnknownFields()  # for they would be serialised again below
     features = example.features.feature
+    averages = level == "frame" or (level == "auto" and any(name not in features for name in inputs))
+    floats = _averaged(payload, inputs) if averages else None
     try:
-        floats = [_floats(features, name, width) for name, width in inputs.items()]
+        if level == "frame" and floats is None:
+            raise InvalidExample(f"no frame-level record: there are not all frames; the record has {_names(features)}")
+        floats = floats or [_floats(features, name, width) for name, width in inputs.items()]
         row = Row(floats, _id(features), None)
     except InvalidExample:
-        if frames := _frame_features(payload):
+        if level != "frame" and floats is None and (frames := _frame_features(payload)):
             reason = f"a frame-level record (a SequenceExample of {frames}), not a video-level tf.Example"
             raise FrameLevel(reason) from None
         raise
@@ -66,6 +72,46 @@ def parse(payload: bytes, inputs: Mapping[str, int]) -> Row:
     except InvalidExample as fault:
         row.label_fault = str(fault)
     return row
+
+
+def _averaged(payload: bytes, inputs: Mapping[str, int]) -> list[NDArray[np.float32]] | None:
+    """The means of a SequenceExample's frames, None where it has not all of them. Raises InvalidExample."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        lists = message_type("SequenceExample").FromString(payload).feature_lists.feature_list
+    except DecodeError:
+        return None
+    found = {name: next((each for each in list_names(name) if each in lists), None) for name in inputs}
+    names = [name for name in found.values() if name is not None]
+    if len(names) < len(inputs):
+        return None
+    if fault := apart({name: len(lists[name].feature) for name in names}):
+        raise InvalidExample(fault)
+    return [_mean(name, lists[name].feature, width) for name, width in zip(names, inputs.values(), strict=True)]
+
+
+def _mean(name: str, frames: Any, width: int) -> NDArray[np.float32]:
+    kinds = {frame.WhichOneof("kind") for frame in frames}
+    if kinds == {"bytes_list"}:
+        data = [b"".join(frame.bytes_list.value) for frame in frames]
+        _check_width(name, map(len, data), width)
+        whole = np.frombuffer(b"".join(data), np.uint8).reshape(-1, width)
+        return dequantised(whole.sum(axis=0, dtype=np.uint32), len(frames))
+    if kinds != {"float_list"}:
+        raise InvalidExample(f"the frames of {name!r} are not all bytes or all floats")
+    values = [np.array(frame.float_list.value, np.float32) for frame in frames]
+    _check_width(name, map(len, values), width)
+    if not np.isfinite(values).all():
+        raise InvalidExample(f"the frames of {name!r} hold numbers that are not finite")
+    mean: NDArray[np.float64] = np.array(values, np.float64).sum(axis=0) / len(values)
+    return mean.astype(np.float32)
+
+
+def _check_width(name: str, widths: Iterable[int], width: int) -> None:
+    for number, found in enumerate(widths):
+        if found != width:
+            raise InvalidExample(f"frame {number} of {name!r} holds {found} values, the model wants {width}")
 
 
 def _frame_features(payload: bytes) -> str:

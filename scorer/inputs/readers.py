@@ -11,8 +11,9 @@ from contextlib import closing
 from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
+from scorer.inputs.frame_reader import FRAMES
 from scorer.inputs.position import Position
-from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Opener, RecordFormat, RecordReader, Schema
+from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Level, Opener, RecordFormat, RecordReader, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import starts_with_record
 
@@ -29,9 +30,9 @@ def registered_formats() -> list[RecordFormat]:
     return list(_registered)
 
 
-def _formats() -> list[RecordFormat]:
-    """All formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
-    return [*_registered, EXAMPLES]
+def _formats(level: Level) -> list[RecordFormat]:
+    """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
+    return [*_registered, *{"auto": (FRAMES, EXAMPLES), "video": (EXAMPLES,), "frame": (FRAMES,)}[level]]
 
 
 class RecordReaders:
@@ -39,7 +40,7 @@ class RecordReaders:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._formats = _formats()
+        self._formats = _formats(schema.level)
         self._openers: dict[int, Opener] = {}
 
     def open(self, source: Source) -> RecordReader:

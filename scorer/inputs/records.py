@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,20 @@ Faults: TypeAlias = dict[int, ShardError | RecordError]
 """What is wrong with records, by row."""
 
 
+Level: TypeAlias = Literal["auto", "video", "frame"]
+
+
 @dataclass(frozen=True)
 class Schema:
-    """The features to read. inputs: name of each feature -> its width, in the order of the model."""
+    """The features to read.
+
+    inputs: name of each feature -> its width, in the order of the model.
+    level: whether they are taken from the record itself, as means of its frames, or, with "auto", from what it has: the
+        record itself where it has both.
+    """
 
     inputs: Mapping[str, int]
+    level: Level = "auto"
 
 
 class Rows(Protocol):
@@ -65,6 +74,7 @@ class DecodedBlock:
     record, offset: index and byte of the block's first record in the shard.
     bounds: int64 (n + 1,) from `offset` on, where each of its n records starts, and where the last one ends.
     last: whether the shard ends with this block. lost: why it does so before its last byte.
+    unread_frames: whether there are frames too in a shard whose records have their means.
     """
 
     index: int
@@ -75,6 +85,7 @@ class DecodedBlock:
     last: bool
     lost: ShardError | None
     rows: Rows
+    unread_frames: bool = False
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -99,7 +110,7 @@ class Run:
     """`records` records, one after the other, that have `size` bytes.
 
     ids, labels: those of all that are not bad, joined. labelled: whether one of these has labels at all.
-    bad, label_faults: as in Rows.
+    bad, label_faults: as in Rows. unread_frames: as in DecodedBlock.
     """
 
     records: int
@@ -109,6 +120,7 @@ class Run:
     labelled: bool
     bad: Faults = field(default_factory=dict)
     label_faults: Faults = field(default_factory=dict)
+    unread_frames: bool = False
 
 
 NOTHING = Run(0, b"", b"", 0, False)

@@ -12,7 +12,8 @@ from scorer.outputs.typed import count_of, float_of, text_of, version_of
 
 _FORMAT = 1
 _PLAIN_FORMAT = "pairs"
-"""The rows' format that is not stated."""
+_PLAIN_LEVEL = "auto"
+"""What is not stated: the rows' format, and the level of the records."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Options:
     """What decides the bytes of the rows, and `on_error`. Batch size, workers and threads do not.
 
     model_sha256: of the model's file. provider, runtime: the engine. top_k: labels a video. row_format: its name.
-    on_error: "fail" or "skip".
+    on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it.
     """
 
     model_sha256: str
@@ -45,10 +46,12 @@ class Options:
     top_k: int
     on_error: str
     row_format: str = _PLAIN_FORMAT
+    level: str = _PLAIN_LEVEL
 
     def key(self) -> dict[str, Any]:
         """What two runs of one job have in common: all but `on_error`."""
         stated = {} if self.row_format == _PLAIN_FORMAT else {"format": self.row_format}
+        stated |= {} if self.level == _PLAIN_LEVEL else {"level": self.level}
         return {
             "model_sha256": self.model_sha256,
             "provider": self.provider,
@@ -69,6 +72,7 @@ class Options:
             top_k=count_of(value["top_k"]),
             on_error=text_of(value["on_error"]),
             row_format=text_of(value.get("format", _PLAIN_FORMAT)),
+            level=text_of(value.get("level", _PLAIN_LEVEL)),
         )
 
 

@@ -66,12 +66,20 @@ def options_of(job: Job, predictor: Predictor) -> Options:
     facts = predictor.facts
     if not 1 <= job.top_k <= facts.labels:
         raise UsageError(f"k is {job.top_k}, outside 1..{facts.labels}, the labels of {facts.path}")
-    return Options(facts.sha256, facts.provider, facts.runtime, job.top_k, job.on_error, job.row_format)
+    return Options(facts.sha256, facts.provider, facts.runtime, job.top_k, job.on_error, job.row_format, job.level)
 
 
 def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -> PredictionStream:
     """The predictions for the shards of `job`."""
-    return PredictionStream(predictor, job.shards, job.top_k, workers=job.workers, on_error=job.on_error, log=log)
+    return PredictionStream(
+        predictor,
+        job.shards,
+        job.top_k,
+        workers=job.workers,
+        on_error=job.on_error,
+        level=job.level,
+        log=log,
+    )
 
 
 def open_output(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scorer.inputs.records import Level
 from scorer.inputs.source import Source
 from scorer.job.record import CompletionRecord
 from scorer.outputs.sink import ResumePolicy
@@ -23,6 +24,7 @@ class Job:
     max_errors: more quarantined records than this end the job; None for no limit.
     resume_policy: what to do about an earlier run that did not finish.
     commit_seconds: work that a crash may lose.
+    level: whether features are read from the records, as means of their frames, or as each record has them.
     row_format: the name of a format of scorer/outputs/formats.py.
     """
 
@@ -35,6 +37,7 @@ class Job:
     resume_policy: ResumePolicy = "refuse"
     commit_seconds: float = 1.0
     row_format: str = "pairs"
+    level: Level = "auto"
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ def id_keys(ids: PackedStrings) -> bytes:
     return native.id_keys(ids.data, ids.sizes)
 
 
+def sum_frames(frames: memoryview, header: bytes, first: int, last: int, sums: NDArray[np.uint32]) -> int:
+    return native.sum_frames(frames, header, first, last, sums)
+
+
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
     return native.crc32c(data, crc)
 

@@ -77,6 +77,12 @@ class Loops(Protocol):
     def id_keys(self, ids: PackedStrings, /) -> bytes:
         """A uint64 for each id, little-endian, made of its first KEYED_ID_BYTES bytes, none of which is NUL."""
 
+    def sum_frames(self, frames: memoryview, header: bytes, first: int, last: int, sums: NDArray[np.uint32], /) -> int:
+        """Add the frames first..last-1, as far as there are some, to `sums`, (width,) and zeros before.
+
+        frames: `header` and `width` bytes, over and over. Returns how many there are; -1 where they are anything else.
+        """
+
     def crc32c(self, data: bytes | memoryview, crc: int = 0, /) -> int:
         """CRC32C (RFC 3720, B.4) of bytes whose predecessors' is `crc`."""
 

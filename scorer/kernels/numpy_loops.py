@@ -13,7 +13,17 @@ from scorer.kernels.limits import BIN_SHIFT, HALF_BINS, KEYED_ID_BYTES
 from scorer.kernels.numpy_rows import format_rows
 from scorer.kernels.packed import PackedStrings, check_shapes, metric_record, unpack_varints
 
-__all__ = ["NAME", "check_predictions", "count_metrics", "crc32c", "decode", "format_rows", "id_keys", "metric_records"]
+__all__ = [
+    "NAME",
+    "check_predictions",
+    "count_metrics",
+    "crc32c",
+    "decode",
+    "format_rows",
+    "id_keys",
+    "metric_records",
+    "sum_frames",
+]
 
 Ints: TypeAlias = NDArray[np.int64]
 Floats32: TypeAlias = NDArray[np.float32]
@@ -119,6 +129,17 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return words ^ words >> np.uint64(31)
+
+
+def sum_frames(frames: memoryview, header: bytes, first: int, last: int, sums: NDArray[np.uint32]) -> int:
+    stride = len(header) + len(sums)
+    if len(frames) % stride:
+        return -1
+    rows = np.frombuffer(frames, np.uint8).reshape(-1, stride)
+    if (rows[:, : len(header)] != np.frombuffer(header, np.uint8)).any():
+        return -1
+    sums += rows[first:last, len(header) :].sum(axis=0, dtype=np.uint32)
+    return len(rows)
 
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:

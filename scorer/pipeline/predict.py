@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING, Position
-from scorer.inputs.records import Schema
+from scorer.inputs.records import Level, Schema
 from scorer.inputs.source import Source
 from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order
@@ -62,6 +62,7 @@ class PredictionStream:
         *,
         workers: int | None = None,
         on_error: OnError = "fail",
+        level: Level = "auto",
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """See `scorer.job.spec.Job` for the options; `log` gets a line when workers are started later, or cannot be."""
@@ -69,8 +70,9 @@ class PredictionStream:
         self.known_labels = predictor.facts.labels
         self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
+        self._schema = Schema(predictor.facts.inputs, level)
         self._may_add_workers = workers is None
-        self._label_fault_said = False
+        self._label_fault_said = self._unread_frames_said = False
         on_cpu = predictor.facts.device == "cpu"
         more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
         self._threads = predictor.slots + more
@@ -127,12 +129,15 @@ class PredictionStream:
             if batch.label_faults and not self._label_fault_said:
                 self._label_fault_said = True
                 self._log(f"{batch.label_faults[0].message}: such labels are not used")
+            if batch.unread_frames and not self._unread_frames_said:
+                self._unread_frames_said = True
+                self._log("there are frames beside the means of them; the means are scored")
             yield batch
 
     def _decoded_from(self, start: Position) -> Generator[Batch]:
         yield from batches(
             self._shards,
-            Schema(self._predictor.facts.inputs),
+            self._schema,
             self._predictor.batch_size,
             start=start,
             on_error=self._on_error,
