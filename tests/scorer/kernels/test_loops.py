@@ -30,10 +30,9 @@ def varints(truth: list[list[int]]) -> PackedStrings:
     return PackedStrings.of([b"".join(map(shards.varint, row)) for row in truth])
 
 
-@needs_both
 def test_both_state_the_same_limits() -> None:
-    from scorer.kernels import native
-
+    """Asked of the compiled module itself: where they differ it is not used, and nothing else would compare them."""
+    native = pytest.importorskip("scorer.kernels.native", reason="not compiled here", exc_type=ImportError)
     stated = {name: value for name, value in vars(limits).items() if name.isupper()}
     assert stated == native.LIMITS
 
