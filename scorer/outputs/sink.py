@@ -2,7 +2,7 @@
 
 A new kind of output is one module: a class with these methods, and a function that opens it, registered with
 `scorer.outputs.open.register_sink`. tests/scorer/outputs/toy_sink.py is a short one, whose appends are no bytes;
-every kind goes through tests/scorer/outputs/conformance.py.
+every resumable kind goes through tests/scorer/outputs/test_conformance.py.
 """
 
 from __future__ import annotations
@@ -135,7 +135,10 @@ class Sink(Protocol):
         """Make everything appended so far last."""
 
     def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
-        """What was kept beside the rows so far, to read. "hits" and "quarantine" only where `resumable`."""
+        """What was kept beside the rows so far, to read: a file of the system's, since NumPy reads its descriptor.
+
+        "hits" and "quarantine" only where `resumable`.
+        """
 
     def seal(self) -> Checkpoint:
         """Called once everything is committed: no more rows come. The size and checksum of the whole output."""
