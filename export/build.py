@@ -31,13 +31,12 @@ from export.reduce import reduce
 from export.tracing import Untranslatable, trace
 from export.videos import VideoSample
 from scorer.errors import GateError, ModelError
+from scorer.model.contract import FORMAT
 from scorer.model.model import Model
 from scorer.outputs.atomic import replacing, writing
 from scorer.system.phases import At, nobody, portion
 from train.checkpoint import Checkpoint, digest
 
-FORMAT = "1"
-PRECISIONS = ("fp32", "fp16", "int8")
 _DEVICE_BATCH = 1024  # the largest of the gates, to which a GPU pads all others
 
 

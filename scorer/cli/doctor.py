@@ -118,8 +118,9 @@ def _package(runtime: Any) -> Finding:
 
 
 def _providers(runtime: Any) -> Iterable[Finding]:
+    from scorer.model.devices import CPU, CUDA
     from scorer.model.fp16 import CAST_ONNX
-    from scorer.model.runtime import CPU, CUDA, open_cpu, open_cuda
+    from scorer.model.runtime import open_cpu, open_cuda
 
     yield _tried(CPU, lambda: open_cpu(runtime, CAST_ONNX, 1), "pip install --force-reinstall onnxruntime")
     listed = runtime.get_available_providers()

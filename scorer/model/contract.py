@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import ModelError
+from scorer.model.devices import CPU
 from scorer.model.onnx_file import EXPORT_IT
-from scorer.model.runtime import CPU, Session, first_line
+from scorer.model.runtime import Session, first_line
 
 FORMAT = "1"
 OUTPUTS = ["scores", "labels"]

@@ -9,6 +9,8 @@ from typing import Any
 
 from scorer.errors import DeviceError, UsageError
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""ONNX Runtime's names of them."""
 _DEVICES = re.compile("auto|cpu|cuda(:all|:[0-9]{1,3}(,[0-9]{1,3})*)?")
 
 

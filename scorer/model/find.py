@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from scorer.errors import Hint, ModelError, UsageError
 from scorer.inputs.discover import identity
+from scorer.model.devices import CUDA
 
 if TYPE_CHECKING:
     from scorer.model.model import Model
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parents[1] / "bundled" / "default.onnx"
 _BUNDLED_NAME = "bundled"
 MODELS = Path("models")
-_CUDA = "CUDAExecutionProvider"
 _WEIGHTS = "yt8m.weights_sha256"
 
 
@@ -86,7 +86,7 @@ def provenance(facts: ModelFacts) -> str:
 def _fp16_twin(facts: ModelFacts) -> str | None:
     """The file that `export --precision fp16` writes for the model of `facts`, where CUDA would gain by it."""
     model, precision = facts.metadata.get("yt8m.model", ""), facts.metadata.get("yt8m.precision")
-    if facts.provider != _CUDA or precision == "fp16" or not model.isidentifier():
+    if facts.provider != CUDA or precision == "fp16" or not model.isidentifier():
         return None
     twin = Path(facts.path).with_name(f"{model}.fp16.onnx")
     return str(twin) if _is_file(twin) else None

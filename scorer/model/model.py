@@ -15,10 +15,11 @@ import numpy as np
 from scorer.errors import ModelError, UsageError
 from scorer.kernels import loops
 from scorer.model.arguments import as_features, check_whole_number
+from scorer.model.devices import CUDA
 from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import DeviceOptions, place
 from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
-from scorer.model.runtime import BOTH_INSTALLED, CUDA, import_runtime, installed_runtimes
+from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
 from scorer.model.slots import SlotPool
 
 _LOOKED_AT = 4  # videos of a batch, for values that training did not have

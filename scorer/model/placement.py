@@ -12,14 +12,12 @@ import numpy as np
 from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.arguments import check_whole_number
 from scorer.model.contract import Contract, check_predictions, read_contract
-from scorer.model.devices import Provider, check_device, gpus
+from scorer.model.devices import CPU, CUDA, Provider, check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
 from scorer.model.providers import ProviderSlot, without_default_k
 from scorer.model.runtime import (
-    CPU,
-    CUDA,
     NO_CUDA,
     GpuOptions,
     device_errors,

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from scorer.errors import DeviceError, Hint, ModelError, Yt8mError
+from scorer.model.devices import CPU, CUDA
 from scorer.model.onnx_file import EXPORT_IT, ModelFile
 from scorer.system.cores import unbound
 from scorer.system.packages import install_command
 
 Session: TypeAlias = Any  # onnxruntime.InferenceSession; the package has no type information
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_CUDA = "the onnxruntime installed has no CUDA provider"
 BOTH_INSTALLED = "onnxruntime and onnxruntime-gpu are both installed and overwrite each other"
 
