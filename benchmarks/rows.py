@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from scorer.kernels.numpy_rows import format_rows_plain
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.formats import format_rows
+from scorer.outputs.csv_rows import format_rows
 
 GOAL = 1_000_000  # rows/s
 

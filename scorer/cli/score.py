@@ -31,6 +31,7 @@ examples:
   yt8m score shards -o preds.csv --resume
   find /data -name '*.tfrecord' -print0 | sort -z | yt8m score @- -o preds.csv
   yt8m score shards -o - | head
+  yt8m score shards -o preds.jsonl.gz --names --threshold 0.5
 
 exit codes:
    0  done, every record scored
@@ -73,11 +74,28 @@ def _parser() -> argparse.ArgumentParser:
         help="read the records' own features, or the means of their frames [auto: what they have, the means first]",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
+    _add_output_options(parser.add_argument_group("what is written"))
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
     _add_speed_options(parser.add_argument_group("speed (chosen for model and machine where left out)"))
     parser.add_argument("--quiet", action="store_true", help="errors only: no progress, no summary")
     return parser
+
+
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--top-k", "-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
+    group.add_argument(
+        "--threshold", type=_confidence, default=0.0, metavar="T", help="leave out labels of a lower confidence [0]"
+    )
+    group.add_argument(
+        "--format",
+        metavar="NAME",
+        help="pairs, labels (both .csv) or jsonl; each also .gz or .zst by its name [by the name, else pairs]",
+    )
+    group.add_argument("--names", action="store_true", help="the labels' names too, in jsonl")
+    group.add_argument(
+        "--vocabulary", metavar="FILE", help="those of this CSV file instead of the model's; includes --names"
+    )
 
 
 def _add_model_options(group: argparse._ArgumentGroup) -> None:
@@ -101,7 +119,6 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--tf32", action="store_true", help="on CUDA: faster float32 products, of 10 bits")
     group.add_argument("--gpu-memory", type=_gibibytes, metavar="GIB", help="on CUDA: memory of each GPU to use [all]")
-    group.add_argument("--top-k", type=_at_least(1), default=10, metavar="K", help="labels per video [10]")
 
 
 def _add_error_options(group: argparse._ArgumentGroup) -> None:
@@ -163,6 +180,16 @@ def _provider(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _confidence(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no confidence from 0 to 1")
+    return value
+
+
 def _gibibytes(text: str) -> int:
     """Bytes of `text`, a number of GiB."""
     try:
@@ -179,6 +206,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
 
     from scorer.inputs.discover import find_shards
     from scorer.model.find import check_model_apart, find_model, open_model
+    from scorer.outputs.formats import check_format, format_of
     from scorer.outputs.open import check_output
 
     if options.max_errors is not None and options.on_error == "fail":
@@ -187,6 +215,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
         shards = find_shards(options.shards, options.output, allow_empty=options.allow_empty)
     check_output(options.output)  # what is wrong with it is said before anything is opened
     check_model_apart(find_model(options.model)[0], options.output)
+    row_format = format_of(options.output, options.format)
+    check_format(row_format, names=options.names or bool(options.vocabulary))
 
     from scorer.cli.summary import print_summary
     from scorer.system.memory import give_memory_back
@@ -194,7 +224,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     give_memory_back()
     with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
         model, origin = open_model(options.model, lambda path: _open(path, options))
-    report = _run(_job(options, shards), model, stop, arguments, quiet=options.quiet)
+    job = _job(options, shards, row_format, _names(options, model))
+    report = _run(job, model, stop, arguments, quiet=options.quiet)
     if report is None:
         return stop.exit_code
     if not options.quiet:
@@ -216,7 +247,20 @@ def _open(path: str, options: argparse.Namespace) -> Model:
     )
 
 
-def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
+def _names(options: argparse.Namespace, model: Model) -> Sequence[str] | None:
+    """Of all labels, where they are to be written."""
+    from pathlib import Path
+
+    from scorer.model.vocabulary import read_vocabulary
+
+    if options.vocabulary:
+        return read_vocabulary(Path(options.vocabulary), model.facts.labels)
+    if options.names and model.facts.names is None:
+        raise UsageError(f"{model.facts.path} has no names of labels", remedy="give them with --vocabulary FILE")
+    return model.facts.names if options.names else None
+
+
+def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str, names: Sequence[str] | None) -> Job:
     from scorer.job.spec import Job
 
     return Job(
@@ -228,6 +272,9 @@ def _job(options: argparse.Namespace, shards: Sequence[Source]) -> Job:
         level=options.level,
         max_errors=options.max_errors,
         resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
+        row_format=row_format,
+        threshold=options.threshold,
+        names=names,
     )
 
 

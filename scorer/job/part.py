@@ -17,13 +17,15 @@ from itertools import accumulate, chain
 from scorer.errors import Hint, InputError, ResumeError, UsageError
 from scorer.inputs.position import Position
 from scorer.inputs.source import Source
-from scorer.job.record import CompletionRecord, Options, ShardRecord
+from scorer.job.record import CompletionRecord, Options, ShardRecord, digest_of_names
 from scorer.job.result import PartResult
 from scorer.job.run import open_output, options_of, predictions_of
 from scorer.job.spec import Job, Progress, Stopped
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
+from scorer.outputs.formats import make_format
 from scorer.outputs.memory import MemorySink
+from scorer.outputs.row_format import RowFormat, RowOptions
 from scorer.outputs.sink import Chunk, JobKey, ResumePolicy, ShardId, shard_id
 from scorer.system.signals import StopRequest
 
@@ -92,6 +94,7 @@ def merge(
     *,
     resume_policy: ResumePolicy = "refuse",
     max_errors: int | None = None,
+    names: Sequence[str] | None = None,
     stop: StopRequest | None = None,
 ) -> CompletionRecord:
     """Write the output of a whole job from the results of its parts, in order, one in memory at a time.
@@ -101,7 +104,7 @@ def merge(
 
     Args:
         shards: of the whole job, in order: those that were planned.
-        max_errors, resume_policy: as `Job` has them.
+        max_errors, resume_policy, names: as `Job` has them; the names with which the parts were run.
 
     Raises:
         InputError: a result that is of another job or has other options, or is missing, twice or out of order.
@@ -112,7 +115,8 @@ def merge(
     if (first := next(results, None)) is None:
         raise InputError("there are no parts to merge")
     ids, stop = tuple(shards), stop or StopRequest()
-    with open_output(output, JobKey(first.options.key(), ids), first.options.row_format, resume_policy, stop) as sink:
+    row_format = _format_of(first.options, names)
+    with open_output(output, JobKey(first.options.key(), ids), row_format, resume_policy, stop) as sink:
         writer = JobWriter(sink, ids, first.options, max_errors)
         if sink.completed is None:
             merger = _Merger(writer, ids, first.count, first.options)
@@ -124,6 +128,12 @@ def merge(
                 if merger.missing:
                     raise InputError(merger.missing, remedy="run it, and merge again")
         return writer.complete(output)
+
+
+def _format_of(options: Options, names: Sequence[str] | None) -> RowFormat:
+    if digest_of_names(names) != options.names_sha256:
+        raise UsageError("the parts were run with other names of labels", remedy="give those")
+    return make_format(options.row_format, RowOptions(options.threshold, names))
 
 
 class _Merger:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ class Options:
     """What decides the bytes of the rows, and `on_error`. Batch size, workers and threads do not.
 
     model_sha256: of the model's file. provider, runtime: the engine. top_k: labels a video. row_format: its name.
-    on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it.
+    on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it. threshold: least confidence that is
+    written. names_sha256: see `digest_of_names`; empty where none are written.
     """
 
     model_sha256: str
@@ -47,11 +49,17 @@ class Options:
     on_error: str
     row_format: str = _PLAIN_FORMAT
     level: str = _PLAIN_LEVEL
+    threshold: float = 0.0
+    names_sha256: str = ""
 
     def key(self) -> dict[str, Any]:
         """What two runs of one job have in common: all but `on_error`."""
-        stated = {} if self.row_format == _PLAIN_FORMAT else {"format": self.row_format}
-        stated |= {} if self.level == _PLAIN_LEVEL else {"level": self.level}
+        stated = {
+            **({} if self.row_format == _PLAIN_FORMAT else {"format": self.row_format}),
+            **({} if self.level == _PLAIN_LEVEL else {"level": self.level}),
+            **({"threshold": self.threshold} if self.threshold else {}),
+            **({"names_sha256": self.names_sha256} if self.names_sha256 else {}),
+        }
         return {
             "model_sha256": self.model_sha256,
             "provider": self.provider,
@@ -73,7 +81,14 @@ class Options:
             on_error=text_of(value["on_error"]),
             row_format=text_of(value.get("format", _PLAIN_FORMAT)),
             level=text_of(value.get("level", _PLAIN_LEVEL)),
+            threshold=float_of(value.get("threshold", 0.0)),
+            names_sha256=text_of(value.get("names_sha256", "")),
         )
+
+
+def digest_of_names(names: Sequence[str] | None) -> str:
+    """What tells the names of labels from others; empty for None."""
+    return "" if names is None else hashlib.sha256(json.dumps([*names]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from scorer.errors import UsageError
-from scorer.job.record import Options
+from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
+from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
+from scorer.outputs.row_format import RowFormat, RowOptions
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink, shard_id
 from scorer.pipeline.predict import PredictionStream
 from scorer.system.signals import StopRequest
@@ -45,7 +47,8 @@ def score(
     shards = tuple(map(shard_id, job.shards))
     began = time.monotonic()
     key = JobKey(options.key(), shards)
-    with open_output(job.output, key, job.row_format, job.resume_policy, stop) as sink:
+    row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
+    with open_output(job.output, key, row_format, job.resume_policy, stop) as sink:
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
         predictions = predictions_of(job, predictor, log)
@@ -62,11 +65,27 @@ def score(
 
 
 def options_of(job: Job, predictor: Predictor) -> Options:
-    """What decides the bytes of the rows. Raises UsageError where the model has fewer labels than are asked for."""
+    """What decides the bytes of the rows. Raises UsageError where the model has fewer labels than are asked for, or
+    other than are named, or a threshold that cannot be.
+    """
     facts = predictor.facts
     if not 1 <= job.top_k <= facts.labels:
         raise UsageError(f"k is {job.top_k}, outside 1..{facts.labels}, the labels of {facts.path}")
-    return Options(facts.sha256, facts.provider, facts.runtime, job.top_k, job.on_error, job.row_format, job.level)
+    if not 0 <= job.threshold <= 1:
+        raise UsageError(f"the threshold {job.threshold} is no confidence", remedy="choose one from 0 to 1")
+    if job.names is not None and len(job.names) != facts.labels:
+        raise UsageError(f"{len(job.names)} names for the {facts.labels} labels of {facts.path}")
+    return Options(
+        facts.sha256,
+        facts.provider,
+        facts.runtime,
+        job.top_k,
+        job.on_error,
+        job.row_format,
+        job.level,
+        float(job.threshold),
+        digest_of_names(job.names),
+    )
 
 
 def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -> PredictionStream:
@@ -83,7 +102,7 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
 
 
 def open_output(
-    output: str, key: JobKey, row_format: str, policy: ResumePolicy, stop: StopRequest
+    output: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy, stop: StopRequest
 ) -> AbstractContextManager[Sink]:
     """As `open_sink`; Stopped is raised where `stop` is set while a pipe has no reader."""
 

@@ -25,7 +25,9 @@ class Job:
     resume_policy: what to do about an earlier run that did not finish.
     commit_seconds: work that a crash may lose.
     level: whether features are read from the records, as means of their frames, or as each record has them.
-    row_format: the name of a format of scorer/outputs/formats.py.
+    row_format: a name that scorer.outputs.formats.make_format knows.
+    threshold: labels of a lower confidence are not written, be there none left.
+    names: of all labels, to be written beside them; None for none.
     """
 
     shards: Sequence[Source]
@@ -38,6 +40,8 @@ class Job:
     commit_seconds: float = 1.0
     row_format: str = "pairs"
     level: Level = "auto"
+    threshold: float = 0.0
+    names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

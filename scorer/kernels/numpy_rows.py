@@ -96,16 +96,22 @@ def _id_fields(ids: Sequence[bytes]) -> NDArray[np.bytes_] | None:
 
 
 def _fill_pairs(words: NDArray[np.uint64], labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-    """Write each pair as the words ` label ` and `0.dddddd` into words (n, 2k).
+    """Write each pair as the words ` label ` and `0.dddddd` into words (n, 2k)."""
+    label_words, _, _ = _tables()
+    words[:, 0::2] = label_words.take(labels)
+    words[:, 1::2] = score_words(scores)
+
+
+def score_words(scores: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Each as a word of 8 bytes, `0.dddddd` with the digits that `%f` gives.
 
     A float32 times 10^6 has at most 24 + 14 significant bits: the product is exact in float64, and `rint` breaks ties
     to even as `%f` does.
     """
-    label_words, thousandth_words, digit_words = _tables()
+    _, thousandth_words, digit_words = _tables()
     millionths = np.rint(scores * np.float64(1e6)).astype(np.int64)
     thousandths = millionths // 1000
-    words[:, 0::2] = label_words.take(labels)
-    words[:, 1::2] = thousandth_words.take(thousandths) | digit_words.take(millionths - 1000 * thousandths)
+    return thousandth_words.take(thousandths) | digit_words.take(millionths - 1000 * thousandths)
 
 
 @cache

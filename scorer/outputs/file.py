@@ -7,6 +7,7 @@ For an output `preds.csv` its folder holds, while a job runs or waits to be resu
     .preds.csv.ids                  one 64-bit key per row, to count duplicate ids
     .preds.csv.hits                 where labels are known, what the metrics need of each row
     .preds.csv.journal              the job, then every commit, then the completion record (scorer/outputs/journal.py)
+    .preds.csv.packed               for a moment, where the format is packed in the end, the output made of the rows
     .preds.csv.lock                 who is at it (scorer/outputs/lock.py); gone when nobody is
 
 and once it is done `preds.csv`, `preds.csv.done.json` and, where records were quarantined,
@@ -36,11 +37,19 @@ from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
 from scorer.outputs.append import NOTHING, AppendFile, Checkpoint, holds
 from scorer.outputs.atomic import replace_bytes, sync_folder, writing
-from scorer.outputs.formats import RowFormat
-from scorer.outputs.journal import APPEND_FILES, Journal, commit_line, complete_line, job_line, read_journal
+from scorer.outputs.journal import (
+    APPEND_FILES,
+    Journal,
+    commit_line,
+    complete_line,
+    job_line,
+    packed_line,
+    read_journal,
+)
 from scorer.outputs.lock import owned
 from scorer.outputs.own import NotOwnError, check_own, open_own
 from scorer.outputs.paths import OutputPaths
+from scorer.outputs.row_format import Pack, RowFormat
 from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
 
 
@@ -56,6 +65,7 @@ class FileSink:
         self._paths, self._key, self._format = paths, key, row_format
         self._files: dict[str, AppendFile] = {}
         self._committed: Mapping[str, Checkpoint] = {}
+        self._packed: Checkpoint | None = None
         self._keep = True
 
     @property
@@ -82,14 +92,22 @@ class FileSink:
         self.finished += commit.finished
         self.last, self._keep = commit, True
 
+    def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
+        return self._kept(what)
+
     @contextmanager
-    def kept(self, what: Kept) -> Iterator[BinaryIO]:
+    def _kept(self, what: str) -> Iterator[BinaryIO]:
         path = str(getattr(self._paths, what))  # as text it is the file's name: what is made of it goes beside it
         with self._writing(), open(path, "rb", opener=lambda name, flags: open_own(Path(name), flags)) as file:
             yield file
 
     def seal(self) -> Checkpoint:
-        return self._files["rows"].checkpoint
+        if self._format.pack is None:
+            return self._files["rows"].checkpoint
+        if self._packed is None:
+            with self._writing():
+                self._packed = self._pack(self._format.pack)
+        return self._packed
 
     def complete(self, record: Mapping[str, Any]) -> None:
         """As `Sink` has it. Raises OutputError where what was committed is gone; then nothing was touched, and an older
@@ -97,12 +115,23 @@ class FileSink:
         """
         with self._writing():
             if self.completed is None:
+                self.seal()
                 self._record(complete_line(record))
             self.completed = record
             self._finish(record)
 
     def discard(self) -> None:
         self._keep = False
+
+    def _pack(self, pack: Pack) -> Checkpoint:
+        path = self._paths.packed
+        _remove(path)  # one that a crash left
+        with self._kept("rows") as rows, closing(AppendFile.new(path, _mode_of(self._paths.final))) as packed:
+            pack(rows, packed.append)
+            packed.sync()
+        sync_folder(path.parent)
+        self._record(packed_line(packed.checkpoint))
+        return packed.checkpoint
 
     def start(self) -> None:
         """Begin from nothing: what an earlier run left is removed."""
@@ -135,6 +164,7 @@ class FileSink:
         self.last, self.completed = saved.commit if saved else None, journal.completed
         self.finished = journal.finished[: saved.commit.end.shard if saved else 0]
         self._committed = saved.files if saved else {}
+        self._packed = journal.packed if journal.completed else None
         if self.completed is None:
             with self._writing():
                 self._reopen(saved.end if saved else journal.started)
@@ -165,7 +195,8 @@ class FileSink:
         for index, (was, now) in enumerate(zip_longest(journal.shards, shards)):
             if was != now:
                 raise self._refused(f"shard {index} was {was or 'not there'} and is now {now or 'not there'}")
-        if not journal.is_consistent():
+        packed = journal.packed is not None or journal.completed is None or self._format.pack is None
+        if not (packed and journal.is_consistent()):
             raise self._refused(f"the lines of {self._paths.journal} do not belong together")
 
     def _check_finished(self, journal: Journal) -> None:
@@ -201,6 +232,8 @@ class FileSink:
         """From where to where, and what must be there: the quarantine, if anything is in it, and the rows."""
         paths, files = self._paths, self._committed
         moves = [(paths.rows, paths.final, files["rows"])]
+        if self._packed is not None:
+            moves = [(paths.packed, paths.final, self._packed)]
         if files["quarantine"].length:
             moves.insert(0, (paths.quarantine, paths.final_quarantine, files["quarantine"]))
         return moves
@@ -211,7 +244,7 @@ class FileSink:
 
     def _remove_work(self) -> None:
         _remove(self._paths.journal)  # first: without it the others mean nothing
-        for name in APPEND_FILES:
+        for name in (*APPEND_FILES, "packed"):
             _remove(getattr(self._paths, name))
 
     def _writing(self) -> AbstractContextManager[None]:

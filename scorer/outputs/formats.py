@@ -1,92 +1,100 @@
-"""Predictions -> bytes of the predictions file, a whole batch at a time.
-
-A row is `id,label confidence label confidence ...`, the form of youtube-8m's starter code: `%i %f` pairs joined by a
-space, confidences with six decimals. docs/formats.md has the format in full.
-"""
+"""The forms of the rows by name, and which one a file's name asks for."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scorer.errors import ModelError, UsageError
-from scorer.kernels import loops
+from scorer.errors import UsageError
 from scorer.kernels.packed import PackedStrings
+from scorer.outputs.compression import COMPRESSIONS, packing_with
+from scorer.outputs.csv_rows import LabelsOnly, Pairs
+from scorer.outputs.json_lines import JsonLines
+from scorer.outputs.paths import STANDARD_OUTPUT
+from scorer.outputs.row_format import PLAIN, Labels, Pack, RowFormat, RowOptions, Scores
+
+Maker: TypeAlias = Callable[[RowOptions], RowFormat]
+"""Makes a format. Raises UsageError where it cannot do what the options ask for, or needs a package that is absent."""
+
+DEFAULT = "pairs"
+_EXTENSIONS: Mapping[str, tuple[str, ...]] = {
+    "csv": ("pairs", "labels"),
+    "jsonl": ("jsonl",),
+    "ndjson": ("jsonl",),
+}
+"""Which formats a file of that name may have, the first where none is asked for."""
+
+_formats: dict[str, Maker] = {"pairs": Pairs, "labels": LabelsOnly, "jsonl": JsonLines}
 
 
-class RowFormat(Protocol):
-    """How predictions become the bytes of an output. A new one is one module, registered with `register_format`."""
+def register_format(name: str, maker: Maker) -> None:
+    """Have outputs of the format with this name, which completion records state, written by what `maker` makes."""
+    _formats[name] = maker
 
-    @property
-    def name(self) -> str:
-        """As users say it, and as a completion record has it."""
+
+def make_format(name: str, options: RowOptions = PLAIN) -> RowFormat:
+    """The format of that name, such as "jsonl", or "jsonl.gz" where it is compressed.
+
+    Raises UsageError: there is no such format, or as `Maker` has it.
+    """
+    plain, _, compression = name.partition(".")
+    if plain not in _formats or compression not in ("", *COMPRESSIONS):
+        raise UsageError(f"there is no format {name!r}", remedy=f"choose one of {', '.join(sorted(_formats))}")
+    made = _formats[plain](options)
+    return _Compressed(made, packing_with(COMPRESSIONS[compression]())) if compression else made
+
+
+def check_format(name: str, *, names: bool) -> None:
+    """Say at once what is wrong with a format, with names of labels or without. Raises UsageError."""
+    make_format(name, RowOptions(names=[""] if names else None))
+
+
+def format_of(output: str, asked: str | None = None) -> str:
+    """The name of the format that an output of this name is to have, its compression with it.
+
+    asked: the format without compression, where one was asked for.
+
+    Standard output, and a name without an extension, take any, and the default where none is asked for.
+
+    Raises UsageError: an extension that is not known, where no format is asked for, or one of another format.
+    """
+    if output == STANDARD_OUTPUT:
+        return asked or DEFAULT
+    *_, extension = ["", *PurePath(output).suffixes]
+    compression = extension[1:].lower()
+    if compression in COMPRESSIONS:
+        extension = PurePath(output.removesuffix(extension)).suffix
+    else:
+        compression = ""
+    name = _of_extension(output, extension[1:].lower(), asked)
+    return f"{name}.{compression}" if compression else name
+
+
+def _of_extension(output: str, extension: str, asked: str | None) -> str:
+    if not extension:
+        return asked or DEFAULT
+    formats = _EXTENSIONS.get(extension, ())
+    if asked is None and not formats:
+        known = ", ".join(f".{known}" for known in _EXTENSIONS)
+        ends = " or ".join(f".{end}" for end in COMPRESSIONS)
+        raise UsageError(f"{output}: there is no format of .{extension}", remedy=f"name it {known}, with {ends} or not")
+    if asked and formats and asked not in formats:
+        raise UsageError(f"{output} is to be {asked}, and its name says {formats[0]}", remedy="name it otherwise")
+    return asked or formats[0]
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """The rows of another format, compressed in the end."""
+
+    inner: RowFormat
+    pack: Pack
 
     @property
     def header(self) -> bytes:
-        """What stands before the first row; may be empty."""
+        return self.inner.header
 
-    def rows(self, ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-        """The rows of n videos, whatever n is and whatever came before.
-
-        Args:
-            ids: n ids.
-            labels: int64 (n, k), best first.
-            scores: float32 (n, k) in [0, 1].
-
-        Raises:
-            ModelError: a score that is not in [0, 1].
-        """
-
-
-_formats: dict[str, RowFormat] = {}
-
-
-def register_format(row_format: RowFormat) -> None:
-    """Have outputs of the format with this name written by it."""
-    _formats[row_format.name] = row_format
-
-
-def find_format(name: str) -> RowFormat:
-    """The format of that name. Raises UsageError, which lists those that there are."""
-    if name not in _formats:
-        raise UsageError(f"there is no format {name!r}", remedy=f"choose one of {', '.join(sorted(_formats))}")
-    return _formats[name]
-
-
-class Pairs:
-    """The official form of YouTube-8M's starter code."""
-
-    name = "pairs"
-    header = b"VideoId,LabelConfidencePairs\n"
-
-    def rows(self, ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-        return format_rows(ids, labels, scores)
-
-
-register_format(Pairs())
-
-
-def format_rows(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
-    """The rows of n videos: the same bytes as `scorer.kernels.numpy_rows.format_rows_plain`.
-
-    Args:
-        ids: n ids.
-        labels: int64 (n, k).
-        scores: float32 (n, k) in [0, 1].
-
-    Raises:
-        ModelError: a score that is not in [0, 1].
-        UsageError: shapes that do not belong together.
-    """
-    _check(ids, labels, scores)
-    return loops.active.format_rows(ids, labels, scores)
-
-
-def _check(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-    if labels.ndim != 2 or labels.shape != scores.shape or len(ids) != len(labels):
-        raise UsageError(f"{len(ids)} ids, labels {labels.shape} and scores {scores.shape} do not make rows")
-    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN fails both
-        row = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1))[0]
-        raise ModelError(f"the scores of video {ids.split()[row]!r} are not in [0, 1]", remedy="export the model again")
+    def rows(self, ids: PackedStrings, labels: Labels, scores: Scores) -> bytes:
+        return self.inner.rows(ids, labels, scores)

@@ -1,7 +1,8 @@
 """What a job remembers of itself on disk: a journal that says how far its growing files count.
 
-The journal is JSON, one object a line: first the job, then a line per commit, at last the completion record. Each line
-is flushed to the disk before the next is written, so that only the last one can be torn.
+The journal is JSON, one object a line: first the job, then a line per commit, then, where the rows are packed in the
+end, one of what came of that, at last the completion record. Each line is flushed to the disk before the next is
+written, so that only the last one can be torn.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Journal:
     """What an earlier run wrote, up to its last whole line.
 
     options, shards: the job. saved: the newest commit. before: the newest one that does not lie within the shard which
-    `saved` lies within. finished: all finished shards. completed: the completion record, if it came so far.
+    `saved` lies within. finished: all finished shards. packed: of a format that is packed in the end, its output.
+    completed: the completion record, if it came so far.
     started, end: how far the journal counts after its first line, and in all.
     """
 
@@ -53,6 +55,7 @@ class Journal:
     saved: Saved | None = None
     before: Saved | None = None
     finished: list[tuple[FileStat, int]] = field(default_factory=list)
+    packed: Checkpoint | None = None
     completed: Mapping[str, Any] | None = None
     started: Checkpoint = NOTHING
     end: Checkpoint = NOTHING
@@ -65,6 +68,8 @@ class Journal:
             self.options, self.shards, self.started = _job(value["options"]), [*value["shards"]], self.end
         elif key == "commit":
             self._commit(Saved(_commit(value), _files(value["marks"]), self.end))
+        elif key == "packed":
+            self.packed = _checkpoint(*value)
         elif key == "complete" and isinstance(value, dict):
             self.completed = value
         else:
@@ -184,6 +189,11 @@ def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
             "marks": {name: [files[name].length, files[name].crc] for name in APPEND_FILES},
         },
     )
+
+
+def packed_line(output: Checkpoint) -> bytes:
+    """The line of an output that was packed from its rows and is flushed to the disk."""
+    return _line("packed", [output.length, output.crc])
 
 
 def complete_line(record: Mapping[str, Any]) -> bytes:

@@ -8,13 +8,16 @@ from typing import TypeAlias
 
 from scorer.errors import Hint, UsageError
 from scorer.outputs.file import open_file
-from scorer.outputs.formats import find_format
 from scorer.outputs.paths import output_paths
+from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
 from scorer.outputs.stream import open_stream
 
-Opener: TypeAlias = Callable[[str, JobKey, ResumePolicy], AbstractContextManager[Sink]]
-"""From an address, the job and what to do about an unfinished run to the sink. Raises OutputError or ResumeError."""
+Opener: TypeAlias = Callable[[str, JobKey, RowFormat, ResumePolicy], AbstractContextManager[Sink]]
+"""From an address, the job, the form of the rows and what to do about an unfinished run to the sink.
+
+Raises OutputError or ResumeError.
+"""
 
 _openers: dict[str, Opener] = {}
 
@@ -31,23 +34,25 @@ def check_output(output: str) -> None:
 
 
 def open_sink(
-    output: str, key: JobKey, row_format: str, policy: ResumePolicy, wait: Callable[[], None]
+    output: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy, wait: Callable[[], None]
 ) -> AbstractContextManager[Sink]:
-    """The sink that writes `output` in the format of that name; `wait` as for `open_stream`.
+    """The sink that writes `output` in this format; `wait` as for `open_stream`.
 
     Raises:
         OutputError: it cannot be written.
         ResumeError: as `open_file`.
-        UsageError: a format that there is none of, or to resume what cannot be.
+        UsageError: to resume what cannot be, or a format that only a file can have.
     """
     if (opener := _opener(output)) is not None:
-        return opener(output, key, policy)
+        return opener(output, key, row_format, policy)
     paths = output_paths(output)
     if paths is not None:
-        return open_file(paths, key, find_format(row_format), policy)
+        return open_file(paths, key, row_format, policy)
     if policy == "resume":
         raise UsageError(f"only a file can be resumed, and {output} is none", hints=(Hint.NO_RESUME,))
-    return open_stream(output, find_format(row_format), wait)
+    if row_format.pack is not None:
+        raise UsageError(f"{output} takes rows as they come, none that are packed", remedy="name a file")
+    return open_stream(output, row_format, wait)
 
 
 def _opener(output: str) -> Opener | None:

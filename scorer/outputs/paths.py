@@ -37,6 +37,10 @@ class OutputPaths:
         return self._hidden("hits")
 
     @property
+    def packed(self) -> Path:
+        return self._hidden("packed")
+
+    @property
     def journal(self) -> Path:
         return self._hidden("journal")
 

@@ -14,8 +14,8 @@ from scorer.errors import OutputError
 from scorer.inputs.source import FileStat
 from scorer.outputs.append import NOTHING, Checkpoint
 from scorer.outputs.atomic import write_all
-from scorer.outputs.formats import RowFormat
 from scorer.outputs.paths import STANDARD_OUTPUT
+from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import Chunk, Commit, Kept
 from scorer.system.terminal import print_stderr
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from scorer.errors import UsageError
 
 NAME = "yt8m-edge"
 _CHECKOUT = Path(__file__).parents[2]
@@ -46,3 +50,11 @@ def _source() -> str:
         return unquote(urlsplit(url).path)
     kind = origin.get("vcs_info", {}).get("vcs")
     return f"{kind}+{url}" if kind else url
+
+
+def required(module: str, extra: str, what: str) -> Any:
+    """The optional `module`. Raises UsageError where it is absent, which names the extra that `what` needs."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UsageError(f"{what} needs {module}, which is not installed", remedy=install_command(extra)) from None

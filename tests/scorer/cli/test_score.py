@@ -171,6 +171,18 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "model without metadata": (lambda: ["-o", "preds.csv", "--model", bare_model()], 6, r"bare\.onnx"),
     "absent device": (lambda: ["-o", "preds.csv", "--device", "cuda:99"], 7, "cuda:99|CUDA"),
     "unknown device": (lambda: ["-o", "preds.csv", "--device", "abacus"], 2, "abacus"),
+    "unknown extension": (lambda: ["-o", "preds.xlsx"], 2, r"no format of \.xlsx; name it \.csv, "),
+    "unknown format": (lambda: ["-o", "preds.txt", "--format", "xlsx"], 2, "no format 'xlsx'; choose one of"),
+    "format of another name": (lambda: ["-o", "preds.csv", "--format", "jsonl"], 2, "its name says pairs"),
+    "compressed stream": (
+        lambda: ["-o", "-", "--format", "jsonl.gz"],
+        2,
+        "- takes rows as they come, none that are packed; name a file",
+    ),
+    "names in CSV": (lambda: ["-o", "preds.csv", "--names"], 2, "hold no names of labels; choose jsonl"),
+    "no names": (lambda: ["-o", "preds.jsonl", "--names"], 2, "has no names of labels; give them with --vocabulary"),
+    "absent vocabulary": (lambda: ["-o", "preds.jsonl", "--vocabulary", "absent.csv"], 3, "absent.csv: No such file"),
+    "threshold": (lambda: ["-o", "preds.csv", "--threshold", "50"], 2, "'50' is no confidence from 0 to 1"),
     "output in no folder": (lambda: ["-o", "absent/preds.csv"], 8, r"there is no folder .*absent"),
     "output is a folder": (lambda: ["-o", folder("out")], 8, "out is a folder"),
     "output ends with /": (lambda: ["-o", "absent/"], 8, "absent/ is a folder"),
@@ -473,3 +485,22 @@ def test_numpy_starts_no_threads(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.stdout == "1\n"
+
+
+def test_json_lines_with_the_names_of_a_vocabulary(run: Callable[..., Outcome]) -> None:
+    good()
+    Path("names.csv").write_text("Index,Name\n" + "".join(f"{label},label {label}\n" for label in range(LABELS)))
+    assert run("good.tfrecord", "-o", "preds.jsonl", "--vocabulary", "names.csv", "-k", "3").code == 0
+    rows = [json.loads(line) for line in Path("preds.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"v{row}" for row in range(5)]
+    assert all(row["names"] == [f"label {label}" for label in row["labels"]] for row in rows)
+    assert all(len(row["labels"]) == len(row["scores"]) == 3 for row in rows)
+    stated = json.loads(Path("preds.jsonl.done.json").read_text())["options"]
+    assert (stated["format"], len(stated["names_sha256"])) == ("jsonl", 64)
+
+
+def test_labels_above_a_threshold(run: Callable[..., Outcome]) -> None:
+    good()
+    assert run("good.tfrecord", "-o", "preds.csv", "--format", "labels", "--threshold", "1").code == 0
+    assert Path("preds.csv").read_text() == "VideoId,Label\n" + "".join(f"v{row},\n" for row in range(5))
+    assert json.loads(Path("preds.csv.done.json").read_text())["options"]["threshold"] == 1.0

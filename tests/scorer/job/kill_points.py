@@ -1,6 +1,6 @@
 """Die by SIGKILL at each call that reaches the disk, one after another, then resume and compare.
 
-    python -m tests.scorer.job.kill_points
+    python -m tests.scorer.job.kill_points [FORMAT]
 
 Each trial runs in a fork of this process, which has neither threads nor ONNX Runtime. A trial dies at call i of a job,
 dies again at call j of the resumed job, and is then finished.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -72,27 +73,34 @@ def each_batch_on_its_own() -> AbstractContextManager[object]:
     return mock.patch("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
 
 
-def faulty_job(paths: list[str], folder: Path, *, old: bool) -> Job:
+def faulty_job(paths: list[str], folder: Path, *, old: bool, row_format: str = "pairs") -> Job:
     """A job over `faulty_shards` that resumes where it can and commits after every batch of 8."""
     folder.mkdir(parents=True)
     output = folder / "preds.csv"
     if old:
         output.write_bytes(OLD)
-    return Job(shards.sources(paths), str(output), on_error="skip", commit_seconds=0.0, resume_policy="resume")
+    return Job(
+        shards.sources(paths),
+        str(output),
+        on_error="skip",
+        commit_seconds=0.0,
+        resume_policy="resume",
+        row_format=row_format,
+    )
 
 
-def kill_everywhere(folder: Path) -> int:
+def kill_everywhere(folder: Path, row_format: str) -> int:
     """How many kills were survived: one at each call, each followed by one at a call of the resumed job.
 
     Raises AssertionError where the output is neither the old file nor whole, or a byte differs in the end.
     """
     paths = faulty_shards(folder / "shards")
-    whole = faulty_job(paths, folder / "whole", old=False)
+    whole = faulty_job(paths, folder / "whole", old=False, row_format=row_format)
     do(whole)
     expected = files_of(Path(whole.output))
     kills = 0
     for at in range(1, 10_000):
-        job = faulty_job(paths, folder / str(at), old=at % 2 == 0)
+        job = faulty_job(paths, folder / str(at), old=at % 2 == 0, row_format=row_format)
         if not _dies(job, at):
             break
         _check(Path(job.output), expected)
@@ -122,8 +130,9 @@ def _check(output: Path, expected: dict[str, bytes]) -> None:
 
 
 def main() -> None:
+    row_format = sys.argv[1] if len(sys.argv) > 1 else "pairs"
     with tempfile.TemporaryDirectory() as folder, each_batch_on_its_own():
-        print(f"{kill_everywhere(Path(folder))} kills, 0 bytes differ")
+        print(f"{kill_everywhere(Path(folder), row_format)} kills, 0 bytes differ")
 
 
 if __name__ == "__main__":

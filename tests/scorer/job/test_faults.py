@@ -54,8 +54,10 @@ def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
     assert at > 50, "nothing failed"
 
 
-def test_a_kill_at_every_call_loses_nothing() -> None:
-    result = subprocess.run([sys.executable, "-m", "tests.scorer.job.kill_points"], capture_output=True, text=True)
+@pytest.mark.parametrize("row_format", ["pairs", "jsonl.gz"])
+def test_a_kill_at_every_call_loses_nothing(row_format: str) -> None:
+    command = [sys.executable, "-m", "tests.scorer.job.kill_points", row_format]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[0])
     assert kills > 100, result.stdout

@@ -11,10 +11,11 @@ import pytest
 
 from scorer.errors import ResumeError, UsageError
 from scorer.job.part import merge, plan, run_part
+from scorer.job.result import PartResult
 from scorer.job.spec import Job
 from scorer.outputs.sink import shard_id
 from tests import shards
-from tests.scorer.fakes import FakePredictor, do, write_shards
+from tests.scorer.fakes import LABELS, FakePredictor, do, write_shards
 from tests.scorer.job.test_resume import FailingModel
 from tests.scorer.outputs import toy_format, toy_sink  # noqa: F401
 
@@ -52,7 +53,7 @@ def test_rows_of_another_form_are_resumed_and_not_mixed(job: Job, tmp_path: Path
 
 
 def test_a_format_that_there_is_none_of(job: Job) -> None:
-    with pytest.raises(UsageError, match="there is no format 'xlsx'; choose one of pairs"):
+    with pytest.raises(UsageError, match="there is no format 'xlsx'; choose one of jsonl, labels, pairs"):
         do(replace(job, row_format="xlsx"))
 
 
@@ -88,3 +89,30 @@ def test_parts_merge_into_an_output_of_another_kind(job: Job) -> None:
     merge(parts, [*map(shard_id, job.shards)], "toy://merged")
     do(replace(job, output="toy://alone"))
     assert rows_of(toy_sink.TABLES["toy://merged"]) == rows_of(toy_sink.TABLES["toy://alone"])
+
+
+def test_parts_merge_into_packed_rows_with_names(job: Job, tmp_path: Path) -> None:
+    names = [f"label {label}" for label in range(LABELS)]
+    named = replace(job, row_format="jsonl.gz", threshold=0.4, names=names)
+    parts = [run_part(named, part, FakePredictor()) for part in plan(job.shards, 2)]
+    parts = [PartResult.from_bytes(part.to_bytes()) for part in parts]
+    ids = [*map(shard_id, job.shards)]
+    with pytest.raises(UsageError, match="the parts were run with other names of labels"):
+        merge(parts, ids, str(tmp_path / "merged.jsonl.gz"))
+    merge(parts, ids, str(tmp_path / "merged.jsonl.gz"), names=names)
+    do(replace(named, output=str(tmp_path / "alone.jsonl.gz")))
+    assert (tmp_path / "merged.jsonl.gz").read_bytes() == (tmp_path / "alone.jsonl.gz").read_bytes()
+
+
+def test_another_threshold_or_other_names_do_not_resume(job: Job) -> None:
+    named = replace(job, row_format="jsonl", threshold=0.4, names=["a"] * LABELS)
+    with pytest.raises(Exception, match="fell off"):
+        do(named, FailingModel(2))
+    with pytest.raises(ResumeError, match=r"threshold was 0\.4 and is now 0\.5"):
+        do(replace(named, threshold=0.5, resume_policy="resume"))
+    with pytest.raises(ResumeError, match="names_sha256 was"):
+        do(replace(named, names=["b"] * LABELS, resume_policy="resume"))
+    with pytest.raises(UsageError, match="1 names for the 30 labels"):
+        do(replace(named, names=["b"]))
+    with pytest.raises(UsageError, match=r"the threshold 2 is no confidence"):
+        do(replace(named, threshold=2))

@@ -18,7 +18,8 @@ from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.formats import find_format
+from scorer.outputs.csv_rows import Pairs
+from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
 from scorer.outputs.sink import Chunk, Commit, JobKey, ResumePolicy, ShardId, Sink
 from tests.scorer.outputs import toy_sink
@@ -124,14 +125,17 @@ class Harness(Protocol):
 
 
 class FileHarness:
+    name = "preds.csv"
+    row_format = "pairs"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "out"
         self.folder.mkdir()
         self._snapshots = folder / "snapshots"
-        self.path = self.folder / "preds.csv"
+        self.path = self.folder / self.name
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
-        return open_sink(str(self.path), job, "pairs", policy, lambda: None)
+        return open_sink(str(self.path), job, make_format(self.row_format), policy, lambda: None)
 
     def snapshot(self) -> Path:
         self._snapshots.mkdir(exist_ok=True)
@@ -151,14 +155,29 @@ class FileHarness:
 
         if not self.path.exists():
             return None
+        done = self.path.with_name(f"{self.name}.done.json")
+        return self.rows(), json.loads(done.read_bytes())
+
+    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
         lines = self.path.read_bytes().splitlines(keepends=True)
-        assert lines[0] == find_format("pairs").header
-        done = self.path.with_name("preds.csv.done.json")
-        return [_parsed(line) for line in lines[1:]], json.loads(done.read_bytes())
+        assert lines[0] == Pairs.header
+        return [_parsed(line) for line in lines[1:]]
 
     def unfinished(self) -> Sequence[str]:
-        mine = {"preds.csv", "preds.csv.done.json", "preds.csv.quarantine.jsonl"}
+        mine = {self.name, f"{self.name}.done.json", f"{self.name}.quarantine.jsonl"}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in mine)
+
+
+class GzipHarness(FileHarness):
+    name = "preds.jsonl.gz"
+    row_format = "jsonl.gz"
+
+    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
+        import gzip
+        import json
+
+        found = [json.loads(line) for line in gzip.decompress(self.path.read_bytes()).splitlines()]
+        return [(row["id"].encode(), row["labels"], row["scores"]) for row in found]
 
 
 class ToyHarness:
@@ -166,7 +185,7 @@ class ToyHarness:
         self._name = f"toy://{folder}"
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
-        return open_sink(self._name, job, "pairs", policy, lambda: None)
+        return open_sink(self._name, job, Pairs(), policy, lambda: None)
 
     def snapshot(self) -> Any:
         return copy.deepcopy((toy_sink.WORK.get(self._name), toy_sink.TABLES.get(self._name)))
@@ -191,7 +210,11 @@ class ToyHarness:
         return [name for name in toy_sink.WORK if name == self._name]
 
 
-HARNESSES: dict[str, type[FileHarness] | type[ToyHarness]] = {"file": FileHarness, "toy": ToyHarness}
+HARNESSES: dict[str, type[FileHarness] | type[ToyHarness]] = {
+    "file": FileHarness,
+    "gzip": GzipHarness,
+    "toy": ToyHarness,
+}
 
 
 def _parsed(line: bytes) -> tuple[bytes, list[int], list[float]]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scorer.errors import ModelError, UsageError
 from scorer.kernels.numpy_rows import format_rows_plain, quote_id
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs import formats as module
-from scorer.outputs.formats import Pairs
+from scorer.outputs import csv_rows as module
+from scorer.outputs.csv_rows import Pairs
 from tests.loops import loops  # noqa: F401
 
 Table = tuple[list[bytes], NDArray[np.int64], NDArray[np.float32]]

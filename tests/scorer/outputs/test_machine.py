@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, Harness, ToyHarness, key, record
+from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, GzipHarness, Harness, ToyHarness, key, record
 from tests.scorer.outputs.test_conformance import exactly
 
 
@@ -108,11 +108,16 @@ class FileMachine(SinkMachine):
     make = FileHarness
 
 
+class GzipMachine(SinkMachine):
+    make = GzipHarness
+
+
 class ToyMachine(SinkMachine):
     make = ToyHarness
 
 
 TestFileSink = FileMachine.TestCase
+TestGzipSink = GzipMachine.TestCase
 TestToySink = ToyMachine.TestCase
-TestFileSink.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestFileSink.settings = TestGzipSink.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 TestToySink.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

@@ -10,12 +10,12 @@ from scorer.outputs.formats import register_format
 
 
 class Best:
-    name = "toy-best"
     header = b""
+    pack = None
 
     def rows(self, ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[np.float32]) -> bytes:
         pairs = zip(ids.split(), labels[:, 0].tolist(), strict=True)
         return b"".join(b"%s\t%d\n" % pair for pair in pairs)
 
 
-register_format(Best())
+register_format("toy-best", lambda options: Best())

@@ -18,6 +18,7 @@ from scorer.errors import ResumeError
 from scorer.inputs.source import FileStat
 from scorer.outputs.append import Checkpoint
 from scorer.outputs.open import register_sink
+from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
 
 
@@ -125,7 +126,7 @@ def _as_file(data: bytes) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_toy(name: str, key: JobKey, policy: ResumePolicy) -> Iterator[ToySink]:
+def open_toy(name: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy) -> Iterator[ToySink]:
     if name in _owned:
         raise ResumeError(f"{name} is being written", remedy="wait for it to end")
     work = WORK.get(name)
