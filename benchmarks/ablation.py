@@ -62,7 +62,7 @@ OURS: Recipe = (
 in batches and from output weights that suit so few epochs."""
 
 Changes = dict[str, dict[str, Any]]
-_MENDED: Changes = {
+_FIXED: Changes = {
     "as it is": {},
     "BatchNorm momentum 0.9": {"bn_momentum": 0.1},
     "bias at the log odds": {"bias": "prior"},
@@ -71,7 +71,7 @@ _MENDED: Changes = {
 SIDES: dict[str, tuple[Recipe, Changes]] = {
     "report": (
         THEIRS,
-        _MENDED
+        _FIXED
         | {
             "merge-and-run form": {"form": "run"},
             "batch 1,024": {"batch": 1024},
@@ -79,7 +79,7 @@ SIDES: dict[str, tuple[Recipe, Changes]] = {
             "binary cross-entropy": {"loss": "bce"},
         },
     ),
-    "report, deeper": (THEIRS, {change: DEEP | values for change, values in _MENDED.items()}),
+    "report, deeper": (THEIRS, {change: DEEP | values for change, values in _FIXED.items()}),
     "ours": (
         OURS,
         {

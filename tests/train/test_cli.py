@@ -227,7 +227,7 @@ def test_an_unfinished_run_of_a_later_model_is_in_the_way_at_once(capsys: pytest
     assert not Path("runs/dmrnet").exists()
 
 
-def test_the_printed_command_goes_on_where_a_later_model_has_an_older_run(
+def test_the_printed_command_resumes_where_a_later_model_has_an_older_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first command resumes what was begun; the second replaces the older run, as the stopped command would."""

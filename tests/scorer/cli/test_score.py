@@ -151,7 +151,7 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "a thousand workers": (lambda: ["-o", "preds.csv", "--workers", "1000"], 2, "1000 is more than 64"),
     "a huge batch": (lambda: ["-o", "preds.csv", "--batch-size", "9999999999"], 2, "9999999999 is more than"),
     "batch size": (lambda: ["-o", "preds.csv", "--batch-size", "many"], 2, "'many' is no whole number"),
-    "both leftovers": (lambda: ["-o", "preds.csv", "--resume", "--restart"], 2, "not allowed with"),
+    "both resume policies": (lambda: ["-o", "preds.csv", "--resume", "--restart"], 2, "not allowed with"),
     "errors that stop": (
         lambda: ["-o", "preds.csv", "--max-errors", "3"],
         2,

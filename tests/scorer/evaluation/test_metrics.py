@@ -95,7 +95,7 @@ def test_exact_metrics_equal_the_naive_ones(case: Case) -> None:
 
 
 @given(cases(), st.integers(1, 6))
-def test_streaming_equals_exact_but_for_gap_within_a_bin(case: Case, size: int) -> None:
+def test_streaming_equals_exact_except_for_gap_within_a_bin(case: Case, size: int) -> None:
     labels, scores, truth = case
     scores = np.float32(2) ** np.round(-20 * scores)  # one value per bin, so that GAP is exact too
     metrics = Metrics(K)

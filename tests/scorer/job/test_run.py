@@ -59,11 +59,11 @@ def quarantine_of(job: Job) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 30, 1000])
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("together", [1, 20, 2048])
+@pytest.mark.parametrize("coalesced", [1, 20, 2048])
 def test_rows_do_not_depend_on_batches_and_slots(
-    job: Job, batch_size: int, slots: int, together: int, monkeypatch: pytest.MonkeyPatch
+    job: Job, batch_size: int, slots: int, coalesced: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", together)
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", coalesced)
     do(job)
     again = other(job, "again.csv")
     do(again, FakePredictor(batch_size, slots))
@@ -189,7 +189,7 @@ def test_the_model_decides_how_many_labels_there_are(job: Job) -> None:
         do(replace(job, top_k=31))
 
 
-def test_a_shard_that_vanishes_is_an_input_error_and_the_job_goes_on_once_it_is_back(job: Job) -> None:
+def test_a_shard_that_vanishes_is_an_input_error_and_the_job_resumes_once_it_is_back(job: Job) -> None:
     lost = Path(job.shards[2].address)
     data = lost.read_bytes()
 

@@ -101,7 +101,7 @@ def test_an_unfinished_run_that_committed_nothing_is_no_obstacle(harness: Harnes
     assert harness.output() == (exactly(ALL), record())
 
 
-def test_restart_begins_anew(harness: Harness) -> None:
+def test_restart_begins_from_nothing(harness: Harness) -> None:
     crash_after(harness, 6)
     with harness.open(key(), "restart") as sink:
         assert sink.last is None
