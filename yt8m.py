@@ -28,6 +28,7 @@ COMMANDS = {
     "train": ("train.cli", "train DMRNet, LSTM and BiLSTM on TFRecord shards -> runs/"),
     "export": ("export.cli", "turn a trained model into one checked ONNX file -> models/"),
     "score": ("scorer.cli.score", "label the videos of shards with an ONNX file -> predictions"),
+    "merge": ("scorer.cli.merge", "join the parts of score --part into the predictions of one run"),
     "doctor": ("scorer.cli.doctor", "say what is installed, what works, what fixes the rest"),
     "inspect": ("scorer.cli.inspection", "print an ONNX file's contract, metadata and reports"),
 }

@@ -20,3 +20,5 @@ SCORE = {
 """In the order of an error's hints they follow its remedy: see `Yt8mError.line`."""
 
 INSPECT = {Hint.OTHER_MODEL: "or name a model"}
+
+MERGE = {hint: SCORE[hint] for hint in (Hint.MORE_ERRORS, Hint.RESUME, Hint.RESUME_LATER, Hint.RESTART, Hint.NO_RESUME)}

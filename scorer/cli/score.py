@@ -8,7 +8,8 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from scorer.cli.command import Parser, run, typed_as
 from scorer.cli.remedies import SCORE
@@ -18,10 +19,11 @@ from scorer.system.terminal import hold_standard_descriptors, print_stderr, take
 
 if TYPE_CHECKING:
     from scorer.inputs.source import Source
-    from scorer.job.spec import Job, Progress, Report
+    from scorer.job.spec import Job, Progress
     from scorer.model.model import Model
 
 _MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
+_MOST_PARTS = 1_000_000
 
 _EPILOG = """\
 examples:
@@ -32,6 +34,7 @@ examples:
   find /data -name '*.tfrecord' -print0 | sort -z | yt8m score @- -o preds.csv
   yt8m score shards -o - | head
   yt8m score shards -o preds.jsonl.gz --names --threshold 0.5
+  yt8m score shards -o preds.csv --part 3/16
 
 exit codes:
    0  done, every record scored
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
     _add_speed_options(parser.add_argument_group("speed (chosen for model and machine where left out)"))
+    _add_scale_options(parser.add_argument_group("more than one machine"))
     parser.add_argument("--quiet", action="store_true", help="errors only: no progress, no summary")
     return parser
 
@@ -151,6 +155,23 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_scale_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="only part I of N, to FILE.part-I-of-N; yt8m merge joins them",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Index and count of I/N, where I counts from 1."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count) <= _MOST_PARTS):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of 1/N to N/N")
+    return int(index) - 1, int(count)
+
+
 def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -219,13 +240,17 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     check_format(row_format, names=options.names or bool(options.vocabulary))
 
     from scorer.cli.summary import print_summary
+    from scorer.job.run import score
     from scorer.system.memory import give_memory_back
 
     give_memory_back()
     with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
         model, origin = open_model(options.model, lambda path: _open(path, options))
     job = _job(options, shards, row_format, _names(options, model))
-    report = _run(job, model, stop, arguments, quiet=options.quiet)
+    log = _log_of(options)
+    if options.part:
+        return _score_part(options, job, model, origin, stop, arguments)
+    report = _run(job, arguments, options.quiet, lambda watch: score(job, model, stop, watch, log))
     if report is None:
         return stop.exit_code
     if not options.quiet:
@@ -278,20 +303,46 @@ def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str,
     )
 
 
-def _run(job: Job, model: Model, stop: StopRequest, arguments: Sequence[str], *, quiet: bool) -> Report | None:
-    """The report, or None where a signal ended the job."""
-    from scorer.job.run import score
+def _score_part(
+    options: argparse.Namespace, job: Job, model: Model, origin: str, stop: StopRequest, arguments: Sequence[str]
+) -> int:
+    from scorer.cli.summary import print_part_summary
+    from scorer.job.job_array import score_part
+    from scorer.job.part import plan
+
+    log, (index, count) = _log_of(options), options.part
+    part = plan(job.shards, count)[index]
+    own = replace(job, shards=part.shards)  # what the bar shows
+    report = _run(own, arguments, options.quiet, lambda watch: score_part(job, part, model, stop, watch, log))
+    if report is None:
+        return stop.exit_code
+    if not options.quiet:
+        print_part_summary(report, model, origin)
+    return PARTIAL_SUCCESS if report.quarantined else 0
+
+
+_Report = TypeVar("_Report")
+
+
+def _run(
+    job: Job, arguments: Sequence[str], quiet: bool, action: Callable[[Callable[[Progress], None]], _Report]
+) -> _Report | None:
+    """What `action` reports, given what shows the progress of `job`; None where a signal ended it."""
     from scorer.job.spec import Stopped
 
     try:
         with _bar(job, quiet) as watch:
-            return score(job, model, stop, watch, lambda line: None if quiet else _report(f"score: {line}"))
+            return action(watch)
     except Stopped as stopped:
         if stopped.scored:
             _report(f"score: {stopped.scored:,} videos are kept; resume with: {_resuming(arguments)}")
         else:
             _report("score: stopped before anything was kept")
         return None
+
+
+def _log_of(options: argparse.Namespace) -> Callable[[str], None]:
+    return lambda line: None if options.quiet else _report(f"score: {line}")
 
 
 def _resuming(arguments: Sequence[str]) -> str:

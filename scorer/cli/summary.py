@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from scorer.system.terminal import print_lines
 
 if TYPE_CHECKING:
+    from scorer.job.job_array import PartReport
     from scorer.job.record import CompletionRecord
     from scorer.job.spec import Report
     from scorer.model.model import Model
@@ -27,7 +28,7 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
     if report.resumed:
         lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
     if record.metrics:
-        lines.append(("quality", "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())))
+        lines.append(("quality", _quality(record)))
     if record.unknown_labels:
         known = f"the {model.facts.labels:,} labels of the model"
         lines.append(("note", f"{record.unknown_labels:,} true labels are none of {known}: another vocabulary?"))
@@ -37,11 +38,47 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
     print_lines(lines)
 
 
+def print_part_summary(report: PartReport, model: Model, origin: str) -> None:
+    """As `print_summary`, of one part of a job."""
+    here = report.scored - report.resumed
+    rate = f", {here / report.seconds:,.0f} videos/s" if report.seconds else ""
+    lines = [
+        ("model", f"{model.facts.path} ({origin})"),
+        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
+        ("speed", f"{here:,} videos in {report.seconds:.1f} s{rate}, batches of {report.batch_size:,}"),
+        ("records", _count(report.scored, report.quarantined)),
+    ]
+    lines += [("note", note) for note in model.notes]
+    if report.resumed:
+        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
+    print_lines([*lines, ("written", f"{report.path}; yt8m merge joins the parts")])
+
+
+def print_merge_summary(record: CompletionRecord, output: str) -> None:
+    """What a merge wrote."""
+    lines = [("records", _counts(record))]
+    if record.metrics:
+        lines.append(("quality", _quality(record)))
+    if record.unknown_labels:
+        lines.append(("note", f"{record.unknown_labels:,} true labels are none of the model's: another vocabulary?"))
+    lines.append(("written", f"{output} ({record.output.bytes:,} bytes)"))
+    print_lines(lines)
+
+
+def _quality(record: CompletionRecord) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
+
+
 def _how(report: Report) -> str:
     workers = f", {report.workers} decoding processes" if report.workers else ""
     return f"batches of {report.batch_size:,}{workers}"
 
 
 def _counts(record: CompletionRecord) -> str:
-    text = f"{record.read:,} read = {record.scored:,} scored + {record.quarantined:,} quarantined"
-    return text + (f"; {record.duplicates:,} rows repeat an id" if record.duplicates else "")
+    return _count(record.scored, record.quarantined) + (
+        f"; {record.duplicates:,} rows repeat an id" if record.duplicates else ""
+    )
+
+
+def _count(scored: int, quarantined: int) -> str:
+    return f"{scored + quarantined:,} read = {scored:,} scored + {quarantined:,} quarantined"

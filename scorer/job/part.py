@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import Protocol
 
 from scorer.errors import Hint, InputError, ResumeError, UsageError
 from scorer.inputs.position import Position
@@ -20,8 +21,8 @@ from scorer.inputs.source import Source
 from scorer.job.record import CompletionRecord, Options, ShardRecord, digest_of_names
 from scorer.job.result import PartResult
 from scorer.job.run import open_output, options_of, predictions_of
-from scorer.job.spec import Job, Progress, Stopped
-from scorer.job.writer import JobWriter
+from scorer.job.spec import Job, Progress
+from scorer.job.writer import JobWriter, chunks_of
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import make_format
 from scorer.outputs.memory import MemorySink
@@ -53,14 +54,16 @@ def plan(shards: Sequence[Source], count: int) -> list[Part]:
     of_part: list[list[Source]] = [[] for _ in range(count)]
     for shard, middle in zip(shards, middles, strict=True):
         of_part[middle * count // (2 * total)].append(shard)
-    job = job_digest(map(shard_id, shards))
+    job = job_digest(shard.canonical for shard in shards)
     return [Part(index, count, tuple(some), job) for index, some in enumerate(of_part)]
 
 
-def job_digest(shards: Iterable[ShardId]) -> str:
-    """What tells the parts of one job from those of another: a digest of addresses, sizes and versions."""
-    text = json.dumps([[shard.canonical, shard.stat.size, shard.stat.version] for shard in shards])
-    return hashlib.sha256(text.encode()).hexdigest()
+def job_digest(addresses: Iterable[str]) -> str:
+    """What tells the parts of one job from those of another: a digest of its shards' addresses, which hold anywhere.
+
+    Not of sizes and versions: a shard that is repaired costs its own part, not all.
+    """
+    return hashlib.sha256(json.dumps([*addresses]).encode()).hexdigest()
 
 
 def run_part(
@@ -80,15 +83,39 @@ def run_part(
     sink = MemorySink(job.top_k)
     ids = tuple(map(shard_id, part.shards))
     writer = JobWriter(sink, ids, options, job.max_errors)
-    writer.write(predictions_of(own, predictor, log), stop or StopRequest(), watch, job.commit_seconds)
+    stop = stop or StopRequest()
+    chunks = chunks_of(predictions_of(own, predictor, log), writer.end, stop)
+    writer.write(chunks, stop, watch, job.commit_seconds)
     shards = tuple(
         ShardRecord(shard.canonical, stat, records) for shard, (stat, records) in zip(ids, sink.finished, strict=True)
     )
     return PartResult(part.index, part.count, part.job, options, shards, sink.joined())
 
 
+class MadePart(Protocol):
+    """A part that was predicted: a `PartResult`, or a part file (scorer/job/part_file.py)."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def job(self) -> str: ...
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def shards(self) -> tuple[ShardRecord, ...]: ...
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Its predictions in order; shards count from the part's own first. Raises InputError where it is damaged."""
+
+
 def merge(
-    parts: Iterable[PartResult],
+    parts: Iterable[MadePart],
     shards: Sequence[ShardId],
     output: str,
     *,
@@ -96,37 +123,34 @@ def merge(
     max_errors: int | None = None,
     names: Sequence[str] | None = None,
     stop: StopRequest | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    commit_seconds: float = 1.0,
 ) -> CompletionRecord:
-    """Write the output of a whole job from the results of its parts, in order, one in memory at a time.
+    """Write the output of a whole job from its parts, in order, one chunk in memory at a time.
 
-    Each part is committed once it is written, so a merge that stopped can be resumed with the same results; so can
-    a merge by `scorer.job.run.score`, since the work on disk is the same.
+    It commits now and then, so a merge that stopped can be resumed with the same parts; so can a merge by
+    `scorer.job.run.score`, since the work on disk is the same.
 
     Args:
         shards: of the whole job, in order: those that were planned.
-        max_errors, resume_policy, names: as `Job` has them; the names with which the parts were run.
+        max_errors, resume_policy, commit_seconds: as `Job` has them. stop, watch: as of `scorer.job.run.score`.
+        names: as `Job` has them; those with which the parts were run.
 
     Raises:
-        InputError: a result that is of another job or has other options, or is missing, twice or out of order.
+        InputError: a part that is of another job or has other options, or is missing, twice or out of order.
         Stopped: `stop` was set; what was merged is committed.
         Yt8mError: as `scorer.job.run.score` has it of outputs.
     """
     results = iter(parts)
     if (first := next(results, None)) is None:
         raise InputError("there are no parts to merge")
-    ids, stop = tuple(shards), stop or StopRequest()
-    row_format = _format_of(first.options, names)
-    with open_output(output, JobKey(first.options.key(), ids), row_format, resume_policy, stop) as sink:
-        writer = JobWriter(sink, ids, first.options, max_errors)
+    ids, stop, options = tuple(shards), stop or StopRequest(), first.options
+    row_format = _format_of(options, names)
+    with open_output(output, JobKey(options.key(), ids), row_format, resume_policy, stop) as sink:
+        writer = JobWriter(sink, ids, options, max_errors)
         if sink.completed is None:
-            merger = _Merger(writer, ids, first.count, first.options)
-            with writer.keeping():
-                for part in chain([first], results):
-                    merger.add(part)
-                    if stop.is_set() and merger.missing:
-                        raise Stopped(writer.scored if sink.resumable else 0)
-                if merger.missing:
-                    raise InputError(merger.missing, remedy="run it, and merge again")
+            merger = _Merger(writer, ids, first.count, options)
+            writer.write(merger.chunks(chain([first], results)), stop, watch, commit_seconds)
         return writer.complete(output)
 
 
@@ -137,55 +161,63 @@ def _format_of(options: Options, names: Sequence[str] | None) -> RowFormat:
 
 
 class _Merger:
-    """Writes results that come in order, and looks at all of them; what is committed already is not written again."""
+    """Chunks of parts that come in order, as chunks of the whole job; those that are committed are left out."""
 
     def __init__(self, writer: JobWriter, shards: tuple[ShardId, ...], count: int, options: Options) -> None:
         self._writer, self._shards, self._count, self._options = writer, shards, count, options
-        self._job = job_digest(shards)
+        self._job = job_digest(shard.canonical for shard in shards)
         self._parts = self._read = 0  # parts and shards so far
 
-    def add(self, part: PartResult) -> None:
-        """Append and commit the next part."""
+    def chunks(self, parts: Iterable[MadePart]) -> Generator[Chunk]:
+        for part in parts:
+            self._check(part)
+            yield from self._left(part)
+            self._parts, self._read = self._parts + 1, self._read + len(part.shards)
+        if self._parts < self._count:
+            raise InputError(f"part {self._parts + 1} of {self._count} is missing", remedy="run it, and merge again")
+        if self._read < len(self._shards):
+            raise InputError(f"the parts lack shard {self._read}", remedy="run them again")
+
+    def _check(self, part: MadePart) -> None:
         name = f"part {part.index + 1} of {part.count}"
         own = self._shards[self._read : self._read + len(part.shards)]
         if (part.count, part.job) != (self._count, self._job):
             raise InputError(f"{name} is of another job", remedy="run it again for these shards")
         if part.options != self._options:
-            raise InputError(f"{name} was run otherwise: {_difference(part.options, self._options)}")
+            raise InputError(f"{name} was run otherwise: {difference(part.options, self._options)}")
         if part.index != self._parts:
             raise InputError(
                 f"{name} comes where part {self._parts + 1} should", remedy="give each part once, in order"
             )
         if tuple(ShardId(shard.canonical, shard.stat) for shard in part.shards) != own:
             raise InputError(f"{name} has other shards than were planned for it", remedy="run it again")
-        chunk = _moved(part.chunk, self._read)
-        self._parts, self._read = self._parts + 1, self._read + len(part.shards)
-        self._write(chunk)
 
-    def _write(self, chunk: Chunk) -> None:
-        end = self._writer.end
-        if end.shard >= chunk.end.shard:
-            return
-        if end != Position(chunk.end.shard - len(chunk.finished), 0, 0):
-            raise ResumeError("the unfinished run stopped within a part", remedy="resume it", hints=(Hint.RESTART,))
-        self._writer.append(chunk)
-        self._writer.commit()
-
-    @property
-    def missing(self) -> str:
-        """What has not come, in words; empty where all is there."""
-        if self._parts < self._count:
-            return f"part {self._parts + 1} of {self._count} is missing"
-        return f"the parts lack shard {self._read}" if self._read < len(self._shards) else ""
+    def _left(self, part: MadePart) -> Iterator[Chunk]:
+        """The chunks of `part` that are not committed."""
+        start = Position(self._read, 0, 0)
+        for chunk in part.chunks():
+            moved, done = moved_chunk(chunk, self._read), self._writer.end
+            if _order(moved.end) > _order(done):
+                if start != done:
+                    raise ResumeError(
+                        "the unfinished run stopped within a part", remedy="resume it", hints=(Hint.RESTART,)
+                    )
+                yield moved
+            start = moved.end
 
 
-def _moved(chunk: Chunk, shards: int) -> Chunk:
+def _order(position: Position) -> tuple[int, int]:
+    return position.shard, position.record
+
+
+def moved_chunk(chunk: Chunk, shards: int) -> Chunk:
     """`chunk` as it is after so many shards of the same job."""
     finished = [(index + shards, records) for index, records in chunk.finished]
-    return replace(chunk, end=Position(chunk.end.shard + shards, 0, 0), finished=finished)
+    return replace(chunk, end=replace(chunk.end, shard=chunk.end.shard + shards), finished=finished)
 
 
-def _difference(one: Options, other: Options) -> str:
+def difference(one: Options, other: Options) -> str:
+    """What differs between the two, in words."""
     ours, theirs = one.to_json(), other.to_json()
     names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return ", ".join(f"{name} is {ours.get(name)} and was {theirs.get(name)}" for name in names)

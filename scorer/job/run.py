@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from scorer.errors import UsageError
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
-from scorer.job.writer import JobWriter
+from scorer.job.writer import JobWriter, chunks_of
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
@@ -53,7 +53,7 @@ def score(
         resumed = writer.scored
         predictions = predictions_of(job, predictor, log)
         if sink.completed is None:
-            writer.write(predictions, stop, watch, job.commit_seconds)
+            writer.write(chunks_of(predictions, writer.end, stop), stop, watch, job.commit_seconds)
         return Report(
             record=writer.complete(job.output),
             quarantine_place=sink.quarantine_place,

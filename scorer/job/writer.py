@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from scorer.errors import Hint, NothingScoredError, OutputError, RecordError, Re
 from scorer.evaluation.duplicates import count_duplicates
 from scorer.evaluation.metrics import Metrics, read_metrics
 from scorer.inputs.batching import Quarantined, packed
-from scorer.inputs.position import BEGINNING
+from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
 from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecord
 from scorer.job.spec import Progress, Stopped
@@ -27,6 +27,13 @@ from scorer.kernels.packed import PackedStrings, metric_record, unpack_varints
 from scorer.outputs.sink import Chunk, Commit, ShardId, Sink
 from scorer.pipeline.predict import PredictionBatch, PredictionStream
 from scorer.system.signals import StopRequest
+
+
+def chunks_of(predictions: PredictionStream, start: Position, stop: StopRequest) -> Generator[Chunk]:
+    """The predictions from `start` on, until `stop` is set. Raises what `predictions` does."""
+    with closing(predictions.from_position(start, stop)) as batches:
+        for some in batches:
+            yield chunk_of(some, predictions.known_labels)
 
 
 def chunk_of(predicted: list[PredictionBatch], known_labels: int) -> Chunk:
@@ -84,35 +91,31 @@ class JobWriter:
 
     def write(
         self,
-        predictions: PredictionStream,
+        chunks: Generator[Chunk],
         stop: StopRequest,
         watch: Callable[[Progress], None],
         commit_seconds: float,
     ) -> None:
-        """Append all the predictions that are still to come, and commit now and then.
+        """Append all the chunks that are still to come, from `end` on, and commit now and then.
 
         Raises:
             Stopped: `stop` was set; what was done is committed.
-            Yt8mError: what the predictions raise, or too many bad records; what was done is committed.
+            Yt8mError: what `chunks` raises, or too many bad records; what was done is committed.
         """
         with self.keeping():
-            self._write(predictions, stop, watch, commit_seconds)
+            self._write(chunks, stop, watch, commit_seconds)
         self.commit()
-        if self.end.shard < len(self._shards):  # only a stop ends the predictions early without an error
+        if self.end.shard < len(self._shards):  # only a stop ends the chunks early without an error
             raise Stopped(self.scored if self._sink.resumable else 0)
 
     def _write(
-        self,
-        predictions: PredictionStream,
-        stop: StopRequest,
-        watch: Callable[[Progress], None],
-        commit_seconds: float,
+        self, chunks: Generator[Chunk], stop: StopRequest, watch: Callable[[Progress], None], commit_seconds: float
     ) -> None:
         sizes = np.cumsum([0, *(shard.stat.size for shard in self._shards)]).tolist()
         due = time.monotonic() + commit_seconds
-        with closing(predictions.from_position(self.end, stop)) as batches:
-            for some in batches:
-                self.append(chunk_of(some, predictions.known_labels))
+        with closing(chunks):
+            for chunk in chunks:
+                self.append(chunk)
                 watch(Progress(self.scored, self.end.shard, self._bytes_done(sizes)))
                 if time.monotonic() >= due:
                     self.commit()

@@ -1,0 +1,79 @@
+"""A chunk of predictions as bytes, to be sent and stored: 95 bytes a video, 150 with labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+
+from scorer.inputs.batching import Quarantined
+from scorer.inputs.position import Position
+from scorer.kernels.packed import PackedStrings, metric_record
+from scorer.outputs.sink import Chunk
+from scorer.outputs.typed import count_of, text_of
+
+_LONGEST_HEADER = 1 << 28  # bytes, as of a journal's line
+
+
+def chunk_to_bytes(chunk: Chunk) -> bytes:
+    """A line of JSON, then the arrays; whatever the machine, the same bytes."""
+    quarantine, k = chunk.kept("quarantine"), chunk.labels.shape[1]
+    header = {
+        "sizes": [len(chunk), k, len(chunk.ids.data), len(chunk.metric_records), len(quarantine)],
+        "end": [chunk.end.shard, chunk.end.record, chunk.end.offset],
+        "finished": [[*shard] for shard in chunk.finished],
+        **({"unknown_labels": chunk.unknown_labels} if chunk.unknown_labels else {}),
+    }
+    arrays = chunk.ids.sizes.astype("<i4"), chunk.labels.astype("<i4"), chunk.scores.astype("<f4")
+    return b"".join(
+        [
+            json.dumps(header, separators=(",", ":")).encode() + b"\n",
+            *(array.tobytes() for array in arrays),
+            chunk.ids.data,
+            chunk.metric_records,
+            quarantine,
+        ]
+    )
+
+
+def chunk_from_bytes(data: bytes) -> Chunk:
+    """What `chunk_to_bytes` made. For anything else one of `MALFORMED`."""
+    line, newline, _ = data[:_LONGEST_HEADER].partition(b"\n")
+    if not newline:
+        raise ValueError("it has no header")
+    header, body = json.loads(line), data[len(line) + 1 :]
+    videos, k, id_bytes, metric_bytes, quarantine_bytes = map(count_of, header["sizes"])
+    lengths = [4 * videos, 4 * videos * k, 4 * videos * k, id_bytes, metric_bytes, quarantine_bytes]
+    if sum(lengths) != len(body):
+        raise ValueError("its sizes do not add up")
+    ends = [*accumulate(lengths, initial=0)]
+    id_sizes, labels, scores, ids, metric_records, quarantine = (body[i:j] for i, j in pairwise(ends))
+    names = PackedStrings(ids, np.frombuffer(id_sizes, "<i4").astype(np.int64))
+    if (names.sizes < 0).any() or names.sizes.sum() != id_bytes or metric_bytes % metric_record(k).itemsize:
+        raise ValueError("its sizes do not add up")
+    return Chunk(
+        ids=names,
+        labels=np.frombuffer(labels, "<i4").astype(np.int64).reshape(videos, k),
+        scores=np.frombuffer(scores, "<f4").reshape(videos, k),
+        metric_records=metric_records,
+        quarantined=[_quarantined(json.loads(bad)) for bad in quarantine.splitlines()],
+        end=Position(*map(count_of, header["end"])),
+        finished=[(count_of(index), count_of(records)) for index, records in header["finished"]],
+        unknown_labels=count_of(header.get("unknown_labels", 0)),
+    )
+
+
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
+"""What comes of bytes that nobody here wrote."""
+
+
+def _quarantined(value: Mapping[str, Any]) -> Quarantined:
+    bad = Quarantined(**value)
+    for text in (bad.path, bad.reason):
+        text_of(text)
+    for number in (bad.record, bad.offset, bad.bytes_lost):
+        count_of(number)
+    return bad

@@ -1,0 +1,231 @@
+"""Part files, however they came about, merge to the bytes of one run."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import InputError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
+from scorer.job.job_array import PartReport, merge_files, score_part
+from scorer.job.part import plan
+from scorer.job.part_file import PartFile, part_path
+from scorer.job.spec import Job, Progress, Stopped
+from scorer.system.signals import StopRequest
+from tests import shards
+from tests.scorer.fakes import FACTS, FakePredictor, do, files_of, write_shards
+
+COUNTS = [30, 1, 24, 2, 17, 13]
+
+
+@pytest.fixture(autouse=True)
+def _a_batch_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Six shards with damaged records in two, and one whose videos have no labels; committed after each chunk."""
+    paths = write_shards(tmp_path / "shards", COUNTS)
+    shards.damage_payload(paths[0], 3)
+    shards.damage_length(paths[2], 5)
+    Path(paths[5]).write_bytes(Path(write_shards(tmp_path / "bare", [4], labelled=False)[0]).read_bytes())
+    (tmp_path / "out").mkdir()
+    output = str(tmp_path / "out" / "preds.csv")
+    return Job(shards.sources(paths), output, on_error="skip", commit_seconds=0.0)
+
+
+@pytest.fixture
+def whole(job: Job, tmp_path: Path) -> dict[str, bytes]:
+    (tmp_path / "whole").mkdir()
+    output = tmp_path / "whole" / "preds.csv"
+    do(replace(job, output=str(output)))
+    return files_of(output)
+
+
+def run(job: Job, index: int, count: int, predictor: FakePredictor | None = None, after: int = 1000) -> PartReport:
+    """Part `index` of `count`, told to stop after so many chunks."""
+    stop, seen = StopRequest(), list[int]()
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress.scored)
+        if len(seen) >= after:
+            stop.set()
+
+    fresh = replace(job, shards=shards.sources(shard.address for shard in job.shards))
+    part = plan(fresh.shards, count)[index]
+    return score_part(fresh, part, predictor or FakePredictor(), stop, watch)
+
+
+def run_all(job: Job, count: int) -> list[str]:
+    return [run(job, index, count).path for index in range(count)]
+
+
+def merged(paths: Sequence[str], job: Job, **how: object) -> dict[str, bytes]:
+    merge_files(paths, job.output, **how)  # type: ignore[arg-type]
+    output = Path(job.output)
+    return {name: data for name, data in files_of(output).items() if ".part-" not in name}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 12])
+def test_part_files_merge_to_the_bytes_of_one_run(job: Job, whole: dict[str, bytes], count: int) -> None:
+    paths = run_all(job, count)
+    assert os.path.basename(paths[0]) == f"preds.csv.part-{'0' * (count > 9)}1-of-{count}"
+    random.Random(0).shuffle(paths)
+    assert merged(paths, job) == whole
+
+
+def test_a_part_stopped_anywhere_is_resumed(job: Job, whole: dict[str, bytes]) -> None:
+    for after in range(1, 12):
+        with pytest.raises(Stopped):
+            run(job, 0, 2, FakePredictor(2), after=1)
+        with pytest.raises(ResumeError, match="an earlier run stopped"):
+            run(job, 0, 2)
+        resumed = replace(job, resume_policy="resume")
+        try:
+            run(resumed, 0, 2, FakePredictor(2), after=after)
+        except Stopped:
+            assert run(resumed, 0, 2, FakePredictor(3)).resumed > 0
+        path = run(resumed, 1, 2).path
+        assert merged([path, part_path(job.output, 0, 2)], job) == whole
+
+
+def test_a_part_cut_off_at_any_byte_is_resumed(job: Job, whole: dict[str, bytes], tmp_path: Path) -> None:
+    other = run(job, 1, 2).path
+    partial = Path(job.output).with_name(".preds.csv.part-1-of-2.partial")
+    with pytest.raises(Stopped):
+        run(job, 0, 2, FakePredictor(2), after=6)
+    data = partial.read_bytes()
+    chance = random.Random(0)
+    for size in [0, 1, 17, 18, len(data), *chance.sample(range(len(data)), 25)]:
+        partial.write_bytes(data[:size] + chance.randbytes(chance.randrange(40)))
+        path = run(replace(job, resume_policy="resume"), 0, 2).path
+        assert merged([path, other], job) == whole
+        assert not partial.exists()
+
+
+def test_a_finished_part_that_was_not_renamed_is_renamed(job: Job, whole: dict[str, bytes]) -> None:
+    one, two = run_all(job, 2)
+    partial = Path(job.output).with_name(".preds.csv.part-1-of-2.partial")
+    os.rename(one, partial)
+
+    class Idle(FakePredictor):
+        def run(self, *arguments: object) -> object:  # type: ignore[override]
+            raise AssertionError("it was scored already")
+
+    run(replace(job, resume_policy="resume"), 0, 2, Idle())
+    assert merged([one, two], job) == whole
+
+
+def test_a_part_may_be_run_again(job: Job, whole: dict[str, bytes]) -> None:
+    paths = run_all(job, 3)
+    run(job, 1, 3, FakePredictor(3))
+    assert merged(paths, job) == whole
+
+
+def test_a_shard_repaired_within_an_unfinished_part_is_scored_again(job: Job, tmp_path: Path) -> None:
+    strict = replace(job, on_error="fail")
+    with pytest.raises(Yt8mError, match=r"fails its CRC32C.* \(\d+ videos are kept\)"):
+        run(strict, 0, 2, FakePredictor(2))
+    for shard, good in zip(job.shards[:5], write_shards(tmp_path / "good", COUNTS), strict=False):
+        Path(shard.address).write_bytes(Path(good).read_bytes())
+    (tmp_path / "whole").mkdir()
+    do(replace(strict, output=str(tmp_path / "whole" / "preds.csv")))
+    again = replace(strict, resume_policy="resume")
+    paths = [run(again, index, 2).path for index in range(2)]
+    assert merged(paths, job) == files_of(tmp_path / "whole" / "preds.csv")
+
+
+def test_a_finished_shard_that_changed_is_refused(job: Job) -> None:
+    with pytest.raises(Stopped):
+        run(job, 0, 1, after=5)
+    os.utime(job.shards[0].address, ns=(1, 1))
+    with pytest.raises(ResumeError, match="changed since it was scored"):
+        run(replace(job, resume_policy="resume"), 0, 1)
+
+
+def test_another_model_does_not_resume_a_part(job: Job) -> None:
+    with pytest.raises(Stopped):
+        run(job, 0, 1, after=2)
+    with pytest.raises(ResumeError, match="the model, the runtime"):
+        run(replace(job, resume_policy="resume"), 0, 1, FakePredictor(facts=replace(FACTS, sha256="e" * 64)))
+
+
+def test_what_is_wrong_with_the_parts_is_named(job: Job, tmp_path: Path) -> None:
+    parts = run_all(job, 4)
+    others = run_all(replace(job, output=f"{job.output}2"), 3)
+    with pytest.raises(InputError, match="parts 2-3 of 4 are missing"):
+        merged([parts[3], parts[0]], job)
+    with pytest.raises(InputError, match="part 4 of 4 is missing"):
+        merged(parts[:3], job)
+    with pytest.raises(InputError, match=r"preds.csv2.part-1-of-3 does not belong to .*it is part 1 of 3, and that"):
+        merged([*parts, others[0]], job)
+    with pytest.raises(InputError, match="are the same part"):
+        merged([*parts, parts[2]], job)
+    with pytest.raises(InputError, match="there are no parts"):
+        merged([], job)
+    with pytest.raises(InputError, match="No such file"):
+        merged([*parts, "absent"], job)
+    with pytest.raises(InputError, match="is no part, or a damaged one"):
+        merged([*parts, job.shards[0].address], job)
+    run(job, 1, 4, FakePredictor(facts=replace(FACTS, runtime="fake 2")))
+    with pytest.raises(InputError, match=r"part-2-of-4 does not belong to .*: runtime is fake 2 and was fake 1"):
+        merged(parts, job)
+    run(replace(job, shards=job.shards[1:]), 1, 4)
+    with pytest.raises(InputError, match="it is of other shards"):
+        merged(parts, job)
+    assert not os.path.exists(job.output)
+
+
+def test_shards_that_moved_between_parts_are_noticed(job: Job, tmp_path: Path) -> None:
+    parts = run_all(job, 2)
+    Path(job.shards[0].address).write_bytes(Path(write_shards(tmp_path / "long", [90])[0]).read_bytes())
+    run(job, 0, 2)
+    with pytest.raises(InputError, match="not those of one plan"):
+        merged(parts, job)
+
+
+def test_damage_is_never_merged(job: Job, whole: dict[str, bytes]) -> None:
+    parts = run_all(job, 2)
+    data = Path(parts[1]).read_bytes()
+    chance = random.Random(0)
+    for _ in range(60):
+        broken = bytearray(data)
+        broken[chance.randrange(len(broken))] ^= 1 << chance.randrange(8)
+        Path(parts[1]).write_bytes(broken)
+        with pytest.raises(InputError, match=r"damaged|not belong|missing|one plan|same part"):
+            merged(parts, job, resume_policy="restart")
+    for size in (0, 5, 30, len(data) // 2, len(data) - 1):
+        Path(parts[1]).write_bytes(data[:size])
+        with pytest.raises(InputError, match="is no part"):
+            PartFile.read(parts[1])
+    Path(parts[1]).write_bytes(data)
+    assert merged(parts, job, resume_policy="restart") == whole
+
+
+def test_a_stopped_merge_is_resumed_within_a_part(job: Job, whole: dict[str, bytes]) -> None:
+    parts, stop = [run(job, index, 2, FakePredictor(2)).path for index in range(2)], StopRequest()
+    stop.set()
+    with pytest.raises(Stopped) as stopped:
+        merged(parts, job, stop=stop)
+    assert stopped.value.scored > 0
+    assert merged(parts, job, resume_policy="resume") == whole
+
+
+def test_the_limit_on_bad_records_holds_for_a_part_and_for_all(job: Job) -> None:
+    with pytest.raises(RecordError, match="2 records are quarantined by now"):
+        run(replace(job, max_errors=1), 0, 1)
+    parts = [run(replace(job, max_errors=1, resume_policy="restart"), index, 6).path for index in range(6)]
+    with pytest.raises(RecordError, match="2 records are quarantined by now"):
+        merged(parts, job, max_errors=1)
+
+
+def test_a_part_needs_a_file(job: Job) -> None:
+    with pytest.raises(OutputError, match="is no file"):
+        run(replace(job, output="-"), 0, 1)
+    with pytest.raises(UsageError):
+        run(job, 0, 0)
