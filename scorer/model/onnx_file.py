@@ -105,7 +105,7 @@ _GRAPH, _EXTERNAL_DATA, _DATA_LOCATION = 7, 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WINDOW, _LONGEST_VARINT = 1 << 16, 10
 
-_FOR_PYTORCH = "`yt8m export --model RUN` makes an ONNX file of a trained run"
+_FOR_PYTORCH = "`yt8m export --checkpoint RUN/best.safetensors` makes an ONNX file of a trained run"
 
 
 class ModelFile:
