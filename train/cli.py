@@ -11,6 +11,7 @@ from pathlib import Path
 
 from scorer.cli.command import Parser, run, typed_as
 from scorer.errors import printable
+from scorer.inputs.addresses import redacted
 from scorer.system.terminal import print_stderr
 from train.overrides import check_settings, overridden, overrides_of
 from train.registry import names, spec
@@ -128,6 +129,7 @@ def resume_command(options: argparse.Namespace, arguments: Sequence[str], begun:
     Two commands where a model that was not begun yet has an older run, which was to be replaced and not resumed.
     """
     program = _program()
+    arguments = [redacted(argument) for argument in arguments]
     again = [argument for argument in arguments if argument not in ("--restart", "--resume")]
     later = [name for name in dict.fromkeys(options.model) if name not in begun]
     if not options.restart or not any((options.runs / name).exists() for name in later):

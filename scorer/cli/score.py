@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from scorer.cli.command import Parser, run, typed_as
 from scorer.cli.remedies import SCORE
 from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
+from scorer.inputs.addresses import redacted
 from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
 from scorer.system.terminal import hold_standard_descriptors, print_stderr, takes_escapes
 
@@ -68,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "shards",
         nargs="+",
         metavar="SHARD",
-        help="TFRecord file, quoted pattern, folder (its *.tfrecord files), or @FILE, a list of such names (@-: stdin)",
+        help="TFRecord file, quoted pattern, folder (its *.tfrecord files), an address of any of these (s3://, gs://, "
+        "az://, https://, ...), or @FILE, a list of such names (@-: stdin)",
     )
     parser.add_argument(
         "--level",
@@ -346,10 +348,10 @@ def _log_of(options: argparse.Namespace) -> Callable[[str], None]:
 
 
 def _resuming(arguments: Sequence[str]) -> str:
-    """The command that resumes the job of `arguments`, to paste into a shell."""
+    """The command that resumes the job of `arguments`, to paste into a shell; passwords in it are left out."""
     end = arguments.index("--") if "--" in arguments else len(arguments)  # names of shards follow
     kept = [argument for argument in arguments[:end] if argument not in ("--restart", "--resume")]
-    return shlex.join([*typed_as("score"), "--resume", *kept, *arguments[end:]])
+    return shlex.join([*typed_as("score"), "--resume", *map(redacted, [*kept, *arguments[end:]])])
 
 
 def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:

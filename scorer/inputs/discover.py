@@ -8,6 +8,7 @@ import stat
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from scorer.errors import InputError, UsageError
+from scorer.inputs.addresses import is_address
 from scorer.inputs.empty import EmptyShard
 from scorer.inputs.lists import expand_lists
 from scorer.inputs.source import LocalFile, Source, status_of
@@ -28,7 +29,7 @@ def find_shards(names: Sequence[str], output: str | None = None, *, allow_empty:
     """The shards that `names` stand for, in the order given; a pattern's or folder's files in the order of their names.
 
     A name is a file, a folder (its *.tfrecord files), a pattern that the shell left to us, `**` included, an address
-    of a registered scheme, or "@" and the name of a list of such names ("-" is standard input). Each local file is
+    (s3://bucket/folder), or "@" and the name of a list of such names ("-" is standard input). Each local file is
     stat'ed once.
 
     Args:
@@ -47,6 +48,10 @@ def _expand(name: str) -> Iterable[Source]:
     scheme, separator, _ = name.partition("://")
     if separator and scheme in _SCHEMES:
         return _SCHEMES[scheme](name)
+    if is_address(name) and not os.path.lexists(name):
+        from scorer.inputs.remote import find
+
+        return find(name)
     if glob.has_magic(name) and not os.path.lexists(name):
         return _matching(name, name, "no file matches")
     status = status_of(name)

@@ -44,9 +44,9 @@ class NativeDecoder:
 
         features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
         """
-        if shard.descriptor is None:
-            return NOTHING
-        where = shard.descriptor, position.offset, shard.size, shard.block.room
+        window = shard.window(position.offset)
+        begin, end = position.offset - window.start, window.stop - window.start
+        where = window.descriptor, begin, end, shard.block.room
         found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
         run, start = Run(*found[:5]), found[5]
         if start is None:
@@ -58,7 +58,7 @@ class NativeDecoder:
         for row in np.flatnonzero(id_sizes == 0).tolist():
             size = int(record_sizes[row])
             offset = int(stops[row]) - size
-            parsed = self._parse(shard, offset - start, size, position.record + row, offset)
+            parsed = self._parse(shard, offset - window.start - start, size, position.record + row, offset)
             if not isinstance(parsed, Row):
                 run.bad[row] = parsed
                 continue
@@ -183,7 +183,7 @@ class ExampleReader:
         label_bytes: int,
     ) -> Run:
         native = self._opener.native
-        if native is None or self._shard.descriptor is None:
+        if native is None:
             return NOTHING
         run = native.decode(self._shard, position, features, sizes, rows, label_bytes)
         run.unread_frames = self._unread_frames

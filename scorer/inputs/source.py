@@ -27,6 +27,8 @@ class FileStat:
     version: int | str
 
     def __str__(self) -> str:
+        if isinstance(self.version, str):
+            return f"{self.size} bytes of version {self.version or 'unknown'}"
         return f"{self.size} bytes modified at {self.version} ns"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import repeat
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs.file_kinds import HEAD_BYTES, kind_of
 from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
 from scorer.inputs.source import UNKNOWN_SIZE, Reader, Source
+from scorer.inputs.staging import Stage, Window
 from scorer.kernels import loops
 
 MAX_BLOCK_RECORDS = 4096
@@ -48,6 +50,11 @@ class Block:
         self.words: NDArray[np.int64] = self._from_every_byte("<i8")
         self.halves: NDArray[np.uint32] = self._from_every_byte("<u4")
         self._items: dict[int, NDArray[np.void]] = {}
+
+    @cached_property
+    def stage(self) -> Stage:
+        """For sources that are no local files."""
+        return Stage()
 
     def items(self, size: int) -> NDArray[np.void]:
         """The `size` bytes from every byte on; size is at most the capacity."""
@@ -106,7 +113,6 @@ class Shard:
     """One open TFRecord file; a context manager.
 
     block: where to read to, shared by shards that are read one after the other. reader: the source's, where it is open.
-    descriptor: the open file's, None where the bytes are no local file's.
 
     Raises InputError when the source cannot be opened, here, and when it cannot be read or has changed, everywhere.
     """
@@ -115,7 +121,7 @@ class Shard:
         self.address = source.address
         self.block = block or Block()
         self._reader = reader or source.open()
-        self.descriptor = self._reader.descriptor
+        self._whole = Window(self._reader.descriptor, 0, self.size) if self._reader.descriptor is not None else None
 
     @property
     def size(self) -> int:
@@ -132,6 +138,10 @@ class Shard:
 
     def close(self) -> None:
         self._reader.close()
+
+    def window(self, offset: int) -> Window:
+        """A file with the bytes from `offset` on, all that there are or some MB of them. Raises InputError."""
+        return self._whole or self.block.stage.window(self._reader, offset, self.size)
 
     def check_unchanged(self) -> None:
         """Raise InputError when the source is no longer what it was when it was found."""

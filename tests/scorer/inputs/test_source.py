@@ -1,4 +1,4 @@
-"""What every source must do, run over local files and over a toy; and that the toy is one file.
+"""What every source must do, run over local files, a toy, objects of an S3 server, and files that fsspec reads.
 
 A new source is one more case in `SOURCES`: how to make one of some bytes, change it and take it away.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from scorer.errors import InputError, UsageError
+from scorer.inputs import remote
 from scorer.inputs.discover import find_shards
+from scorer.inputs.remote import RemoteReader
 from scorer.inputs.source import Reader, Source
 from tests.scorer.inputs import toy_source
+from tests.stores import s3
 
 CONTENT = bytes(range(251)) * 9
 
@@ -54,18 +59,84 @@ class ToyCase:
         del toy_source.CONTENT[name]
 
 
-SOURCES: dict[str, Callable[[Path], LocalCase | ToyCase]] = {"local file": LocalCase, "toy": ToyCase}
+class Case(Protocol):
+    def address(self, name: str) -> str: ...
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class S3Case:
+    """Objects in Amazon's protocol."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._client, self._folder = s3.client(url), folder.name
+
+    def address(self, name: str) -> str:
+        return f"s3://{s3.BUCKET}/{self._folder}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        self._client.put_object(Bucket=s3.BUCKET, Key=f"{self._folder}/{name}", Body=content)
+
+    def remove(self, name: str) -> None:
+        self._client.delete_object(Bucket=s3.BUCKET, Key=f"{self._folder}/{name}")
+
+
+class FsspecCase:
+    """What fsspec reads, here from memory."""
+
+    def __init__(self, folder: Path) -> None:
+        from fsspec.implementations.memory import MemoryFileSystem
+
+        self._files, self._folder = MemoryFileSystem(), folder.name
+
+    def address(self, name: str) -> str:
+        return f"memory://{self._folder}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        self._files.pipe_file(f"/{self._folder}/{name}", content)
+
+    def remove(self, name: str) -> None:
+        self._files.rm_file(f"/{self._folder}/{name}")
+
+
+SOURCES = ("local file", "toy", "s3", "fsspec")
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    pytest.importorskip("moto", reason="moto is not installed: no S3 server to test against")
+    with s3.running() as url:
+        yield url
+
+
+def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
+    if kind == "local file":
+        return LocalCase(folder)
+    if kind == "toy":
+        return ToyCase(folder)
+    if kind == "fsspec":
+        pytest.importorskip("fsspec", reason="fsspec is not installed")
+        return FsspecCase(folder)
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    url = request.getfixturevalue("s3_url")
+    for name, value in s3.environment(url).items():
+        request.getfixturevalue("monkeypatch").setenv(name, value)
+    return S3Case(folder, url)
 
 
 @pytest.fixture(params=SOURCES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> LocalCase | ToyCase:
-    made = SOURCES[request.param](tmp_path)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
+    remote._object_store.cache_clear()
+    made = case_of(request.param, tmp_path, request)
     made.write("folder/x.tfrecord", CONTENT)
-    return made
+    yield made
+    remote._object_store.cache_clear()
 
 
 @pytest.fixture
-def source(case: LocalCase | ToyCase) -> Source:
+def source(case: Case) -> Source:
     (found,) = find_shards([case.address("folder/x.tfrecord")])
     return found
 
@@ -83,7 +154,7 @@ def read(reader: Reader, offset: int, count: int) -> bytes:
     return bytes(buffer[:done])
 
 
-def test_what_is_found(case: LocalCase | ToyCase, source: Source) -> None:
+def test_what_is_found(case: Case, source: Source) -> None:
     assert source.address == case.address("folder/x.tfrecord")
     assert source.stat.size == len(CONTENT)
     (again,) = find_shards([source.canonical])
@@ -109,7 +180,7 @@ def test_a_position_past_the_end_is_an_error(source: Source, reader: Reader) -> 
     assert error.value.message.startswith(expected)
 
 
-def test_an_empty_source(case: LocalCase | ToyCase) -> None:
+def test_an_empty_source(case: Case) -> None:
     case.write("folder/empty.tfrecord", b"")
     (empty,) = find_shards([case.address("folder/empty.tfrecord")])
     assert empty.stat.size == 0
@@ -127,27 +198,33 @@ def test_two_readers_do_not_disturb_each_other(source: Source) -> None:
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", CONTENT[::-1], b""])
-def test_a_change_before_it_is_opened(case: LocalCase | ToyCase, source: Source, content: bytes) -> None:
+def test_a_change_before_it_is_opened(case: Case, source: Source, content: bytes) -> None:
     case.write("folder/x.tfrecord", content)
     with pytest.raises(InputError, match=r"x\.tfrecord: changed since it was found"):
         source.open()
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", CONTENT[::-1], b""])
-def test_a_change_while_it_is_read(case: LocalCase | ToyCase, source: Source, reader: Reader, content: bytes) -> None:
+def test_a_change_while_it_is_read(case: Case, source: Source, reader: Reader, content: bytes) -> None:
     case.write("folder/x.tfrecord", content)
     with pytest.raises(InputError, match=rf"changed while it was read \({len(CONTENT)} bytes then, {len(content)} now"):
         reader.check_unchanged()
 
 
-def test_a_source_cut_short_while_it_is_read(case: LocalCase | ToyCase, reader: Reader) -> None:
-    """Bytes that were there when it was found are never silently missing."""
+def test_a_source_cut_short_while_it_is_read(case: Case, reader: Reader) -> None:
+    """Bytes that were there when it was found are never silently missing; those read ahead are there."""
     case.write("folder/x.tfrecord", CONTENT[:100])
+    if isinstance(reader, RemoteReader):
+        with suppress(InputError):
+            assert read(reader, 50, 100) == CONTENT[50:150]
+    look: Callable[[], object] = reader.check_unchanged
+    if not isinstance(reader, RemoteReader):
+        look = partial(read, reader, 50, 100)
     with pytest.raises(InputError, match=r"x\.tfrecord: changed while it was read"):
-        read(reader, 50, 100)
+        look()
 
 
-def test_a_source_that_is_gone(case: LocalCase | ToyCase, source: Source, reader: Reader) -> None:
+def test_a_source_that_is_gone(case: Case, source: Source, reader: Reader) -> None:
     case.remove("folder/x.tfrecord")
     with pytest.raises(InputError, match=r"x\.tfrecord: is gone"):
         reader.check_unchanged()
@@ -155,19 +232,19 @@ def test_a_source_that_is_gone(case: LocalCase | ToyCase, source: Source, reader
         source.open()
 
 
-def test_an_absent_source(case: LocalCase | ToyCase) -> None:
+def test_an_absent_source(case: Case) -> None:
     with pytest.raises(InputError, match=r"y\.tfrecord: no such file"):
         find_shards([case.address("folder/y.tfrecord")])
 
 
-def test_a_folder_is_the_shards_in_it_by_name(case: LocalCase | ToyCase) -> None:
+def test_a_folder_is_the_shards_in_it_by_name(case: Case) -> None:
     for name in ("folder/b.tfrecord", "folder/a.tfrecord", "folder/c.csv"):
         case.write(name, CONTENT)
     found = find_shards([case.address("folder")])
     assert [source.address for source in found] == [case.address(f"folder/{name}.tfrecord") for name in "abx"]
 
 
-def test_one_source_twice(case: LocalCase | ToyCase, source: Source) -> None:
+def test_one_source_twice(case: Case, source: Source) -> None:
     with pytest.raises(UsageError, match="are the same shard"):
         find_shards([source.address, source.canonical])
 

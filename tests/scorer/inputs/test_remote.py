@@ -1,0 +1,243 @@
+"""Shards in stores, broken on purpose: everything that may go wrong on the way is survived, or said in one line."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scorer.errors import InputError
+from scorer.inputs import remote
+from scorer.inputs.addresses import is_address, redacted
+from scorer.inputs.discover import find_shards
+from scorer.inputs.object_store import glob_pattern
+from scorer.inputs.source import Reader
+from scorer.job.spec import Job
+from tests.scorer.fakes import do_as_found, write_shards
+from tests.stores import s3
+from tests.stores.object_server import FAULTS, ObjectServer
+
+CONTENT = np.random.default_rng(0).bytes(100_000)
+RANGE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def small_ranges_and_pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(remote, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr(remote, "_FIRST_SECONDS", 0.0001)
+    monkeypatch.setenv("NO_PROXY", "*")
+    remote._object_store.cache_clear()
+    yield
+    remote._object_store.cache_clear()
+
+
+@pytest.fixture
+def server() -> ObjectServer:
+    return ObjectServer()
+
+
+@pytest.fixture
+def url(server: ObjectServer) -> Iterator[str]:
+    with server.running() as url:
+        yield url
+
+
+@pytest.fixture(params=["http", "s3"])
+def folder(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a folder, by which either client reaches the same objects at /bucket."""
+    if request.param == "http":
+        return f"{url}/bucket"
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    for name, value in s3.environment(url).items():
+        monkeypatch.setenv(name, value)
+    return "s3://bucket"
+
+
+def read_all(address: str, piece: int = 7000) -> bytes:
+    (source,) = find_shards([address])
+    with closing(source.open()) as reader:
+        content = read(reader, source.stat.size, piece)
+        reader.check_unchanged()
+    return content
+
+
+def read(reader: Reader, size: int, piece: int = 7000) -> bytes:
+    parts, buffer = [], memoryview(bytearray(piece))
+    for at in range(0, size, piece):
+        parts.append(bytes(buffer[: reader.read_into(at, buffer)]))
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_for_a_moment_is_survived(server: ObjectServer, folder: str, fault: str) -> None:
+    server.put("/bucket/x.tfrecord", CONTENT)
+    server.faults.extend([fault, fault, "", fault])
+    assert read_all(f"{folder}/x.tfrecord") == CONTENT
+    assert not server.faults
+
+
+def test_every_range_cut_is_continued_from_the_byte_reached(server: ObjectServer, url: str) -> None:
+    server.put("/x", CONTENT[:RANGE])
+    server.faults.extend(["cut"] * 12)  # more than attempts without progress
+    assert read_all(f"{url}/x") == CONTENT[:RANGE]
+    starts = [int(wanted[6:].split("-")[0]) for _, _, wanted in server.seen if not wanted.endswith("=0-0")]
+    assert starts == sorted(set(starts)), "bytes that had come were asked for again"
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("500", "HTTP status 500"), ("cut at once", "cannot be read"), ("ignore range", "the server ignores the range")],
+)
+def test_what_stays_wrong_is_one_line(server: ObjectServer, url: str, fault: str, says: str) -> None:
+    server.put("/x.tfrecord", CONTENT)
+    (source,) = find_shards([f"{url}/x.tfrecord"])
+    server.faults.extend([fault] * 200)
+    with closing(source.open()) as reader, pytest.raises(InputError) as error:
+        read(reader, len(CONTENT))
+    assert error.value.message.startswith(f"{url}/x.tfrecord: cannot be read at byte 0: ")
+    assert says in error.value.message
+    assert error.value.exit_code == 3
+    assert "\n" not in str(error.value)
+
+
+def test_ranges_are_asked_for_ahead(server: ObjectServer, folder: str) -> None:
+    server.put("/bucket/x", CONTENT)
+    (source,) = find_shards([f"{folder}/x"])
+    with closing(source.open()) as reader:
+        assert isinstance(reader, remote.RemoteReader)
+        buffer = memoryview(bytearray(10))
+        reader.read_into(0, buffer)
+        reader.read_into(RANGE, buffer)
+        for ahead in range(remote.IN_FLIGHT):
+            if future := reader._ranges.get(ahead):
+                future.result()
+        assert len({wanted for _, _, wanted in server.seen}) >= remote.IN_FLIGHT
+
+
+def test_memory_is_that_of_the_ranges_in_flight(server: ObjectServer, url: str) -> None:
+    server.put("/x", CONTENT * 10)
+    (source,) = find_shards([f"{url}/x"])
+    with closing(source.open()) as reader:
+        assert isinstance(reader, remote.RemoteReader)
+        buffer = memoryview(bytearray(1000))
+        for at in range(0, len(CONTENT) * 10, 1000):
+            reader.read_into(at, buffer)
+            assert len(reader._ranges) + len(reader._free) <= 2 * remote.IN_FLIGHT + 4
+
+
+def test_an_object_replaced_while_it_is_read(server: ObjectServer, folder: str) -> None:
+    """Not the ShardError that bytes of two versions would make."""
+    server.put("/bucket/x", CONTENT * 3)
+    (source,) = find_shards([f"{folder}/x"])
+    with closing(source.open()) as reader:
+        buffer = memoryview(bytearray(10))
+        reader.read_into(0, buffer)
+        server.put("/bucket/x", CONTENT[::-1] * 3)
+        with pytest.raises(InputError, match="x: changed while it was read"):
+            reader.read_into(15 * RANGE, buffer)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_expire(server: ObjectServer, folder: str, status: int) -> None:
+    server.put("/bucket/x", CONTENT * 3)
+    (source,) = find_shards([f"{folder}/x"])
+    with closing(source.open()) as reader:
+        read(reader, RANGE)
+        server.status = status
+        with pytest.raises(InputError, match=r"x: cannot be looked at: .*; check the credentials"):
+            read(reader, 3 * len(CONTENT))
+
+
+def test_a_password_is_used_and_not_shown(server: ObjectServer, url: str) -> None:
+    server.put("/x.tfrecord", CONTENT)
+    address = url.replace("://", "://me:hidden@") + "/x.tfrecord?X-Amz-Signature=hidden&a=b"
+    (source,) = find_shards([address])
+    assert "hidden" not in source.address + source.canonical + repr(source)
+    again = pickle.loads(pickle.dumps(source))
+    with closing(again.open()) as reader:
+        assert read(reader, len(CONTENT)) == CONTENT
+    assert server.authorizations == {"Basic bWU6aGlkZGVu"}
+    assert all(path == "/x.tfrecord?X-Amz-Signature=hidden&a=b" for _, path, _ in server.seen)
+    server.status = 403
+    with pytest.raises(InputError) as error:
+        find_shards([address])
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("s3://bucket/key.tfrecord", "s3://bucket/key.tfrecord"),
+        ("sftp://me:word@host:22/a/b", "sftp://me:***@host:22/a/b"),
+        ("sftp://me@host/a", "sftp://me@host/a"),
+        ("https://host/a?page=2", "https://host/a?page=2"),
+        ("https://host/a?page=2&sig=abc", "https://host/a"),
+        ("https://host/a?X-Amz-Credential=a&X-Amz-Signature=b", "https://host/a"),
+        ("abfss://container@account.dfs.core.windows.net/a", "abfss://container@account.dfs.core.windows.net/a"),
+        ("zip://a.tfrecord::ftp://u:p@host/b.zip", "zip://a.tfrecord::ftp://u:***@host/b.zip"),
+        ("https://u:p@[broken/a", "https://..."),
+        ("shards/a:b@c.tfrecord", "shards/a:b@c.tfrecord"),
+    ],
+)
+def test_what_is_shown_of_an_address(address: str, shown: str) -> None:
+    assert redacted(address) == shown
+
+
+def test_a_path_is_no_address() -> None:
+    assert not is_address("a/b://c")
+    assert not is_address("C:/b")
+    assert is_address("S3://b")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a/*.tfrecord", ["a/x.tfrecord", "a/y.tfrecord"]),
+        ("a/**/*.tfrecord", ["a/b/z.tfrecord", "a/x.tfrecord", "a/y.tfrecord"]),
+        ("**", ["a/b/z.tfrecord", "a/x.tfrecord", "a/y.csv", "a/y.tfrecord"]),
+        ("a/[!x].tfrecord", ["a/y.tfrecord"]),
+        ("a/[x-y].*", ["a/x.tfrecord", "a/y.csv", "a/y.tfrecord"]),
+        ("?/x.tfrecord", ["a/x.tfrecord"]),
+        ("a.*", []),
+    ],
+)
+def test_patterns(pattern: str, names: list[str]) -> None:
+    keys = ["a/b/z.tfrecord", "a/x.tfrecord", "a/y.csv", "a/y.tfrecord"]
+    assert [key for key in keys if glob_pattern(pattern).fullmatch(key)] == names
+
+
+def test_what_cannot_be_found(server: ObjectServer, url: str) -> None:
+    for name, says in (
+        ("absent", "no such file"),
+        ("folder/", "a web server does not list its files"),
+    ):
+        with pytest.raises(InputError, match=says):
+            find_shards([f"{url}/{name}"])
+    with pytest.raises(InputError, match="nosuch"):
+        find_shards(["nosuch://x/y"])
+
+
+def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "scorer.inputs.object_store", raising=False)
+    with pytest.raises(InputError, match=r"s3://b/x: obstore is not installed; pip install '.*\[remote\]'"):
+        find_shards(["s3://b/x"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_job_over_remote_shards_gives_the_bytes_of_a_local_one(
+    server: ObjectServer, folder: str, tmp_path: Path, workers: int
+) -> None:
+    paths = write_shards(tmp_path / "shards", [300, 5, 40])
+    for path in paths:
+        server.put(f"/bucket/{Path(path).name}", Path(path).read_bytes())
+    addresses = [f"{folder}/{Path(path).name}" for path in paths]
+    do_as_found(Job(find_shards(paths), str(tmp_path / "local.csv")))
+    server.faults.extend(["", "cut", "503", ""] * 3)
+    do_as_found(Job(find_shards(addresses), str(tmp_path / "remote.csv"), workers=workers))
+    assert (tmp_path / "remote.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()

@@ -1,0 +1,133 @@
+"""A web server on loopback that keeps objects in memory, gives ranges of them, and breaks on purpose.
+
+It answers GET and HEAD as Amazon S3 does, so that clients of either kind read from it. There is no listing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+FAULTS = ("cut", "cut at once", "reset", "500", "503", "slow", "truncate", "ignore range", "too long")
+
+
+class ObjectServer:
+    """objects: content by path. faults: what goes wrong with the next requests for more than a byte, in order; ""
+    is nothing. seen: the requests: method, path, range.
+    password: asked for, of user "me". status: that all requests get, 0 for what is right.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.faults: deque[str] = deque()
+        self.seen: list[tuple[str, str, str]] = []
+        self.authorizations: set[str] = set()
+        self.status = 0
+        self.versions: dict[str, int] = {}
+
+    def put(self, path: str, content: bytes) -> None:
+        self.objects[path] = content
+        self.versions[path] = self.versions.get(path, 0) + 1
+
+    def etag(self, path: str) -> str:
+        digest = hashlib.md5(self.objects[path], usedforsecurity=False).hexdigest()
+        return f'"{digest}-{self.versions[path]}"'
+
+    @contextmanager
+    def running(self) -> Iterator[str]:
+        """Its address."""
+        outer = self
+
+        class Handler(_Handler):
+            store = outer
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    store: ObjectServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        store, path = self.store, unquote(urlsplit(self.path).path)
+        wanted = self.headers.get("Range", "")
+        store.seen.append((self.command, self.path, wanted))
+        store.authorizations.add(self.headers.get("Authorization", ""))
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        start, last = (int(found[1]), int(found[2])) if found else (0, 1 << 62)
+        fault = store.faults.popleft() if body and last > start and store.faults else ""
+        if store.status or fault in ("500", "503"):
+            self._plain(store.status or int(fault))
+        elif fault == "reset":
+            self.close_connection = True
+        elif path not in store.objects:
+            self._plain(404)
+        elif found and start >= len(store.objects[path]):
+            self._plain(416, {"Content-Range": f"bytes */{len(store.objects[path])}"})
+        else:
+            self._object(path, start, last, fault, partial=bool(found), body=body)
+
+    def _plain(self, status: int, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _object(self, path: str, start: int, last: int, fault: str, *, partial: bool, body: bool) -> None:
+        content = self.store.objects[path]
+        if fault == "ignore range":
+            start, last, partial = 0, 1 << 62, False
+        data = content[start : last + 1]
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{len(content)}")
+        if fault == "truncate":
+            data = data[: len(data) // 3]
+        if fault == "too long":
+            data += b"more"
+        self.send_header("ETag", self.store.etag(path))
+        self.send_header("Last-Modified", formatdate(0, usegmt=True))
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self._send(data, fault)
+
+    def _send(self, data: bytes, fault: str) -> None:
+        if fault in ("cut", "cut at once"):
+            data = data[: len(data) // 2] if fault == "cut" else b""
+            self.close_connection = True
+        pieces = 20 if fault == "slow" else 1
+        size = -(-len(data) // pieces) or 1
+        try:
+            for at in range(0, len(data), size):
+                self.wfile.write(data[at : at + size])
+                time.sleep(0.005 if pieces > 1 else 0)
+        except ConnectionError:
+            self.close_connection = True
