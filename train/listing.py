@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from scorer.system.terminal import takes_escapes
+from scorer.system.tables import paragraph, terminal_width
 from train.overrides import settings_of
 from train.registry import spec
 
+_INDENT = 4
+
 
 def print_settings(models: Sequence[str]) -> None:
-    """Print a table on standard output: a setting a row, its default for each of `models` that reads it."""
-    made = Table(title="settings, --set NAME=VALUE", title_justify="left")
-    made.add_column("setting", no_wrap=True)
-    for model in models:
-        made.add_column(model, justify="right", no_wrap=True)
-    made.add_column("unit")
-    made.add_column("meaning", ratio=1)
+    """Print on standard output, for each setting, its default for each of `models` that reads it, unit and meaning."""
+    width = terminal_width()
+    print("settings, --set NAME=VALUE")
     for name, (values, about) in _settings(models).items():
+        head = " ".join(filter(None, [name, _defaults(models, values), str(about["unit"])]))
         meaning = str(about["meaning"]) + (f" ({', '.join(about['choices'])})" if about["choices"] else "")
-        made.add_row(name, *values, str(about["unit"]), meaning)
-    Console(width=None if sys.stdout.isatty() else 140, force_terminal=takes_escapes(sys.stdout)).print(made)
+        lines = [*paragraph(head, width), *(" " * _INDENT + line for line in paragraph(meaning, width - _INDENT))]
+        print("", *lines, sep="\n")
+
+
+def _defaults(models: Sequence[str], values: Sequence[str]) -> str:
+    """In brackets, as --help shows defaults: one for all models, or each model's that has one."""
+    if len(set(values)) == 1:
+        return f"[{values[0]}]"
+    return "[" + ", ".join(f"{model} {value}" for model, value in zip(models, values, strict=True) if value) + "]"
 
 
 def _settings(models: Sequence[str]) -> dict[str, tuple[list[str], Any]]:

@@ -22,13 +22,24 @@ def test_every_setting_is_listed_with_its_default_for_each_model(capsys: pytest.
     assert main(["--list-settings"]) == 0
     shown = capsys.readouterr().out
     for name in {name for model in names() for name in settings_of(model)} - {"inputs"}:
-        assert f" {name} " in shown
-    row = next(line for line in shown.splitlines() if " hidden " in line)
-    assert [cell.strip() for cell in row.split("│")[2:6]] == ["", "1024", "1024", "units"]
+        assert f"\n{name} [" in shown
+    assert "\nhidden [lstm 1024, bilstm 1024] units\n" in shown
+    assert "\nbatch [512] videos\n" in shown
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+def test_no_meaning_is_lost_on_a_narrow_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["--list-settings"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    assert "merge-and-run blocks after concatenation" in " ".join(shown.split())
 
 
 def test_of_one_model_its_own_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list-settings", "--model", "dmrnet"]) == 0
     shown = capsys.readouterr().out
-    assert " bottleneck " in shown
-    assert " hidden " not in shown
+    assert "\nbottleneck [4]" in shown
+    assert "\nhidden " not in shown
