@@ -72,11 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         help="TFRecord file, quoted pattern, folder (its *.tfrecord files), an address of any of these (s3://, gs://, "
         "az://, https://, ...), or @FILE, a list of such names (@-: stdin)",
     )
-    parser.add_argument(
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument(
         "--level",
         choices=("auto", "video", "frame"),
         default="auto",
         help="read the records' own features, or the means of their frames [auto: what they have, the means first]",
+    )
+    level.add_argument(
+        "--segments",
+        action="store_const",
+        dest="level",
+        const="segment",
+        help="score each labelled segment's frames, as a row id:start (2019)",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
     _add_output_options(parser.add_argument_group("what is written"))

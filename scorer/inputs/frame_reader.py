@@ -57,7 +57,7 @@ class FrameRows:
         if row in self.bad:
             return _NO_ROW
         where = frames.location(row)
-        payload = _payload(shard, frames, row)
+        payload = payload_of(shard, frames, row)
         if payload is None:
             reason = f"a frame-level record of more than {MAX_RECORD_BYTES:,} bytes"
             self.bad[row] = RecordError(shard.address, reason, record=where[0], offset=where[1], hints=(Hint.SKIP,))
@@ -69,7 +69,7 @@ class FrameRows:
         parts = take_apart(payload)
         if parts is None or (self._schema.level == "auto" and self._has_means(parts)):
             return None
-        id, labels = _id(parts), _labels(parts)
+        id, labels = id_of(parts), _labels(parts)
         if id is None or labels is False:
             return None
         counts: dict[str, int] = {}
@@ -98,7 +98,7 @@ class FrameRows:
 _NO_ROW = Row([], b"", None)
 
 
-def _payload(shard: Shard, frames: Frames, row: int) -> memoryview | None:
+def payload_of(shard: Shard, frames: Frames, row: int) -> memoryview | None:
     """None where there is too much of it."""
     if not frames.long:
         return frames.block.view[frames.starts[row] : frames.stops[row]]
@@ -106,7 +106,7 @@ def _payload(shard: Shard, frames: Frames, row: int) -> memoryview | None:
     return memoryview(shard.read(start, stop - start)) if stop - start <= MAX_RECORD_BYTES else None
 
 
-def _id(parts: Parts) -> bytes | None:
+def id_of(parts: Parts) -> bytes | None:
     """None where there is none, or one that only protobuf is to judge."""
     feature = next((parts.context[key] for name in ID_KEYS if (key := name.encode()) in parts.context), None)
     data = None if feature is None else only_data(feature, _BYTES_LIST)
@@ -189,7 +189,7 @@ FRAMES = _FrameLevel()
 
 
 def frames_in(head: bytes) -> tuple[bool, bool]:
-    """Whether the first record of a TFRecord file that starts with `head` has frames, and floats beside them."""
+    """Whether the first record of a TFRecord file that starts with `head` has frames, and means beside them."""
     if not starts_with_record(head):
         return False, False
     (length,) = struct.unpack_from("<Q", head)

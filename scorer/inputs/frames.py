@@ -24,6 +24,7 @@ Span: TypeAlias = memoryview
 Floats: TypeAlias = NDArray[np.float32]
 
 MEAN_PREFIX = "mean_"
+_MEAN = MEAN_PREFIX.encode()
 EVERY_FRAME = 1 << 62
 MOST_APART = 1
 """Frames that the lists of one record may differ by in number: real ones do."""
@@ -177,9 +178,9 @@ def apart(counts: Mapping[str, int]) -> str:
 
 
 def begins_with_frames(payload_head: bytes, length: int) -> tuple[bool, bool]:
-    """Whether a record of `length` bytes that begins so has lists of frames, and whether its context has floats.
+    """Whether a record of `length` bytes that begins so has lists of frames, and whether its context has means.
 
-    A context that is longer than what is there counts as one with floats.
+    A context that is longer than what is there counts as one with means.
     """
     head = memoryview(payload_head)
     try:
@@ -189,6 +190,6 @@ def begins_with_frames(payload_head: bytes, length: int) -> tuple[bool, bool]:
         has_frames = tag == _CONTEXT and length - end > 2  # two bytes are an empty field of lists
         if end > len(head):
             return has_frames, True
-        return has_frames, any(value[:1] == bytes([_FLOAT_LIST]) for _, value in _entries(head[start:end]))
+        return has_frames, any(key.startswith(_MEAN) for key, _ in _entries(head[start:end]))
     except (IndexError, KeyError, ValueError):
         return False, False

@@ -14,6 +14,7 @@ from scorer.inputs.example_reader import EXAMPLES
 from scorer.inputs.frame_reader import FRAMES
 from scorer.inputs.position import Position
 from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Level, Opener, RecordFormat, RecordReader, Schema
+from scorer.inputs.segments import SEGMENTS
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import starts_with_record
 
@@ -32,7 +33,13 @@ def registered_formats() -> list[RecordFormat]:
 
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
-    return [*_registered, *{"auto": (FRAMES, EXAMPLES), "video": (EXAMPLES,), "frame": (FRAMES,)}[level]]
+    built_in: dict[Level, list[RecordFormat]] = {
+        "auto": [FRAMES, EXAMPLES],
+        "video": [EXAMPLES],
+        "frame": [FRAMES],
+        "segment": [SEGMENTS],
+    }
+    return [*_registered, *built_in[level]]
 
 
 class RecordReaders:

@@ -26,7 +26,7 @@ Faults: TypeAlias = dict[int, ShardError | RecordError]
 """What is wrong with records, by row."""
 
 
-Level: TypeAlias = Literal["auto", "video", "frame"]
+Level: TypeAlias = Literal["auto", "video", "frame", "segment"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Schema:
 
     inputs: name of each feature -> its width, in the order of the model.
     level: whether they are taken from the record itself, as means of its frames, or, with "auto", from what it has: the
-        record itself where it has both.
+        record itself where it has both. With "segment" each labelled segment of a record is read in its place.
     """
 
     inputs: Mapping[str, int]

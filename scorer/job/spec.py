@@ -24,7 +24,8 @@ class Job:
     max_errors: more quarantined records than this end the job; None for no limit.
     resume_policy: what to do about an earlier run that did not finish.
     commit_seconds: work that a crash may lose.
-    level: whether features are read from the records, as means of their frames, or as each record has them.
+    level: whether features are read from the records, as means of their frames, or as each record has them,
+        or whether each labelled segment is scored in the place of its record.
     row_format: a name that scorer.outputs.formats.make_format knows.
     threshold: labels of a lower confidence are not written, be there none left.
     names: of all labels, to be written beside them; None for none.
