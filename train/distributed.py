@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from scorer.system.cores import usable_cores
+
+_PATIENCE = timedelta(days=30)
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`; `local` is its number on this machine, which picks its GPU."""
+    """This process among `size`; `local` is its number on this machine, which picks its GPU.
+
+    patient: a group of all processes, in which they wait for the first for hours; NCCL's own wait ends after ten
+    minutes. None where there is one process.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    patient: Any = None
 
     @property
     def first(self) -> bool:
@@ -45,19 +55,20 @@ class World:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Within, the first process alone; then the others: what it has made they find."""
+        """Within, the first process alone, on all cores; then the others: what it has made they find."""
         if self.size > 1 and not self.first:
-            distributed.barrier()
-        yield
+            distributed.barrier(group=self.patient)
+        with _all_cores() if self.size > 1 and self.first else nullcontext():
+            yield
         if self.size > 1 and self.first:
-            distributed.barrier()
+            distributed.barrier(group=self.patient)
 
     def share(self, values: dict[str, float]) -> dict[str, float]:
         """The first process's `values`, in every process once all are here."""
         if self.size == 1:
             return values
         box = [values]
-        distributed.broadcast_object_list(box)
+        distributed.broadcast_object_list(box, group=self.patient)
         return box[0]
 
 
@@ -67,14 +78,28 @@ def joined(cuda: bool) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if cuda:
-        torch.cuda.set_device(world.local)
+        torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield world
+        yield World(rank, size, local, distributed.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
         distributed.destroy_process_group()
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Compute with all cores meanwhile. torchrun sets OMP_NUM_THREADS to 1, which is meant for processes that share
+    a machine at work, and not for one that the others wait for; any other number is a user's.
+    """
+    before = torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(usable_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Sum(torch.autograd.Function):
