@@ -75,6 +75,7 @@ WHOLE_NAMES = {
 # (file, word): why it may stand there
 ALLOWED = {
     ("samples/generate.py", "company"): "labels that stand together, in a script that makes the samples",
+    ("scorer/outputs/parquet.py", "tell"): "the name that a file's method has",
     ("tests/scorer/job/crash.py", "Tally"): "counts what became of the kills",
 }
 

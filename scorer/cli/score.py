@@ -104,9 +104,9 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         metavar="NAME",
-        help="pairs, labels (both .csv) or jsonl; each also .gz or .zst by its name [by the name, else pairs]",
+        help="pairs, labels (both .csv), jsonl or parquet; all but the last also .gz or .zst [by the name, else pairs]",
     )
-    group.add_argument("--names", action="store_true", help="the labels' names too, in jsonl")
+    group.add_argument("--names", action="store_true", help="the labels' names too, in jsonl and parquet")
     group.add_argument(
         "--vocabulary", metavar="FILE", help="those of this CSV file instead of the model's; includes --names"
     )

@@ -23,10 +23,18 @@ _EXTENSIONS: Mapping[str, tuple[str, ...]] = {
     "csv": ("pairs", "labels"),
     "jsonl": ("jsonl",),
     "ndjson": ("jsonl",),
+    "parquet": ("parquet",),
 }
 """Which formats a file of that name may have, the first where none is asked for."""
 
-_formats: dict[str, Maker] = {"pairs": Pairs, "labels": LabelsOnly, "jsonl": JsonLines}
+
+def _parquet(options: RowOptions) -> RowFormat:
+    from scorer.outputs.parquet import Parquet  # seldom needed
+
+    return Parquet(options)
+
+
+_formats: dict[str, Maker] = {"pairs": Pairs, "labels": LabelsOnly, "jsonl": JsonLines, "parquet": _parquet}
 
 
 def register_format(name: str, maker: Maker) -> None:
@@ -43,6 +51,8 @@ def make_format(name: str, options: RowOptions = PLAIN) -> RowFormat:
     if plain not in _formats or compression not in ("", *COMPRESSIONS):
         raise UsageError(f"there is no format {name!r}", remedy=f"choose one of {', '.join(sorted(_formats))}")
     made = _formats[plain](options)
+    if compression and made.pack is not None:
+        raise UsageError(f"{plain} is compressed within", remedy=f"leave .{compression} out")
     return _Compressed(made, packing_with(COMPRESSIONS[compression]())) if compression else made
 
 

@@ -54,7 +54,7 @@ def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
     assert at > 50, "nothing failed"
 
 
-@pytest.mark.parametrize("row_format", ["pairs", "jsonl.gz"])
+@pytest.mark.parametrize("row_format", ["pairs", "parquet"])
 def test_a_kill_at_every_call_loses_nothing(row_format: str) -> None:
     command = [sys.executable, "-m", "tests.scorer.job.kill_points", row_format]
     result = subprocess.run(command, capture_output=True, text=True)

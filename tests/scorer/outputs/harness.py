@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pytest
 
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import BEGINNING, Position
@@ -180,6 +181,21 @@ class GzipHarness(FileHarness):
         return [(row["id"].encode(), row["labels"], row["scores"]) for row in found]
 
 
+class ParquetHarness(FileHarness):
+    name = "preds.parquet"
+    row_format = "parquet"
+
+    def __init__(self, folder: Path) -> None:
+        pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+        super().__init__(folder)
+
+    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
+        import pyarrow.parquet
+
+        found = pyarrow.parquet.read_table(self.path).to_pylist()
+        return [(row["id"].encode(), row["labels"], [round(score, 6) for score in row["scores"]]) for row in found]
+
+
 class ToyHarness:
     def __init__(self, folder: Path) -> None:
         self._name = f"toy://{folder}"
@@ -213,6 +229,7 @@ class ToyHarness:
 HARNESSES: dict[str, type[FileHarness] | type[ToyHarness]] = {
     "file": FileHarness,
     "gzip": GzipHarness,
+    "parquet": ParquetHarness,
     "toy": ToyHarness,
 }
 
