@@ -112,17 +112,14 @@ def native_decoder(schema: Schema) -> NativeDecoder | None:
     return NativeDecoder(schema, decode) if decode and len(schema.inputs) <= MAX_INPUTS else None
 
 
-class LongRow:
-    """One record that is longer than a block, as scorer.inputs.records.Rows."""
+class OneRow:
+    """One record of the shard `address`, at `where`, or what is wrong with it, as scorer.inputs.records.Rows."""
 
-    def __init__(self, shard: Shard, schema: Schema, frames: Frames) -> None:
-        assert frames.long
-        where = frames.record, frames.offset
-        parsed = self._parse(shard, schema, *frames.long, where)
+    def __init__(self, address: str, parsed: Row | RecordError, where: tuple[int, int]) -> None:
         self.bad: Faults = {0: parsed} if isinstance(parsed, RecordError) else {}
         self._row = Row([], b"", None) if isinstance(parsed, RecordError) else parsed
         fault = self._row.label_fault
-        self.label_faults: Faults = {0: label_fault(shard.address, fault, *where)} if fault else {}
+        self.label_faults: Faults = {0: label_fault(address, fault, *where)} if fault else {}
         self.ids, self.labelled = [self._row.id], np.array([self._row.labels is not None])
         self.labels = np.frombuffer(self._row.labels or b"", np.uint8)
         self.label_sizes = np.array([len(self.labels)], np.int64)
@@ -132,16 +129,19 @@ class LongRow:
             to[0] = values
         return True
 
-    @staticmethod
-    def _parse(shard: Shard, schema: Schema, start: int, stop: int, where: tuple[int, int]) -> Row | RecordError:
-        names = [name.encode() for name in (*schema.inputs, *ID_KEYS, LABELS_KEY)]
-        try:
-            payload = shortened(shard.read, start, stop, names, BLOCK_BYTES)
-        except InvalidExample as invalid:
-            reason = str(invalid)
-        else:
-            return parse(shard.address, payload, schema, *where)
-        return RecordError(shard.address, reason, record=where[0], offset=where[1], hints=(Hint.SKIP,))
+
+def _long_row(shard: Shard, schema: Schema, frames: Frames) -> OneRow:
+    """The one record of `frames`, which is longer than a block."""
+    assert frames.long
+    where, names = (frames.record, frames.offset), [name.encode() for name in (*schema.inputs, *ID_KEYS, LABELS_KEY)]
+    parsed: Row | RecordError
+    try:
+        payload = shortened(shard.read, *frames.long, names, BLOCK_BYTES)
+    except InvalidExample as invalid:
+        parsed = RecordError(shard.address, str(invalid), record=where[0], offset=where[1], hints=(Hint.SKIP,))
+    else:
+        parsed = parse(shard.address, payload, schema, *where)
+    return OneRow(shard.address, parsed, where)
 
 
 class ExampleOpener:
@@ -211,7 +211,7 @@ class ExampleReader:
         frames = shard.frames(position.offset, position.record)
         rows: Rows
         if frames.long:
-            rows = LongRow(shard, self._opener.schema, frames)
+            rows = _long_row(shard, self._opener.schema, frames)
         else:
             rows = self._opener.decoder.decode(shard.address, frames)
         if frames.last:

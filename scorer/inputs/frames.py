@@ -159,6 +159,16 @@ def _header(kind: int, size: int) -> bytes:
     return head
 
 
+def one_bytes_entry(name: str, value: bytes) -> bytes:
+    """A record that has nothing but this feature in its context."""
+    feature = _field(_BYTES_LIST, _field(_DATA, value))
+    return _field(_CONTEXT, _field(_ENTRY, _field(_KEY, name.encode()) + _field(_VALUE, feature)))
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    return bytes([tag]) + _varint(len(content)) + content
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:

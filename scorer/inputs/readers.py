@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 
+from scorer.inputs.bare import BARE
 from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
@@ -34,9 +35,9 @@ def registered_formats() -> list[RecordFormat]:
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
     built_in: dict[Level, list[RecordFormat]] = {
-        "auto": [FRAMES, EXAMPLES],
+        "auto": [BARE, FRAMES, EXAMPLES],
         "video": [EXAMPLES],
-        "frame": [FRAMES],
+        "frame": [BARE, FRAMES],
         "segment": [SEGMENTS],
     }
     return [*_registered, *built_in[level]]
