@@ -86,7 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         const="segment",
         help="score each labelled segment's frames, as a row id:start (2019)",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="predictions (s3:// and such too); - for stdout",
+    )
     _add_output_options(parser.add_argument_group("what is written"))
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))

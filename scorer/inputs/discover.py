@@ -77,7 +77,7 @@ def _files(paths: Iterable[str]) -> Iterator[LocalFile]:
 
 def _check_distinct(shards: Iterable[Source], output: str | None) -> None:
     seen: dict[Hashable, str] = {}
-    target = output and identity(output)
+    target: Hashable = None if output is None else output if is_address(output) else identity(output)
     for shard in shards:
         if shard.identity == target:
             raise UsageError(f"{shard.address} is a shard and the output {output} too", remedy="choose another output")

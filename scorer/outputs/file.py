@@ -27,11 +27,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
@@ -52,13 +52,20 @@ from scorer.outputs.paths import OutputPaths
 from scorer.outputs.row_format import Pack, RowFormat
 from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
 
+Publish: TypeAlias = Callable[[OutputPaths, Mapping[Path, Path], bytes], None]
+"""Puts an output elsewhere than in the folder of its work: files by what they are to be called, and the record.
+
+May be repeated from the start after a crash. Raises OutputError.
+"""
+
 
 class FileSink:
     """A sink that is a file, from `open_file`. The attributes are those of `Sink`."""
 
     resumable = True
 
-    def __init__(self, paths: OutputPaths, key: JobKey, row_format: RowFormat) -> None:
+    def __init__(self, paths: OutputPaths, key: JobKey, row_format: RowFormat, publish: Publish | None = None) -> None:
+        self._publish = publish
         self.last: Commit | None = None
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
@@ -70,7 +77,7 @@ class FileSink:
 
     @property
     def quarantine_place(self) -> str:
-        return f"in {self._paths.final_quarantine}"
+        return f"in {self._paths.shown_quarantine}"
 
     def append(self, chunk: Chunk) -> None:
         data = {
@@ -209,7 +216,7 @@ class FileSink:
         return commit.partial is not None and commit.partial != self._key.shards[commit.end.shard].stat
 
     def _refused(self, difference: str) -> ResumeError:
-        reason = f"{self._paths.final} cannot be resumed: {difference}"
+        reason = f"{self._paths.shown} cannot be resumed: {difference}"
         return ResumeError(reason, remedy="restore that", hints=(Hint.RESTART,))
 
     def _finish(self, record: Mapping[str, Any]) -> None:
@@ -217,16 +224,24 @@ class FileSink:
         paths, moves = self._paths, self._moves()
         for move in moves:
             _check_there(*move)
+        content = json.dumps(record, indent=2).encode() + b"\n"
+        if self._publish is not None:
+            self._publish(paths, {target: source for source, target, _ in moves}, content)
+        else:
+            self._move_all(moves, content)
+        self._remove_work()
+        sync_folder(paths.final.parent)
+
+    def _move_all(self, moves: Sequence[tuple[Path, Path, Checkpoint]], record: bytes) -> None:
+        paths = self._paths
         _remove(paths.done)  # it describes an older file
         if len(moves) == 1:
             _remove(paths.final_quarantine)
         for move in moves:
             _move(*move)
         sync_folder(paths.final.parent)
-        replace_bytes(paths.done, json.dumps(record, indent=2).encode() + b"\n")
+        replace_bytes(paths.done, record)
         sync_folder(paths.final.parent)  # or a power loss may keep the removals and lose the record
-        self._remove_work()
-        sync_folder(paths.final.parent)
 
     def _moves(self) -> list[tuple[Path, Path, Checkpoint]]:
         """From where to where, and what must be there: the quarantine, if anything is in it, and the rows."""
@@ -248,11 +263,13 @@ class FileSink:
             _remove(getattr(self._paths, name))
 
     def _writing(self) -> AbstractContextManager[None]:
-        return writing(self._paths.final, hints=(Hint.RESUME_LATER,) if self.last else ())
+        return writing(self._paths.shown, hints=(Hint.RESUME_LATER,) if self.last else ())
 
 
 @contextmanager
-def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: ResumePolicy) -> Iterator[FileSink]:
+def open_file(
+    paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: ResumePolicy, publish: Publish | None = None
+) -> Iterator[FileSink]:
     """Lock the output, then begin or resume.
 
     Raises:
@@ -260,8 +277,8 @@ def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: Re
             process at work.
         OutputError: a file that cannot be made, written, flushed or renamed.
     """
-    with owned(paths.lock, str(paths.final)):
-        sink = FileSink(paths, key, row_format)
+    with owned(paths.lock, paths.shown):
+        sink = FileSink(paths, key, row_format, publish)
         with closing(sink):
             journal = None if policy == "restart" else _unfinished(paths)
             if journal is None:
@@ -271,14 +288,14 @@ def open_file(paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: Re
                     sink.resume(journal)
             else:
                 scored = journal.saved.commit.scored if journal.saved else 0
-                reason = f"{paths.final}: an earlier run stopped after {scored:,} videos"
+                reason = f"{paths.shown}: an earlier run stopped after {scored:,} videos"
                 raise ResumeError(reason, hints=(Hint.RESUME, Hint.RESTART))
             yield sink
 
 
 def _unfinished(paths: OutputPaths) -> Journal | None:
     """What an earlier run left; None where it committed nothing. Raises ResumeError for a damaged journal."""
-    with _own_work(paths), writing(paths.final), suppress(FileNotFoundError):
+    with _own_work(paths), writing(paths.shown), suppress(FileNotFoundError):
         journal = read_journal(paths.journal)
         return journal if journal.saved or journal.completed else None
     return None
@@ -292,7 +309,7 @@ def _own_work(paths: OutputPaths) -> Iterator[None]:
     except OutputError as error:
         if not isinstance(error.__cause__, NotOwnError):
             raise
-        reason = f"{paths.final}: what an earlier run left cannot be trusted: {error.__cause__.strerror}"
+        reason = f"{paths.shown}: what an earlier run left cannot be trusted: {error.__cause__.strerror}"
         raise ResumeError(reason, hints=(Hint.RESTART,)) from None
 
 

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 from scorer.errors import Hint, UsageError
+from scorer.inputs.addresses import is_address
 from scorer.outputs.file import open_file
+from scorer.outputs.object_sink import check_object, open_object
 from scorer.outputs.paths import output_paths
 from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
@@ -29,7 +31,11 @@ def register_sink(scheme: str, opener: Opener) -> None:
 
 def check_output(output: str) -> None:
     """Say at once what is wrong with the name of an output. Raises OutputError."""
-    if _opener(output) is None:
+    if _opener(output) is not None:
+        return
+    if is_address(output):
+        check_object(output)
+    else:
         output_paths(output)
 
 
@@ -45,6 +51,8 @@ def open_sink(
     """
     if (opener := _opener(output)) is not None:
         return opener(output, key, row_format, policy)
+    if is_address(output):
+        return open_object(output, key, row_format, policy)
     paths = output_paths(output)
     if paths is not None:
         return open_file(paths, key, row_format, policy)

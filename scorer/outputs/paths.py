@@ -16,9 +16,18 @@ _MOST_LINKS = 40  # as many as the kernel follows
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """The files of one output, all in one folder; `final` is the path given, with symbolic links followed."""
+    """The files of one output, all in one folder; `final` is the path given, with symbolic links followed.
+
+    address: of an output that is an object in a store; `final` then says only where the work on it goes.
+    """
 
     final: Path
+    address: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The output, for messages."""
+        return self.address or str(self.final)
 
     @property
     def rows(self) -> Path:
@@ -51,6 +60,10 @@ class OutputPaths:
     @property
     def final_quarantine(self) -> Path:
         return self.final.with_name(self.final.name + ".quarantine.jsonl")
+
+    @property
+    def shown_quarantine(self) -> str:
+        return f"{self.address}.quarantine.jsonl" if self.address else str(self.final_quarantine)
 
     @property
     def done(self) -> Path:

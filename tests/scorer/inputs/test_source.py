@@ -16,7 +16,6 @@ from typing import Protocol
 import pytest
 
 from scorer.errors import InputError, UsageError
-from scorer.inputs import remote
 from scorer.inputs.discover import find_shards
 from scorer.inputs.remote import RemoteReader
 from scorer.inputs.source import Reader, Source
@@ -104,13 +103,6 @@ class FsspecCase:
 SOURCES = ("local file", "toy", "s3", "fsspec")
 
 
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    pytest.importorskip("moto", reason="moto is not installed: no S3 server to test against")
-    with s3.running() as url:
-        yield url
-
-
 def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
     if kind == "local file":
         return LocalCase(folder)
@@ -119,20 +111,14 @@ def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
     if kind == "fsspec":
         pytest.importorskip("fsspec", reason="fsspec is not installed")
         return FsspecCase(folder)
-    pytest.importorskip("obstore", reason="obstore is not installed")
-    url = request.getfixturevalue("s3_url")
-    for name, value in s3.environment(url).items():
-        request.getfixturevalue("monkeypatch").setenv(name, value)
-    return S3Case(folder, url)
+    return S3Case(folder, request.getfixturevalue("s3_server"))
 
 
 @pytest.fixture(params=SOURCES)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Case]:
-    remote._object_store.cache_clear()
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     made = case_of(request.param, tmp_path, request)
     made.write("folder/x.tfrecord", CONTENT)
-    yield made
-    remote._object_store.cache_clear()
+    return made
 
 
 @pytest.fixture

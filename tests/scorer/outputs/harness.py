@@ -21,9 +21,11 @@ from scorer.inputs.source import FileStat
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.csv_rows import Pairs
 from scorer.outputs.formats import make_format
+from scorer.outputs.object_sink import work_folder
 from scorer.outputs.open import open_sink
 from scorer.outputs.sink import Chunk, Commit, JobKey, ResumePolicy, ShardId, Sink
 from tests.scorer.outputs import toy_sink
+from tests.stores import s3
 
 RECORDS = [5, 3, 8, 1]
 """Of each shard."""
@@ -194,6 +196,49 @@ class ParquetHarness(FileHarness):
 
         found = pyarrow.parquet.read_table(self.path).to_pylist()
         return [(row["id"].encode(), row["labels"], [round(score, 6) for score in row["scores"]]) for row in found]
+
+
+class ObjectHarness:
+    """An object of the S3 server at `url`, which s3:// means."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self._client, self._snapshots = s3.client(url), folder / "snapshots"
+        self._key = f"{folder.name}/preds.csv"
+        self.address = f"s3://{s3.BUCKET}/{self._key}"
+        self._work = work_folder(self.address)
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
+        return open_sink(self.address, job, make_format("pairs"), policy, lambda: None)
+
+    def snapshot(self) -> Path:
+        """Of the work: no crash of these tests lies within the sending."""
+        self._snapshots.mkdir(exist_ok=True)
+        return Path(shutil.copytree(self._work, self._snapshots / str(len(list(self._snapshots.iterdir())))))
+
+    def restore(self, snapshot: Path) -> None:
+        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.copytree(snapshot, self._work)
+
+    def object(self, suffix: str = "") -> bytes | None:
+        try:
+            content: bytes = self._client.get_object(Bucket=s3.BUCKET, Key=self._key + suffix)["Body"].read()
+        except self._client.exceptions.NoSuchKey:
+            return None
+        return content
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        import json
+
+        rows, record = self.object(), self.object(".done.json")
+        if rows is None:
+            return None
+        assert record is not None
+        return [_parsed(line) for line in rows.splitlines(keepends=True)[1:]], json.loads(record)
+
+    def unfinished(self) -> Sequence[str]:
+        uploads = self._client.list_multipart_uploads(Bucket=s3.BUCKET).get("Uploads", [])
+        work = self._work.iterdir() if self._work.exists() else []
+        return [*(path.name for path in work), *(upload["Key"] for upload in uploads)]
 
 
 class ToyHarness:

@@ -8,7 +8,7 @@ import pytest
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import BAD, HARNESSES, RECORDS, Driver, Harness, key, record, rows
+from tests.scorer.outputs.harness import BAD, HARNESSES, RECORDS, Driver, Harness, ObjectHarness, key, record, rows
 
 ALL = sum(RECORDS)
 
@@ -18,9 +18,12 @@ def exactly(count: int) -> list[tuple[bytes, list[int], list[float]]]:
     return [(name, labels, [round(score, 6) for score in scores]) for name, labels, scores in rows(count)]
 
 
-@pytest.fixture(params=HARNESSES)
-def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
-    return HARNESSES[request.param](tmp_path)
+@pytest.fixture(params=[*HARNESSES, "object"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    if request.param != "object":
+        return HARNESSES[request.param](tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return ObjectHarness(tmp_path, request.getfixturevalue("s3_server"))
 
 
 def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:

@@ -1,0 +1,190 @@
+"""Outputs in object stores: uploads that are cut or refused, work that waits, and kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scorer.errors import OutputError, ResumeError, UsageError
+from scorer.inputs import remote
+from scorer.inputs.discover import find_shards
+from scorer.outputs import object_sink
+from scorer.outputs.open import check_output
+from tests import onnx_models
+from tests.scorer.fakes import INPUTS, LABELS, write_shards
+from tests.scorer.outputs.harness import RECORDS, Driver, ObjectHarness, key, record
+from tests.scorer.outputs.test_conformance import exactly
+from tests.stores import s3
+from tests.stores.proxy import Verdict, proxy
+
+WHOLE = (exactly(sum(RECORDS)), record())
+KILLS = int(os.environ.get("YT8M_KILLS", "4"))
+
+
+@pytest.fixture
+def harness(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectHarness:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return ObjectHarness(tmp_path, s3_server)
+
+
+@pytest.fixture
+def judged(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[str, str], Verdict]]]:
+    """Has s3:// mean a proxy that asks the last judge of this list."""
+    judges: list[Callable[[str, str], Verdict]] = [lambda method, path: ""]
+    with proxy(s3_server, lambda method, path: judges[-1](method, path)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        remote._object_store.cache_clear()
+        yield judges
+
+
+@pytest.fixture
+def in_parts(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few rows of these tests are sent in several parts."""
+    monkeypatch.setattr(object_sink, "ONE_REQUEST_BYTES", 100)
+    monkeypatch.setattr(object_sink, "_PART_BYTES", 150)
+    monkeypatch.setattr(object_sink, "_RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
+
+
+def complete(harness: ObjectHarness, policy: str = "refuse") -> None:
+    with harness.open(key(), policy) as sink:  # type: ignore[arg-type]
+        if sink.completed is None:
+            Driver(sink, key()).complete()
+        else:
+            sink.complete(sink.completed)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_rows_in_several_parts_become_one_object(harness: ObjectHarness) -> None:
+    complete(harness)
+    assert harness.output() == WHOLE
+    assert harness.unfinished() == []
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("verdict", ["403", "cut"])
+@pytest.mark.parametrize("number", range(6))
+def test_an_upload_that_ends_at_any_request_leaves_nothing_visible_and_is_resumed(
+    harness: ObjectHarness, judged: list[Callable[[str, str], Verdict]], number: int, verdict: Verdict
+) -> None:
+    seen: list[str] = []
+
+    def judge(method: str, path: str) -> Verdict:
+        if method == "HEAD":
+            return ""
+        seen.append(path)
+        return verdict if len(seen) > number and method != "DELETE" else ""
+
+    judged.append(judge)
+    with pytest.raises(OutputError, match=r"preds\.csv: cannot be written"):
+        complete(harness)
+    assert harness.object(".done.json") is None
+    rows = harness.object()
+    assert rows is None or len(rows.splitlines()) == len(WHOLE[0]) + 1
+    assert [name for name in harness.unfinished() if not name.startswith(".")] == [], "an upload was not aborted"
+    judged.append(lambda method, path: "")
+    with pytest.raises(ResumeError, match=r"s3://bucket/.*preds\.csv: an earlier run stopped"):
+        complete(harness)
+    complete(harness, "resume")
+    assert harness.output() == WHOLE
+    assert harness.unfinished() == []
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_an_upload_that_was_killed_is_named_with_what_aborts_it(
+    harness: ObjectHarness, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object, **__: object) -> None:
+        snapshots.append(harness.snapshot())
+        raise Killed
+
+    snapshots: list[Path] = []
+    put = object_sink._put
+    monkeypatch.setattr(object_sink, "_put", killed)
+    with pytest.raises(Killed):
+        complete(harness)
+    monkeypatch.setattr(object_sink, "_put", put)
+    assert capfd.readouterr().err == ""
+    harness.restore(snapshots[-1])
+    complete(harness, "resume")
+    said = capfd.readouterr().err
+    assert "an upload was cut off" in said
+    assert "aws s3api abort-multipart-upload --bucket bucket --key " in said
+    assert harness.output() == WHOLE
+    assert harness.unfinished() == []
+
+
+def test_what_cannot_be_an_output(s3_server: str, judged: list[Callable[[str, str], Verdict]]) -> None:
+    for address, says in (
+        ("https://host/preds.csv", "outputs go to files or object stores"),
+        ("sftp://me:hidden@host/preds.csv", r"sftp://me:\*\*\*@host/preds.csv: outputs go"),
+        ("s3://bucket", "names no object"),
+        ("s3://bucket/folder/", "names no object"),
+    ):
+        with pytest.raises(OutputError, match=says):
+            check_output(address)
+    check_output("s3://bucket/absent/preds.csv")
+    judged.append(lambda method, path: "403")
+    with pytest.raises(OutputError, match=r"preds\.csv: cannot be written: .*; check the credentials"):
+        check_output("s3://bucket/preds.csv")
+
+
+def test_a_shard_is_no_output(s3_server: str) -> None:
+    s3.client(s3_server).put_object(Bucket=s3.BUCKET, Key="a.tfrecord", Body=b"x")
+    with pytest.raises(UsageError, match="is a shard and the output"):
+        find_shards(["s3://bucket/a.tfrecord"], "s3://bucket/a.tfrecord")
+
+
+def test_killed_at_random_moments_and_resumed_from_store_to_store(
+    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YT8M_KILLS kills."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    client, chance = s3.client(s3_server), random.Random(0)
+    model = onnx_models.save_model(tmp_path / "tiny.onnx", inputs=INPUTS, labels=LABELS)
+    for path in write_shards(tmp_path / "shards", [400] * 8):
+        client.upload_file(path, s3.BUCKET, f"kills/{Path(path).name}")
+
+    def start(output: str, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "scorer", "s3://bucket/kills", "-o", f"s3://bucket/kills/{output}"]
+        more = ["--model", model, "--batch-size", "64", "--quiet", *options]
+        return subprocess.Popen([*command, *more], stderr=subprocess.PIPE)
+
+    def content(output: str) -> list[bytes]:
+        keys = (f"kills/{output}", f"kills/{output}.done.json")
+        return [client.get_object(Bucket=s3.BUCKET, Key=key)["Body"].read() for key in keys]
+
+    began = time.monotonic()
+    whole = start("whole.csv")
+    assert whole.communicate()[1] == b""
+    seconds = time.monotonic() - began
+    expected = content("whole.csv")
+    kills = jobs = 0
+    while kills < KILLS or not jobs:
+        process = start("preds.csv", "--resume", "--workers", str(chance.choice([0, 2])))
+        try:
+            said = process.communicate(timeout=chance.uniform(0.2, 1.1) * seconds if kills < KILLS else None)[1]
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, said
+        rows, done = content("preds.csv")
+        assert rows == expected[0]
+        assert done == expected[1].replace(b"whole.csv", b"preds.csv")
+        jobs += 1
+        for name in ("preds.csv", "preds.csv.done.json"):
+            client.delete_object(Bucket=s3.BUCKET, Key=f"kills/{name}")
+    assert kills >= KILLS

@@ -1,0 +1,60 @@
+"""A server on loopback that hands requests on to another, and refuses or cuts some of them."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Verdict = Literal["", "cut", "403", "500"]
+
+
+@contextmanager
+def proxy(url: str, judge: Callable[[str, str], Verdict]) -> Iterator[str]:
+    """The address of one before `url`. judge: from method and path to what becomes of a request; "" is all well."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def _hand_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            verdict = judge(self.command, self.path)
+            if verdict == "cut":
+                self.close_connection = True
+                return
+            if verdict:
+                self.send_response(int(verdict))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            there = http.client.HTTPConnection(urlsplit(url).netloc)
+            there.request(self.command, self.path, body, dict(self.headers))
+            response = there.getresponse()
+            content = response.read()
+            there.close()
+            self.send_response(response.status)
+            for name, value in response.getheaders():
+                if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _hand_on
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
