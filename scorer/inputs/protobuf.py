@@ -161,10 +161,11 @@ def _id(features: Any) -> bytes:
     values = _values(features, key, "bytes_list")
     if len(values) != 1:
         raise InvalidExample(f"feature {key!r} holds {len(values)} values, not one")
-    return _checked_id(key, bytes(values[0]))
+    return checked_id(key, bytes(values[0]))
 
 
-def _checked_id(key: str, value: bytes) -> bytes:
+def checked_id(key: str, value: bytes) -> bytes:
+    """`value` if it can be an id. Raises InvalidExample."""
     if not value:
         raise InvalidExample(f"feature {key!r} is empty")
     if len(value) > MAX_ID_BYTES:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 
 from scorer.inputs.bare import BARE
+from scorer.inputs.columns import ARROW, PARQUET
 from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
@@ -35,8 +36,8 @@ def registered_formats() -> list[RecordFormat]:
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
     built_in: dict[Level, list[RecordFormat]] = {
-        "auto": [BARE, FRAMES, EXAMPLES],
-        "video": [EXAMPLES],
+        "auto": [PARQUET, ARROW, BARE, FRAMES, EXAMPLES],
+        "video": [PARQUET, ARROW, EXAMPLES],
         "frame": [BARE, FRAMES],
         "segment": [SEGMENTS],
     }

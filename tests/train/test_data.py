@@ -33,6 +33,20 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert load(sources(paths[:1]), INPUTS[:1], LABELS).features[0].shape == (30, 8)
 
 
+def test_parquet_is_read_as_records_are(tmp_path: Path) -> None:
+    arrow: Any = pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+    pytest.importorskip("pyarrow.parquet", reason="pyarrow is absent (extra parquet)")
+    plain = load(sources([write(tmp_path / "plain.tfrecord", 30)]), INPUTS, LABELS)
+    labels = [row[row >= 0].tolist() for row in plain.labels]
+    columns = {name: [*values] for (name, _), values in zip(INPUTS, plain.features, strict=True)}
+    table = arrow.table({"id": [id.decode() for id in plain.ids], "labels": labels, **columns})
+    arrow.parquet.write_table(table, tmp_path / "videos.parquet", row_group_size=7)
+    read = load(sources([str(tmp_path / "videos.parquet")]), INPUTS, LABELS)
+    assert read.ids == plain.ids
+    assert np.array_equal(read.labels, plain.labels)
+    assert all(map(np.array_equal, read.features, plain.features))
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_compressed_shards_are_read_whatever_they_hold(tmp_path: Path, cached: bool) -> None:
     """More videos than their bytes promise."""

@@ -60,7 +60,6 @@ KINDS = {
     "a Python pickle; give a TFRecord file of tf.Examples": pickle.dumps({"weights": [0.5] * 9}),
     "a tar archive; unpack it first (tar -x)": tarred(),
     "a NumPy array; give a TFRecord file of tf.Examples": array(),
-    "a Parquet file; give a TFRecord file of tf.Examples": b"PAR1" + bytes(range(40)),
     "a safetensors file; give a TFRecord file of tf.Examples": (40).to_bytes(8, "little")
     + b'{"weight":{}}'
     + b" " * 27,
