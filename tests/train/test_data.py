@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scorer.errors import Hint, InputError, OutputError, RecordError, TrainingError
-from tests.shards import example, sources, starts, write_shard
+from tests.shards import example, sequence_example, sources, starts, write_shard
 from tests.train.shards import INPUTS, LABELS, videos, write
 from train import data
 from train.data import Split, label_count, load, padded, statistics
@@ -59,6 +59,24 @@ def test_compressed_shards_are_read_whatever_they_hold(tmp_path: Path, cached: b
     plain = load(sources([path, many]), INPUTS, LABELS)
     assert packed.fingerprint() == plain.fingerprint()
     assert all(np.array_equal(*both) for both in zip(packed.features, plain.features, strict=True))
+
+
+def test_frames_are_read_as_their_means(tmp_path: Path) -> None:
+    """Records of one frame, smaller than their means."""
+    made = [videos(30, seed) for seed in range(100)]
+    records = [
+        sequence_example(
+            id,
+            labels[labels >= 0].tolist(),
+            {"RGB/feature/floats": rgb[None], "AUDIO/feature/floats": audio[None]},
+        )
+        for some in made
+        for id, labels, rgb, audio in zip(some.ids, some.labels, *some.features, strict=True)
+    ]
+    read = load(sources([write_shard(tmp_path / "x", records)]), INPUTS, LABELS)
+    assert read.ids == [id for some in made for id in some.ids]
+    for index in range(2):
+        assert np.array_equal(read.features[index], np.concatenate([some.features[index] for some in made]))
 
 
 def test_the_fingerprint_tells_videos_apart() -> None:

@@ -133,6 +133,17 @@ def test_records_of_a_compressed_shard(tmp_path: Path) -> None:
     assert [batch.finished for batch in found] == [batch.finished for batch in plain]
 
 
+def test_reading_resumes_within_a_compressed_shard(tmp_path: Path) -> None:
+    found = videos(tmp_path, gzip.compress(SHARD[:2000]) + gzip.compress(SHARD[2000:]))
+    ids = [id for batch in found for id in batch.ids]
+    done = 0
+    for batch in found[:-1]:
+        done += len(batch)
+        rest = batches(shards.sources([str(tmp_path / "shard.tfrecord")]), SCHEMA, 7, start=batch.end)
+        assert [id for later in rest for id in later.ids] == ids[done:]
+    assert batch.end.shard == 0
+
+
 DAMAGED = {
     "truncated": (gzip.compress(SHARD)[:-200], "the compressed data are truncated"),
     "without its trailer": (gzip.compress(SHARD)[:-8], "the compressed data are truncated"),
