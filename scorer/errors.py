@@ -39,6 +39,7 @@ class Hint(Enum):
 
     SKIP = auto()  # leave bad records out
     ALLOW_EMPTY = auto()  # take a shard without a byte for one without records
+    COLUMNS = auto()  # say which column is which feature
     FEATURES = auto()  # ask for the features that the records have
     MORE_ERRORS = auto()  # allow more bad records
     RESUME = auto()  # resume an unfinished run

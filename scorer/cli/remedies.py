@@ -7,6 +7,7 @@ from scorer.errors import Hint
 SCORE = {
     Hint.ALLOW_EMPTY: "or use --allow-empty",
     Hint.SKIP: "or use --on-error skip",
+    Hint.COLUMNS: "or say which it is with --columns",
     Hint.MORE_ERRORS: "or raise --max-errors",
     Hint.RESUME: "resume it with --resume",
     Hint.RESUME_LATER: "then resume with --resume",

@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         help="score each labelled segment's frames, as a row id:start (2019)",
     )
     parser.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="FEATURE=COLUMN,...",
+        help="of Parquet and Arrow files: columns with other names than id, labels and the model's inputs",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         required=True,
@@ -217,6 +224,13 @@ def _provider(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=COLUMN,...")
+    return {name: column for name, _, column in pairs}
+
+
 def _confidence(text: str) -> float:
     try:
         value = float(text)
@@ -311,6 +325,7 @@ def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str,
         workers=options.workers,
         on_error=options.on_error,
         level=options.level,
+        columns=options.columns,
         max_errors=options.max_errors,
         resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
         row_format=row_format,

@@ -227,7 +227,7 @@ class ColumnReader:
             self._table: _Table = kind(_File(reader, self.size))
         except self._errors as error:
             raise ShardError(self._address, _damage(error), record=0, offset=0) from None
-        self._columns = self._chosen(self._table.names)
+        self._named, self._columns = self._chosen(self._table.names)
         self._pieces = self._table.pieces(self._columns, 0, self._most)
         self._ahead: tuple[Any, float] | None = None
 
@@ -257,7 +257,7 @@ class ColumnReader:
         if piece is None:
             self.check_unchanged()
             return self._without_rows(position, None)
-        batch, begins = piece
+        batch, begins = self._renamed(piece[0]), piece[1]
         ends = self._ahead[1] if self._ahead else 1.0
         rows = np.arange(len(batch) + 1)
         made_up = (self.size * (begins + (ends - begins) * rows / len(batch))).astype(np.int64)
@@ -276,14 +276,23 @@ class ColumnReader:
         rows = _NoRows()
         return DecodedBlock(*where, np.zeros(1, np.int64), True, lost, rows)
 
-    def _chosen(self, names: Sequence[str]) -> list[str]:
-        wanted = [id_column(names) or ID_KEYS[0], *self._schema.inputs]
-        for name in wanted:
-            if name not in names:
+    def _renamed(self, batch: Any) -> Any:
+        """With the features' names."""
+        return type(batch).from_arrays([batch.column(name) for name in self._columns], self._named)
+
+    def _chosen(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The features to read, and the column of each."""
+        called = self._schema.columns
+        id = next((key for key in ID_KEYS if key in called), id_column(names) or ID_KEYS[0])
+        wanted = {name: called.get(name, name) for name in (id, *self._schema.inputs)}
+        if LABELS_KEY in called or LABELS_KEY in names:
+            wanted[LABELS_KEY] = called.get(LABELS_KEY, LABELS_KEY)
+        for column in wanted.values():
+            if column not in names:
                 shown = ", ".join(map(repr, names[:8])) or "none"
-                reason = f"{self._address}: there is no column {name!r}; it has {shown}"
-                raise InputError(reason, remedy="rename a column", hints=(Hint.OTHER_MODEL,))
-        return [*wanted, *([LABELS_KEY] if LABELS_KEY in names else [])]
+                reason = f"{self._address}: there is no column {column!r}; it has {shown}"
+                raise InputError(reason, remedy="rename a column", hints=(Hint.COLUMNS, Hint.OTHER_MODEL))
+        return [*wanted], [*wanted.values()]
 
 
 class _NoRows:

@@ -36,10 +36,12 @@ class Schema:
     inputs: name of each feature -> its width, in the order of the model.
     level: whether they are taken from the record itself, as means of its frames, or, with "auto", from what it has: the
         record itself where it has both. With "segment" each labelled segment of a record is read in its place.
+    columns: of Parquet and Arrow files, what a feature's column is called where its name is another: feature -> column.
     """
 
     inputs: Mapping[str, int]
     level: Level = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 class Rows(Protocol):

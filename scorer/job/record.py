@@ -40,6 +40,7 @@ class Options:
     model_sha256: of the model's file. provider, runtime: the engine. top_k: labels a video. row_format: its name.
     on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it. threshold: least confidence that is
     written. names_sha256: see `digest_of_names`; empty where none are written.
+    columns: FEATURE=COLUMN,... as they were given.
     """
 
     model_sha256: str
@@ -51,6 +52,7 @@ class Options:
     level: str = _PLAIN_LEVEL
     threshold: float = 0.0
     names_sha256: str = ""
+    columns: str = ""
 
     def key(self) -> dict[str, Any]:
         """What two runs of one job have in common: all but `on_error`."""
@@ -59,6 +61,7 @@ class Options:
             **({} if self.level == _PLAIN_LEVEL else {"level": self.level}),
             **({"threshold": self.threshold} if self.threshold else {}),
             **({"names_sha256": self.names_sha256} if self.names_sha256 else {}),
+            **({"columns": self.columns} if self.columns else {}),
         }
         return {
             "model_sha256": self.model_sha256,
@@ -83,6 +86,7 @@ class Options:
             level=text_of(value.get("level", _PLAIN_LEVEL)),
             threshold=float_of(value.get("threshold", 0.0)),
             names_sha256=text_of(value.get("names_sha256", "")),
+            columns=text_of(value.get("columns", "")),
         )
 
 

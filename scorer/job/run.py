@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from scorer.errors import UsageError
+from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter, chunks_of
@@ -75,6 +76,9 @@ def options_of(job: Job, predictor: Predictor) -> Options:
         raise UsageError(f"the threshold {job.threshold} is no confidence", remedy="choose one from 0 to 1")
     if job.names is not None and len(job.names) != facts.labels:
         raise UsageError(f"{len(job.names)} names for the {facts.labels} labels of {facts.path}")
+    if unknown := job.columns.keys() - {*facts.inputs, *ID_KEYS, LABELS_KEY}:
+        known = ", ".join([*facts.inputs, *ID_KEYS, LABELS_KEY])
+        raise UsageError(f"there is no feature {min(unknown)!r} to name a column for", remedy=f"choose from {known}")
     return Options(
         facts.sha256,
         facts.provider,
@@ -85,6 +89,7 @@ def options_of(job: Job, predictor: Predictor) -> Options:
         job.level,
         float(job.threshold),
         digest_of_names(job.names),
+        ",".join(f"{name}={column}" for name, column in sorted(job.columns.items())),
     )
 
 
@@ -97,6 +102,7 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
         workers=job.workers,
         on_error=job.on_error,
         level=job.level,
+        columns=job.columns,
         log=log,
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scorer.inputs.records import Level
 from scorer.inputs.source import Source
@@ -27,6 +27,7 @@ class Job:
     level: whether features are read from the records, as means of their frames, or as each record has them,
         or whether each labelled segment is scored in the place of its record.
     row_format: a name that scorer.outputs.formats.make_format knows.
+    columns: of Parquet and Arrow files, feature -> column, where its name is another.
     threshold: labels of a lower confidence are not written, be there none left.
     names: of all labels, to be written beside them; None for none.
     """
@@ -41,6 +42,7 @@ class Job:
     commit_seconds: float = 1.0
     row_format: str = "pairs"
     level: Level = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
     threshold: float = 0.0
     names: Sequence[str] | None = None
 

@@ -6,7 +6,7 @@ A video's prediction depends neither on its batch nor on threads, workers or res
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -63,6 +63,7 @@ class PredictionStream:
         workers: int | None = None,
         on_error: OnError = "fail",
         level: Level = "auto",
+        columns: Mapping[str, str] | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """See `scorer.job.spec.Job` for the options; `log` gets a line when workers are started later, or cannot be."""
@@ -70,7 +71,7 @@ class PredictionStream:
         self.known_labels = predictor.facts.labels
         self._predictor, self._shards, self._k = predictor, shards, k
         self._on_error, self._log = on_error, log
-        self._schema = Schema(predictor.facts.inputs, level)
+        self._schema = Schema(predictor.facts.inputs, level, columns or {})
         self._may_add_workers = workers is None
         self._label_fault_said = self._unread_frames_said = False
         on_cpu = predictor.facts.device == "cpu"

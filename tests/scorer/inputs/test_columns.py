@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,18 @@ def test_a_column_that_lacks_is_named(write: Callable[..., Source]) -> None:
     source = write(table().rename_columns(["title", "labels", "rgb", "mean_audio", "id"]))
     with pytest.raises(InputError, match=r"there is no column 'mean_rgb'; it has 'title', 'labels', 'rgb'.*; rename"):
         RecordReaders(SCHEMA).open(source)
+
+
+def test_columns_of_other_names(write: Callable[..., Source], tmp_path: Path) -> None:
+    plain = Job([write(table(), "plain")], str(tmp_path / "plain.csv"))
+    renamed = write(table().rename_columns(["title", "truth", "rgb", "mean_audio", "name"]), "renamed")
+    columns = {"mean_rgb": "rgb", "id": "name", "labels": "truth"}
+    other = Job([renamed], str(tmp_path / "other.csv"), columns=columns)
+    assert do(other).record.metrics == do(plain).record.metrics
+    assert Path(other.output).read_bytes() == Path(plain.output).read_bytes()
+    assert do(other).record.options.columns == "id=name,labels=truth,mean_rgb=rgb"
+    with pytest.raises(UsageError, match="there is no feature 'rgb' to name a column for; choose from mean_rgb, "):
+        do(replace(other, columns={"rgb": "x"}))
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])
