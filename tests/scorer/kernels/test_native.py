@@ -98,6 +98,13 @@ def good_calls(pick: random.Random) -> dict[str, Callable[[], list[Any]]]:
         "metric_records": lambda: [labels, scores.reshape(rows, k), data, sizes],
         "check_predictions": lambda: [labels, scores.reshape(rows, k), rows, pick.choice([0, 4000, *HUGE])],
         "count_metrics": lambda: records_and_counts(pick, rows, max(k, 1)),
+        "sum_frames": lambda: [
+            (b"ab" + data[:k]) * pick.choice([0, 1, 5, 600]),
+            b"ab",
+            pick.choice([0, 0, 2, *HUGE]),
+            pick.choice([0, 3, 700, *HUGE]),
+            np.zeros(min(k, bytes_), np.uint32),
+        ],
         "decode": lambda: [
             -1,
             pick.choice([0, 0, 0, 1, *HUGE]),
