@@ -15,6 +15,7 @@ from scorer.job.run import options_of, predictions_of
 from scorer.job.spec import Job, Progress
 from scorer.job.writer import JobWriter, chunks_of
 from scorer.model.predictor import Predictor
+from scorer.outputs.formats import check_name
 from scorer.outputs.paths import output_paths
 from scorer.outputs.sink import ResumePolicy, ShardId, shard_id
 from scorer.system.packages import version
@@ -90,6 +91,7 @@ def merge_files(
         Yt8mError: what `merge` raises.
     """
     parts = found_parts(paths)
+    check_name(output, parts[0].facts.options.row_format)
     shards = [ShardId(shard.canonical, shard.stat) for part in parts for shard in part.shards]
     return merge(
         parts,

@@ -82,6 +82,13 @@ def format_of(output: str, asked: str | None = None) -> str:
     return f"{name}.{compression}" if compression else name
 
 
+def check_name(output: str, row_format: str) -> None:
+    """Raise UsageError where the name of an output says another format than its rows are to have."""
+    plain, _, _ = row_format.partition(".")
+    if output != STANDARD_OUTPUT and format_of(output, plain) != row_format:
+        raise UsageError(f"{output} is to be {row_format}, and its name does not say so", remedy="name it otherwise")
+
+
 def _of_extension(output: str, extension: str, asked: str | None) -> str:
     if not extension:
         return asked or DEFAULT

@@ -20,7 +20,7 @@ from scorer.kernels.numpy_rows import quote_id
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.compression import COMPRESSIONS, packing_with
 from scorer.outputs.csv_rows import LabelsOnly, Pairs
-from scorer.outputs.formats import format_of, make_format
+from scorer.outputs.formats import check_name, format_of, make_format
 from scorer.outputs.json_lines import JsonLines
 from scorer.outputs.row_format import RowFormat, RowOptions
 
@@ -187,3 +187,11 @@ def test_zst_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_of_a_folder_counts() -> None:
     assert format_of(str(Path("runs.v2") / "preds")) == "pairs"
+
+
+def test_a_name_may_not_say_another_format_than_the_rows_have() -> None:
+    for output, row_format in (("-", "jsonl"), ("preds", "jsonl"), ("preds.csv.gz", "labels.gz")):
+        check_name(output, row_format)
+    for output, row_format in (("preds.csv", "parquet"), ("preds.jsonl", "jsonl.gz"), ("preds.csv.gz", "pairs")):
+        with pytest.raises(UsageError, match="name it otherwise"):
+            check_name(output, row_format)
