@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from scorer.cli.command import Parser, run, typed_as
@@ -20,6 +21,7 @@ from scorer.system.terminal import hold_standard_descriptors, print_stderr, take
 
 if TYPE_CHECKING:
     from scorer.inputs.source import Source
+    from scorer.job.cluster import Cluster
     from scorer.job.spec import Job, Progress
     from scorer.model.model import Model
 
@@ -104,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(parser.add_argument_group("model"))
     _add_error_options(parser.add_argument_group("bad records and interrupted runs"))
     _add_speed_options(parser.add_argument_group("speed (chosen for model and machine where left out)"))
-    _add_scale_options(parser.add_argument_group("more than one machine"))
+    scale = parser.add_argument_group("more than one machine")
+    _add_scale_options(scale)
+    _add_ray_options(scale)
     parser.add_argument("--quiet", action="store_true", help="errors only: no progress, no summary")
     return parser
 
@@ -185,6 +189,17 @@ def _add_scale_options(group: argparse._ArgumentGroup) -> None:
         metavar="I/N",
         help="only part I of N, to FILE.part-I-of-N; yt8m merge joins them",
     )
+
+
+def _add_ray_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="score on the Ray cluster there (auto: the one this machine is of); without ADDRESS, on this machine",
+    )
+    group.add_argument("--ray-cpus", type=_at_least(1, _MOST_THREADS), default=1, metavar="N", help="CPUs a worker [1]")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -270,6 +285,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     check_format(row_format, names=options.names or bool(options.vocabulary))
 
     from scorer.cli.summary import print_summary
+    from scorer.job.cluster import score_on_cluster
     from scorer.job.run import score
     from scorer.system.memory import give_memory_back
 
@@ -280,7 +296,13 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     log = _log_of(options)
     if options.part:
         return _score_part(options, job, model, origin, stop, arguments)
-    report = _run(job, arguments, options.quiet, lambda watch: score(job, model, stop, watch, log))
+    if options.ray:
+        cluster = _cluster(options)
+        report = _run(
+            job, arguments, options.quiet, lambda watch: score_on_cluster(job, model, cluster, stop, watch, log)
+        )
+    else:
+        report = _run(job, arguments, options.quiet, lambda watch: score(job, model, stop, watch, log))
     if report is None:
         return stop.exit_code
     if not options.quiet:
@@ -313,6 +335,15 @@ def _names(options: argparse.Namespace, model: Model) -> Sequence[str] | None:
     if options.names and model.facts.names is None:
         raise UsageError(f"{model.facts.path} has no names of labels", remedy="give them with --vocabulary FILE")
     return model.facts.names if options.names else None
+
+
+def _cluster(options: argparse.Namespace) -> Cluster:
+    from scorer.job.cluster import Cluster
+    from scorer.model.find import find_model
+
+    path, _ = find_model(options.model)
+    own = argparse.Namespace(**{**vars(options), "threads": options.threads or options.ray_cpus})
+    return Cluster(None if options.ray == "local" else options.ray, partial(_open, path, own), options.ray_cpus)
 
 
 def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str, names: Sequence[str] | None) -> Job:
