@@ -12,7 +12,18 @@ from scorer.kernels.packed import PackedStrings, RowSizes, check_shapes
 
 NAME = "compiled"
 
-if any(getattr(limits, name) != value for name, value in native.LIMITS.items()):
+_FUNCTIONS = (
+    "decode",
+    "check_predictions",
+    "count_metrics",
+    "metric_records",
+    "id_keys",
+    "format_rows",
+    "crc32c",
+    "sum_frames",
+)
+_stale = any(getattr(limits, name, None) != value for name, value in native.LIMITS.items())
+if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editable install whose sources went on
     raise ImportError("compiled from other sources; install the package again")
 
 

@@ -58,8 +58,8 @@ class Loops(Protocol):
         """None in NumPy, whose calls cost too much for one record: scorer.inputs.example takes a block at a time."""
 
     def check_predictions(self, labels: Labels, scores: Scores, label_count: int, /) -> int:
-        """The first row with a label outside 0..label_count-1, or with scores that are not in [0, 1] and descending;
-        -1 if there is none.
+        """The first row with a label outside 0..label_count-1 or one that stands there twice, or with scores that are
+        not in [0, 1] and descending; -1 if there is none.
         """
 
     def format_rows(self, ids: PackedStrings, labels: Labels, scores: Scores, /) -> bytes:

@@ -503,19 +503,43 @@ static bool is_ranked(const uint8_t *labels, const uint8_t *scores, int64_t k, u
     return !bad;
 }
 
+enum { FEW_LABELS = 64 }; /* so many are compared with each other faster than they are marked */
+
+/* Whether no two of k labels are the same. seen: for more than FEW_LABELS, a bit for each label there is, all clear. */
+static bool are_distinct(const uint8_t *labels, int64_t k, uint8_t *seen) {
+    bool twice = false;
+    if (k <= FEW_LABELS) {
+        for (int64_t i = 1; i < k; i++)
+            for (int64_t j = 0; j < i; j++) twice |= u64(labels + 8 * i) == u64(labels + 8 * j);
+        return !twice;
+    }
+    for (int64_t i = 0; i < k; i++) {
+        uint64_t label = u64(labels + 8 * i);
+        twice |= seen[label / 8] >> label % 8 & 1;
+        seen[label / 8] |= 1 << label % 8;
+    }
+    for (int64_t i = 0; i < k; i++) seen[u64(labels + 8 * i) / 8] = 0;
+    return !twice;
+}
+
 static PyObject *check_predictions(PyObject *self, PyObject *args) {
     Py_buffer labels, scores;
     Py_ssize_t count, rows;
     if (!PyArg_ParseTuple(args, "y*y*nn", &labels, &scores, &rows, &count)) return NULL;
     int64_t k = rows >= 0 ? width_of(&labels, &scores, rows) : -1, row = k ? 0 : rows; /* of nothing any number is good */
     bool fits = k >= 0 && count >= 0;
-    if (fits) {
+    uint8_t *seen = fits && k > FEW_LABELS ? calloc(count / 8 + 1, 1) : NULL;
+    bool no_memory = fits && k > FEW_LABELS && !seen;
+    if (fits && !no_memory) {
         const uint8_t *label = labels.buf, *score = scores.buf;
         Py_BEGIN_ALLOW_THREADS
-        while (row < rows && is_ranked(label + 8 * k * row, score + 4 * k * row, k, count)) row++;
+        for (; row < rows; row++, label += 8 * k, score += 4 * k)
+            if (!is_ranked(label, score, k, count) || !are_distinct(label, k, seen)) break;
         Py_END_ALLOW_THREADS
     }
+    free(seen);
     PyBuffer_Release(&labels); PyBuffer_Release(&scores);
+    if (no_memory) return PyErr_NoMemory();
     return fits ? PyLong_FromLongLong(row < rows ? row : -1) : wrong("buffers of other sizes");
 }
 

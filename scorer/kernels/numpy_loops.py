@@ -41,6 +41,8 @@ def check_predictions(labels: Ints, scores: Floats32, label_count: int) -> int:
     check_shapes(labels, scores)
     good = ((labels >= 0) & (labels < label_count) & (scores >= 0) & (scores <= 1)).all(axis=1)  # a NaN is neither
     good &= (scores[:, 1:] <= scores[:, :-1]).all(axis=1)
+    ordered = np.sort(labels, axis=1)
+    good &= (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
     return -1 if good.all() else int(good.argmin())
 
 

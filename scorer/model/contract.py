@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import ModelError
+from scorer.errors import DeviceError, ModelError
 from scorer.model.devices import CPU
 from scorer.model.onnx_file import EXPORT_IT
-from scorer.model.runtime import Session, first_line
+from scorer.model.runtime import Session, first_line, speaks_of_memory
 
 FORMAT = "1"
 OUTPUTS = ["scores", "labels"]
@@ -43,6 +43,7 @@ def read_contract(path: str, session: Session) -> Contract:
 
     Raises:
         ModelError: naming `path`, the first clause that is broken, and the remedy.
+        DeviceError: a run has not enough memory.
         Exception: ONNX Runtime's, where a device other than the CPU fails in such a run.
     """
     try:
@@ -167,6 +168,8 @@ def _ask(session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]
     except Exception as error:
         if session.get_providers()[0] != CPU:
             raise
+        if speaks_of_memory(error):
+            raise DeviceError(f"there is not enough memory to run the model: {first_line(error)}") from error
         raise ValueError(f"it does not run: {first_line(error)}") from error
     if scores.shape != (count, contract.labels) or labels.shape != scores.shape:
         asked = f"asked for {contract.labels} labels of {count} videos"

@@ -150,6 +150,8 @@ def _what_is_wrong(predictions: Predictions, row: int, labels: int) -> str:
         return f"gave the label {label}, which is outside 0 to {labels - 1}"
     for score in scores[~((scores >= 0) & (scores <= 1))]:
         return f"gave the score {score}, which is outside [0, 1]"
+    if len(np.unique(found)) < len(found):
+        return "gave a label twice for one video"
     return "gave scores that do not descend"
 
 

@@ -103,7 +103,7 @@ def open_cpu(runtime: Any, model: ModelFile | bytes, threads: int) -> Session:
     try:
         return _open(runtime, model, options, [CPU])
     except Exception as error:
-        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        if speaks_of_memory(error):
             raise DeviceError(f"there is not enough memory for {_name(model)}", remedy="take an int8 model") from error
         raise _does_not_open(runtime, model, error) from error
 
@@ -202,6 +202,11 @@ def first_line(error: BaseException) -> str:
     return re.sub(r"/\S*onnxruntime\S*/", "", line)[:300]
 
 
+def speaks_of_memory(error: Exception) -> bool:
+    """Whether an exception of ONNX Runtime says that there was not enough memory."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
 @contextlib.contextmanager
 def device_errors(device: str) -> Iterator[None]:
     """Turns ONNX Runtime's exceptions into DeviceError, or into MemoryError where they speak of memory."""
@@ -210,7 +215,7 @@ def device_errors(device: str) -> Iterator[None]:
     except (Yt8mError, MemoryError):
         raise
     except Exception as error:
-        if _OUT_OF_MEMORY.search(str(error)):
+        if speaks_of_memory(error):
             raise MemoryError(first_line(error)) from error
         raise DeviceError(f"{device} failed: {first_line(error)}", remedy="see `yt8m doctor`") from error
 

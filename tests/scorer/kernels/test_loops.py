@@ -58,7 +58,7 @@ def first_bad(labels: NDArray[np.int64], scores: NDArray[np.float32], label_coun
     """The definition, in the plainest words."""
     for row, (names, values) in enumerate(zip(labels.tolist(), scores.tolist(), strict=True)):
         falling = all(a >= b for a, b in pairwise([1.0, *values, 0.0]))  # NaN is neither above nor below
-        if not falling or not all(0 <= name < label_count for name in names):
+        if not falling or len({*names}) < len(names) or not all(0 <= name < label_count for name in names):
             return row
     return -1
 
@@ -71,19 +71,31 @@ WRONG_SCORES = [float("nan"), float("inf"), -float("inf"), -1e-45, 1.0000001, 2.
 def test_the_first_bad_row_is_found(loops: Loops, data: st.DataObject) -> None:
     rows, k = data.draw(st.integers(0, 5)), data.draw(st.integers(0, 12))
     scores = -np.sort(-np.random.default_rng(rows).choice(np.array([0, -0.0, 0.25, 1], np.float32), (rows, k)))
-    labels = np.random.default_rng(k).integers(0, 20, (rows, k))
+    labels = np.random.default_rng(k).permuted(np.tile(np.arange(20), (rows, 1)), axis=1)[:, :k]
     if rows and k and data.draw(st.booleans()):
         at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, k - 1))
         if data.draw(st.booleans()):
+            labels[at] = labels[at[0], 0]  # once more, unless it is this one
+        elif data.draw(st.booleans()):
             scores[at] = data.draw(st.sampled_from(WRONG_SCORES) | st.floats(0, 1, width=32))
         else:
             labels[at] = data.draw(st.sampled_from([-1, 20, -(2**63), 2**63 - 1, 2**32]))
     assert loops.check_predictions(labels, scores, 20) == first_bad(labels, scores, 20)
 
 
+@pytest.mark.parametrize("k", [2, 64, 65, 300])
+@pytest.mark.parametrize("loops", SETS.values(), ids=HERE)
+def test_a_label_that_stands_twice_in_a_row_is_found(loops: Loops, k: int) -> None:
+    labels = np.stack([np.arange(k), np.arange(k)[::-1], np.arange(k)])
+    scores = np.ones((3, k), np.float32)
+    assert loops.check_predictions(labels, scores, k) == -1
+    labels[1, 0] = labels[1, -1]
+    assert loops.check_predictions(labels, scores, k) == 1
+
+
 @pytest.mark.parametrize("loops", SETS.values(), ids=HERE)
 def test_predictions_of_other_shapes_are_refused(loops: Loops) -> None:
-    labels, scores = np.zeros((2, 3), np.int64), np.zeros((2, 3), np.float32)
+    labels, scores = np.arange(6).reshape(2, 3), np.zeros((2, 3), np.float32)
     wrongs: list[Any] = [scores[:1], scores[:, :2], scores[0], scores.astype(np.float64)]
     for wrong in wrongs:
         with pytest.raises(ValueError, match=r"labels int64 \(2, 3\) and scores"):
@@ -112,3 +124,14 @@ def test_a_job_with_compiled_loops_reads_no_metadata_of_packages() -> None:
     subprocess.run(
         [sys.executable, "-c", code, str(samples), "-o", os.devnull, "--quiet", "--model", "bundled"], check=True
     )
+
+
+@needs_both
+@pytest.mark.parametrize(
+    "change", ["del native.crc32c", "native.LIMITS['MAX_INPUTS'] += 1", "native.LIMITS['NEW'] = 1"]
+)
+def test_loops_compiled_from_other_sources_are_refused(change: str) -> None:
+    """As an editable install has them whose sources were pulled and not installed again."""
+    code = f"from scorer.kernels import native; {change}; from scorer.kernels import loops; print(loops.missing)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "compiled from other sources; install the package again\n"

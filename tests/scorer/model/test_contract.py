@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from scorer.cli import score
-from scorer.errors import ModelError
+from scorer.errors import DeviceError, ModelError
 from scorer.model.model import Model
 from tests import shards
 from tests.onnx_models import build_model
@@ -231,6 +231,13 @@ def ascending_later() -> onnx.ModelProto:
     return unmasked(cast, turn, helper.make_node("Abs", ["less"], ["wrong"]), scores="wrong")
 
 
+def label_twice() -> onnx.ModelProto:
+    """The first label, over and over."""
+    zero = helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
+    first = helper.make_node("Gather", ["labels_", "zero"], ["first"], axis=1)
+    return unmasked(zero, first, helper.make_node("Where", ["is_loud", "first", "labels_"], ["wrong"]), labels="wrong")
+
+
 def row_too_few() -> onnx.ModelProto:
     zero = helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
     nodes = [zero, helper.make_node("Shape", ["scores_"], ["shape"], start=0, end=1)]
@@ -254,6 +261,7 @@ LATER = [
     (not_a_number, r"gave the score nan, which is outside \[0, 1\]"),
     (above_one, r"gave the score 2.0, which is outside \[0, 1\]"),
     (ascending_later, "gave scores that do not descend"),
+    (label_twice, "gave a label twice for one video"),
     (row_too_few, r"was asked for 10 labels of 5 videos and gave \(4, 10\) scores and \(4, 10\) labels"),
     (row_too_many, r"was asked for 10 labels of 5 videos and gave \(6, 10\) scores and \(6, 10\) labels"),
 ]
@@ -276,3 +284,15 @@ def test_a_contract_that_is_broken_in_a_batch_is_an_error(
     assert score.main([shard, "-o", str(tmp_path / "x.csv"), "--model", str(path), "--device", "cpu", "--quiet"]) == 6
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"score: {path} ")
+
+
+def test_a_model_that_memory_does_not_suffice_for_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    """It wants 4 TB on the way to a third output."""
+    proto = build_model(**SMALL)
+    proto.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [1 << 20, 1 << 20]))
+    proto.graph.node.append(helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0))
+    proto.graph.node.append(helper.make_node("Expand", ["largest", "shape"], ["many"]))
+    proto.graph.output.append(helper.make_tensor_value_info("many", TensorProto.FLOAT, None))
+    onnx.save(proto, tmp_path / "large.onnx")
+    with pytest.raises(DeviceError, match="not enough memory to run the model"):
+        Model.open(str(tmp_path / "large.onnx"), device="cpu")
