@@ -23,7 +23,7 @@ _FUNCTIONS = (
     "sum_frames",
 )
 _stale = any(getattr(limits, name, None) != value for name, value in native.LIMITS.items())
-if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editable install whose sources went on
+if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editable install with newer sources
     raise ImportError("compiled from other sources; install the package again")
 
 
