@@ -275,6 +275,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.outputs.formats import check_format, format_of
     from scorer.outputs.open import check_output
 
+    if options.part and options.ray:
+        raise UsageError("--ray cuts a job into parts itself", remedy="leave --part out")
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     with end_on_signals():  # a list may come from a terminal, an address from a server
