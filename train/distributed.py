@@ -83,7 +83,9 @@ def joined(cuda: bool) -> Iterator[World]:
         torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield World(rank, size, local, distributed.new_group(backend="gloo", timeout=_PATIENCE))
+        patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        yield World(rank, size, local, patient)
+        distributed.barrier(group=patient)  # one that ends while another still speaks to it may abort
     finally:
         distributed.destroy_process_group()
 
