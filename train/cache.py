@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import InputError
 from scorer.inputs.source import Source
+from scorer.kernels import loops
 from scorer.outputs.own import open_own
 
 _FORMAT = 2
@@ -109,11 +109,11 @@ def _digests(
     features: Sequence[NDArray[np.float32]], labels: NDArray[np.int32], ends: NDArray[np.int64], ids: bytes
 ) -> list[int]:
     """CRC32C of each, of features block by block."""
-    found = [crc32c.crc32c(part.tobytes()) for part in (labels, ends)] + [crc32c.crc32c(ids)]
+    found = [loops.active.crc32c(part.tobytes()) for part in (labels, ends)] + [loops.active.crc32c(ids)]
     for values in features:
         digest = 0
         for first in range(0, len(values), _ROWS):
-            digest = crc32c.crc32c(np.ascontiguousarray(values[first : first + _ROWS]).data, digest)
+            digest = loops.active.crc32c(np.ascontiguousarray(values[first : first + _ROWS]).data, digest)
         found.append(digest)
     return found
 

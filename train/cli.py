@@ -111,12 +111,12 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     find_shards([*options.data, *(options.valid or [])])
     with stop_on_signals("train", "saving after the step in hand") as stop:
         from train.runner import Runner
-        from train.training import Stopped
+        from train.training import TrainingStopped
 
         runner = Runner(options, overrides, stop)
         try:
             runner.train_all()
-        except Stopped as stopped:
+        except TrainingStopped as stopped:
             if os.environ.get("RANK", "0") == "0":
                 _log(f"train: {stopped}; resume with: {resume_command(options, arguments, runner.begun)}")
             return stop.exit_code

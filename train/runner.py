@@ -30,7 +30,7 @@ from train.layers import count_parameters
 from train.overrides import Overrides, differences, overridden
 from train.registry import build, config_from_json, spec
 from train.state import CURVES
-from train.training import Data, Stopped, Training
+from train.training import Data, Training, TrainingStopped
 from train.view import TrialView, log, print_table, view
 
 TRIAL_EPOCHS = 2
@@ -88,8 +88,8 @@ class Runner:
                 show.log(_describe(training, data))
                 try:
                     training.run(folder, show, self.stop.is_set)
-                except Stopped:
-                    raise Stopped(f"{folder} is saved") from None
+                except TrainingStopped:
+                    raise TrainingStopped(f"{folder} is saved") from None
                 finally:
                     if world.first and training.state.progress.log:
                         curves.draw(folder / CURVES, model.name, training.state.progress.log)
@@ -156,7 +156,8 @@ class Runner:
         """Compute the soft labels before a model's turn begins: a stop meanwhile has no run to save."""
         if not len(data.train):
             return
-        data.soft_folder = _make(self.options.cache or self.options.runs)
+        cache = self.options.cache
+        data.soft_folder = _make(cache, "--cache") if cache else _make(self.options.runs)
         if world.first and (text := plan(data.train, model.labels, data.soft_folder)):
             log(f"train: {text}")
         with world.in_turn(), self._phase(f"soft labels of {len(data.train):,} videos", world) as at:
@@ -169,7 +170,7 @@ class Runner:
 
             def at(share: float, what: str) -> None:
                 if self.stop.is_set():
-                    raise Stopped(f"stopped while at it: {name}")
+                    raise TrainingStopped(f"stopped while at it: {name}")
                 show(share)
 
             yield at
@@ -267,9 +268,11 @@ def _say_what_next(runs: list[Run]) -> None:
         log(f"train: {run.folder} is done; next: yt8m export --model {run.name}{where}")
 
 
-def _make(folder: Path) -> Path:
+def _make(folder: Path, option: str = "--runs") -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}", remedy="choose another with --runs") from None
+        raise OutputError(
+            f"{folder}: cannot be made: {error.strerror}", remedy=f"choose another with {option}"
+        ) from None
     return folder

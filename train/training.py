@@ -53,7 +53,7 @@ class View(Protocol):
         """Something that the user should know."""
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """The run was asked to stop and has saved its state."""
 
 
@@ -139,7 +139,7 @@ class Training:
         """Train to the last epoch, keeping `folder` up to date.
 
         Raises:
-            Stopped: `stop` answered true; the state is saved.
+            TrainingStopped: `stop` answered true; the state is saved.
             TrainingError: the loss is not finite; the folder keeps what was last saved.
             OutputError: the folder cannot be written.
         """
@@ -152,7 +152,7 @@ class Training:
     def trial(self, epochs: int, view: View, stop: Callable[[], bool]) -> float:
         """Train the first `epochs` of a fresh run, saving nothing: the best MAP@10 on the held-out videos.
 
-        Raises Stopped, TrainingError.
+        Raises TrainingStopped, TrainingError.
         """
         while self.state.progress.epoch < epochs:
             start = time.monotonic()
@@ -175,7 +175,7 @@ class Training:
                 self._mean_loss()
                 progress.seconds += time.monotonic() - start
                 self._save(folder, force=True)
-                raise Stopped
+                raise TrainingStopped
         self._mean_loss()
 
     def _must_stop(self, stop: Callable[[], bool]) -> bool:

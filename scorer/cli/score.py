@@ -277,6 +277,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
 
     if options.part and options.ray:
         raise UsageError("--ray cuts a job into parts itself", remedy="leave --part out")
+    if options.ray and options.output == "-":
+        raise UsageError("Ray itself prints on standard output", remedy="name a file with -o")
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     with end_on_signals():  # a list may come from a terminal, an address from a server

@@ -19,7 +19,7 @@ from scorer.inputs.frame_reader import MAX_RECORD_BYTES
 from scorer.inputs.frames import field_at, one_bytes_entry
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
-from scorer.inputs.records import NOTHING, DecodedBlock, Opener, Run, Schema
+from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Opener, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.kernels.packed import RowSizes
 
@@ -45,7 +45,7 @@ class BareReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
-from scorer.inputs.records import DecodedBlock, RecordReader, Rows, Run, Schema
+from scorer.inputs.records import DecodedBlock, DecodedRun, RecordReader, Rows, Schema
 from scorer.inputs.source import Source
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
@@ -132,7 +132,7 @@ class Batch:
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def decode(self, reader: RecordReader, position: Position) -> Run:
+    def decode(self, reader: RecordReader, position: Position) -> DecodedRun:
         """Append records from `position` on, leaving out bad ones; returns what `reader` decoded."""
         here, buffers = self._count, [*self._buffers.values()]
         rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes

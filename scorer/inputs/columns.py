@@ -18,7 +18,7 @@ from scorer.inputs.example import label_fault
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import MAX_LABELS, InvalidExample, checked_id
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Run, Schema
+from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS
 from scorer.kernels.packed import PackedStrings, RowSizes
@@ -238,7 +238,7 @@ class ColumnReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:

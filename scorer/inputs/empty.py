@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.position import Position
-from scorer.inputs.records import NOTHING, DecodedBlock, Faults, Run
+from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Faults
 from scorer.inputs.source import FileStat, Reader, Source
 from scorer.kernels.packed import RowSizes
 
@@ -70,7 +70,7 @@ class EmptyReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:

@@ -22,7 +22,7 @@ from scorer.errors import Hint, RecordError
 from scorer.inputs import protobuf
 from scorer.inputs.layouts import Ints, Layouts
 from scorer.inputs.records import Faults, Schema
-from scorer.inputs.tfrecord import Block, Frames
+from scorer.inputs.tfrecord import Block, FramedBlock
 
 Octets: TypeAlias = NDArray[np.uint8]
 
@@ -42,7 +42,7 @@ class Records:
     bad: errors by row. Numbers that are not finite are found by `copy` only.
     """
 
-    def __init__(self, path: str, frames: Frames, schema: Schema, layouts: Layouts) -> None:
+    def __init__(self, path: str, frames: FramedBlock, schema: Schema, layouts: Layouts) -> None:
         self._path, self._frames, self._schema = path, frames, schema
         self._irregular: dict[int, protobuf.Row] = {}
         self.bad: Faults = dict(frames.bad)
@@ -158,7 +158,7 @@ class Decoder:
         self._schema = schema
         self._layouts = Layouts(schema.inputs)
 
-    def decode(self, path: str, frames: Frames) -> Records:
+    def decode(self, path: str, frames: FramedBlock) -> Records:
         """The records of `frames`, a block of the shard `path`. Content errors are kept by row, not raised."""
         return Records(path, frames, self._schema, self._layouts)
 

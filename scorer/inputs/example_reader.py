@@ -14,9 +14,9 @@ from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.long_record import shortened
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import InvalidExample, Row
-from scorer.inputs.records import BLOCK_BYTES, HEAD_BYTES, NOTHING, DecodedBlock, Faults, Rows, Run, Schema
+from scorer.inputs.records import BLOCK_BYTES, HEAD_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Rows, Schema
 from scorer.inputs.source import Reader, Source
-from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Frames, Shard
+from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard
 from scorer.kernels import loops
 from scorer.kernels.limits import MAX_INPUTS
 from scorer.kernels.loops import Decode
@@ -38,7 +38,7 @@ class NativeDecoder:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         """Decode records from `position` on into rows[0]..rows[1]-1, as many as come before one of these ends: the
         shard, the rows, `label_bytes` of labels, some records of which one is irregular, what is whole and readable.
 
@@ -48,7 +48,7 @@ class NativeDecoder:
         begin, end = position.offset - window.start, window.stop - window.start
         where = window.descriptor, begin, end, shard.block.room
         found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
-        run, start = Run(*found[:5]), found[5]
+        run, start = DecodedRun(*found[:5]), found[5]
         if start is None:
             return run
         here = slice(rows[0], rows[0] + run.records)
@@ -130,7 +130,7 @@ class OneRow:
         return True
 
 
-def _long_row(shard: Shard, schema: Schema, frames: Frames) -> OneRow:
+def _long_row(shard: Shard, schema: Schema, frames: FramedBlock) -> OneRow:
     """The one record of `frames`, which is longer than a block."""
     assert frames.long
     where, names = (frames.record, frames.offset), [name.encode() for name in (*schema.inputs, *ID_KEYS, LABELS_KEY)]
@@ -181,7 +181,7 @@ class ExampleReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         native = self._opener.native
         if native is None:
             return NOTHING

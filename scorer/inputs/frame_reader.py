@@ -16,9 +16,9 @@ from scorer.inputs.frames import Parts, apart, begins_with_frames, mean_of_frame
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY, are_varints
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Run, Schema
+from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
 from scorer.inputs.source import Reader, Source
-from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Frames, Shard, starts_with_record
+from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard, starts_with_record
 from scorer.kernels.limits import MAX_ID_BYTES, MAX_LABEL_BYTES
 from scorer.kernels.packed import PackedStrings, RowSizes
 
@@ -39,7 +39,7 @@ class FrameRows:
         self.bad: Faults = {}
         self.label_faults: Faults = {}
 
-    def decode(self, shard: Shard, frames: Frames) -> None:
+    def decode(self, shard: Shard, frames: FramedBlock) -> None:
         """Take the records of `frames`, at most `size`."""
         self.bad, self.label_faults = dict(frames.bad), {}
         rows = [self._row(shard, frames, row) for row in range(len(frames))]
@@ -52,7 +52,7 @@ class FrameRows:
             to[...] = values[first:last]
         return True
 
-    def _row(self, shard: Shard, frames: Frames, row: int) -> Row:
+    def _row(self, shard: Shard, frames: FramedBlock, row: int) -> Row:
         """Decode one record; its features are in the buffers then. Empty for a bad one, which is in `bad` then."""
         if row in self.bad:
             return _NO_ROW
@@ -98,7 +98,7 @@ class FrameRows:
 _NO_ROW = Row([], b"", None)
 
 
-def payload_of(shard: Shard, frames: Frames, row: int) -> memoryview | None:
+def payload_of(shard: Shard, frames: FramedBlock, row: int) -> memoryview | None:
     """None where there is too much of it."""
     if not frames.long:
         return frames.block.view[frames.starts[row] : frames.stops[row]]
@@ -153,7 +153,7 @@ class FrameReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
@@ -166,7 +166,7 @@ class FrameReader:
         return DecodedBlock(*where, frames.bounds, frames.last, frames.lost, self._rows)
 
 
-def _at_most(frames: Frames, count: int) -> Frames:
+def _at_most(frames: FramedBlock, count: int) -> FramedBlock:
     """The first `count` of them."""
     if len(frames) <= count:
         return frames

@@ -108,7 +108,7 @@ class DecodedBlock:
 
 
 @dataclass
-class Run:
+class DecodedRun:
     """`records` records, one after the other, that have `size` bytes.
 
     ids, labels: those of all that are not bad, joined. labelled: whether one of these has labels at all.
@@ -125,7 +125,7 @@ class Run:
     unread_frames: bool = False
 
 
-NOTHING = Run(0, b"", b"", 0, False)
+NOTHING = DecodedRun(0, b"", b"", 0, False)
 
 
 class RecordReader(Protocol):
@@ -142,7 +142,7 @@ class RecordReader(Protocol):
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         """Decode records from `position` on straight into rows[0]..rows[1]-1, up to about `label_bytes` of labels.
 
         It ends where it must, and gives NOTHING where the next record is one for `block`; a format that has no such

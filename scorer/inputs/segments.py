@@ -23,9 +23,9 @@ from scorer.inputs.frame_reader import id_of, payload_of
 from scorer.inputs.frames import Parts, apart, mean_of_frames, only_data, take_apart
 from scorer.inputs.layouts import are_varints
 from scorer.inputs.position import Position
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, Faults, Run, Schema
+from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
 from scorer.inputs.source import Reader, Source
-from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, Frames, Shard, starts_with_record
+from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard, starts_with_record
 from scorer.kernels.limits import MAX_ID_BYTES
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
@@ -68,7 +68,7 @@ class SegmentRows:
         self.bad: Faults = {}
         self.label_faults: Faults = {}
 
-    def decode(self, shard: Shard, frames: Frames, record: int, skip: int) -> tuple[NDArray[np.int64], bool]:
+    def decode(self, shard: Shard, frames: FramedBlock, record: int, skip: int) -> tuple[NDArray[np.int64], bool]:
         """Take the segments of `frames` except the first `skip`, as far as there is room.
 
         record: number of the first row. Returns DecodedBlock.bounds, and whether there was room for all.
@@ -92,7 +92,7 @@ class SegmentRows:
             to[...] = values[first:last]
         return True
 
-    def _record(self, shard: Shard, frames: Frames, number: int, record: int, skip: int) -> int | None:
+    def _record(self, shard: Shard, frames: FramedBlock, number: int, record: int, skip: int) -> int | None:
         """Take a record's segments from number `skip` on; returns at which byte to continue if there is no room."""
         start, offset = int(frames.bounds[number]), frames.location(number)[1]
         if number in frames.bad:
@@ -218,7 +218,7 @@ class SegmentReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:

@@ -68,7 +68,7 @@ class Block:
 
 
 @dataclass
-class Frames:
+class FramedBlock:
     """The n records found in one block of a shard, valid until the next is read into the same block.
 
     block: holds the bytes; `offset` is where its first byte is in the file, `record` the index of its first record.
@@ -147,7 +147,7 @@ class Shard:
         """Raise InputError when the source is no longer what it was when it was found."""
         self._reader.check_unchanged()
 
-    def blocks(self, offset: int = 0, record: int = 0) -> Iterator[Frames]:
+    def blocks(self, offset: int = 0, record: int = 0) -> Iterator[FramedBlock]:
         """The records from byte `offset` on, block by block; `record` is the index of the one at `offset`.
 
         Only the last block has `last`, and perhaps `lost`, set. Raises InputError as `frames`.
@@ -158,7 +158,7 @@ class Shard:
             frames = self.frames(frames.end, frames.record + len(frames))
             yield frames
 
-    def frames(self, offset: int, record: int) -> Frames:
+    def frames(self, offset: int, record: int) -> FramedBlock:
         """One block: at least one record, unless `offset` is the end or the rest is lost.
 
         Raises InputError when the source cannot be read, shrank, or has no byte `offset`.
@@ -172,15 +172,15 @@ class Shard:
         frames = self._scan(size, offset, record)
         return frames if len(frames) or frames.last else self._first(size, offset, record)
 
-    def _scan(self, size: int, offset: int, record: int) -> Frames:
+    def _scan(self, size: int, offset: int, record: int) -> FramedBlock:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""
         bounds, bad = _records(self.block, size)
-        frames = Frames(self.block, offset, record, bounds, last=offset + int(bounds[-1]) == self.size)
+        frames = FramedBlock(self.block, offset, record, bounds, last=offset + int(bounds[-1]) == self.size)
         for row in bad:
             frames.bad[row] = self._payload_error(*frames.location(row))
         return frames
 
-    def _first(self, size: int, offset: int, record: int) -> Frames:
+    def _first(self, size: int, offset: int, record: int) -> FramedBlock:
         """What to make of a block, of which `size` bytes were read, that does not hold its first record whole."""
         if self._reader.damage and size < self.block.capacity:
             return self._rest_is_lost(offset, record, self._reader.damage)
@@ -194,12 +194,12 @@ class Shard:
             return self._truncated(offset, record, length)
         return self._long(offset, record, length)
 
-    def _truncated(self, offset: int, record: int, length: int) -> Frames:
+    def _truncated(self, offset: int, record: int, length: int) -> FramedBlock:
         held = self.size - offset - _HEADER
         reason = f"truncated: a record of {length} bytes, of which the file holds {held}"
         return self._rest_is_lost(offset, record, self._reader.damage or reason)
 
-    def _bad_length(self, head: bytes, offset: int, record: int) -> Frames:
+    def _bad_length(self, head: bytes, offset: int, record: int) -> FramedBlock:
         if offset:
             return self._rest_is_lost(
                 offset, record, "the length fails its CRC32C, and with it all that follows is lost"
@@ -208,14 +208,14 @@ class Shard:
             return self._rest_is_lost(offset, record, f"not a TFRecord file but {kind[0]}", kind[1])
         return self._rest_is_lost(offset, record, "not a TFRecord file, or its first length is damaged (CRC32C)")
 
-    def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> Frames:
+    def _rest_is_lost(self, offset: int, record: int, reason: str, remedy: str = _DOWNLOAD) -> FramedBlock:
         end = offset
         while self.size == UNKNOWN_SIZE:
             end += self._read(end, self.block.capacity)
         lost = ShardError(self.address, reason, record=record, offset=offset, remedy=remedy, hints=(Hint.SKIP,))
-        return Frames(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
+        return FramedBlock(self.block, offset, record, np.zeros(1, np.int64), last=True, lost=lost)
 
-    def _long(self, offset: int, record: int, length: int) -> Frames:
+    def _long(self, offset: int, record: int, length: int) -> FramedBlock:
         """A record longer than a block: checked piecewise, and left where it is."""
         at, stop, check = offset + _HEADER, offset + _HEADER + length, 0
         while at < stop:
@@ -227,7 +227,7 @@ class Shard:
         if self._read(stop, _FOOTER) < _FOOTER:
             return self._truncated(offset, record, length)
         (stored,) = struct.unpack_from("<I", self.block.bytes)
-        found = Frames(self.block, offset, record, np.array([0, stop + _FOOTER - offset]))
+        found = FramedBlock(self.block, offset, record, np.array([0, stop + _FOOTER - offset]))
         found.last = found.end == self.size
         if stored == _mask(check):
             found.long = offset + _HEADER, stop
@@ -286,7 +286,7 @@ def _mask(crc: int) -> int:
 
 
 def _records(block: Block, size: int) -> tuple[NDArray[np.int64], list[int]]:
-    """Of the whole records at the start of `size` bytes: Frames.bounds, and the rows whose payload fails its CRC."""
+    """Of whole records at the start of `size` bytes: FramedBlock.bounds, and the rows whose payload fails its CRC."""
     found = [0]
     at, limit = 0, size - _HEADER - _FOOTER
     if at <= limit:

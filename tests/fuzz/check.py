@@ -16,7 +16,7 @@ from scorer.inputs.example import Decoder, Records
 from scorer.inputs.position import Position
 from scorer.inputs.records import Schema
 from scorer.inputs.source import LocalFile
-from scorer.inputs.tfrecord import Block, Frames, Shard
+from scorer.inputs.tfrecord import Block, FramedBlock, Shard
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 from tests import shards
 from tests.scorer.inputs import reference
@@ -31,13 +31,13 @@ GOOD = [
 ]
 
 
-def frames_of(payloads: Sequence[bytes]) -> Frames:
+def frames_of(payloads: Sequence[bytes]) -> FramedBlock:
     """A block of these records, as Shard would find them."""
     places = np.array([0, *accumulate(len(payload) + 16 for payload in payloads)])
     with mock.patch.object(tfrecord, "BLOCK_BYTES", places[-1]):
         block = Block()
     block.view[: places[-1]] = b"".join(map(shards.frame, payloads))
-    return Frames(block, 0, 0, places, last=True)
+    return FramedBlock(block, 0, 0, places, last=True)
 
 
 def videos(records: Records, schema: Schema = SCHEMA) -> list[Video | None]:

@@ -22,7 +22,7 @@ from train.evaluate import Record, evaluate
 from train.gather import Resident, Streamed
 from train.registry import names
 from train.state import CURVES
-from train.training import Data, Plan, Stopped, Training, learning_rate
+from train.training import Data, Plan, Training, TrainingStopped, learning_rate
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(name: str, stop: int, data: D
     settings: dict[str, Any] = {"mixup": 0.4, "ema": 0.9, "schedule": "cosine", "warmup": 0.2, "weight_decay": 0.01}
     run_to_the_end(name, data, tmp_path / "whole", **settings)
     (tmp_path / "cut").mkdir()
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         training(name, data, **settings).run(tmp_path / "cut", Silent(), after(stop))
     torch.manual_seed(99)
     resumed = training(name, data, **settings)
@@ -134,7 +134,7 @@ def test_what_a_run_leaves(data: Data, tmp_path: Path) -> None:
 def test_a_run_stopped_in_its_first_epoch_leaves_nothing_of_the_one_before(data: Data, tmp_path: Path) -> None:
     run_to_the_end("lstm", data, tmp_path, epochs=1)
     (tmp_path / CURVES).write_bytes(b"the earlier run's")
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         training("lstm", data, seed=1).run(tmp_path, Silent(), after(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "last.safetensors", "metrics.jsonl"]
 

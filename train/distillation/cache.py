@@ -21,8 +21,8 @@ from train.data import Videos
 from train.distillation.soft_labels import (
     PASSES,
     At,
-    Part,
     SoftLabels,
+    TeacherPart,
     compute_part,
     part_seconds,
     parts_of,
@@ -41,7 +41,7 @@ def cached_soft_labels(videos: Videos, labels: int, folder: Path | None, at: At)
     Raises OutputError when a file cannot be written, and what `at` raises; the parts that are done are kept.
     """
     soft = SoftLabels.empty(len(videos), labels)
-    everything = Part(0, 1, torch.arange(len(videos)), torch.arange(len(videos)))
+    everything = TeacherPart(0, 1, torch.arange(len(videos)), torch.arange(len(videos)))
     path = folder and folder / f"soft-{_digest(videos, labels)}.safetensors"
     if path and _read(path, soft, everything, labels):
         return soft
@@ -68,7 +68,9 @@ def plan(videos: Videos, labels: int, folder: Path) -> str:
     return f"{text}: about {minutes:.1f} minutes{' a part' if len(parts) > 1 else ''}"
 
 
-def _compute(soft: SoftLabels, videos: Videos, labels: int, parts: list[Part], path: Path | None, at: At) -> None:
+def _compute(
+    soft: SoftLabels, videos: Videos, labels: int, parts: list[TeacherPart], path: Path | None, at: At
+) -> None:
     """Fill in all parts, from their files those that an earlier call has kept."""
     speed = teacher_speed()
     left = [part for part in parts if not (path and _read(_part_file(path, part), soft, part, labels))]
@@ -80,7 +82,7 @@ def _compute(soft: SoftLabels, videos: Videos, labels: int, parts: list[Part], p
             _write(_part_file(path, part), soft.of(part.own))
 
 
-def _part_file(path: Path, part: Part) -> Path:
+def _part_file(path: Path, part: TeacherPart) -> Path:
     return path.with_suffix(f".{part.number + 1}of{part.count}.safetensors")
 
 
@@ -89,7 +91,7 @@ def _write(path: Path, soft: SoftLabels) -> None:
     checkpoint.write(path, tensors, {"sha256": checkpoint.digest(tensors)})
 
 
-def _read(path: Path, soft: SoftLabels, part: Part, labels: int) -> bool:
+def _read(path: Path, soft: SoftLabels, part: TeacherPart, labels: int) -> bool:
     """Fill in what the file has of a part's own videos; False where it has none that can be used."""
     with suppress(OSError, ModelError):
         os.close(open_own(path, os.O_RDONLY))
@@ -100,7 +102,7 @@ def _read(path: Path, soft: SoftLabels, part: Part, labels: int) -> bool:
     return False
 
 
-def _fits(tensors: dict[str, torch.Tensor], soft: SoftLabels, part: Part, labels: int) -> bool:
+def _fits(tensors: dict[str, torch.Tensor], soft: SoftLabels, part: TeacherPart, labels: int) -> bool:
     """Whether names, types, shapes and values are those of soft labels."""
     expected = {name: (tensor.dtype, tensor[:, part.own].shape) for name, tensor in vars(soft).items()}
     if {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} != expected:

@@ -74,7 +74,7 @@ class SoftLabels:
 
 
 @dataclass(frozen=True)
-class Part:
+class TeacherPart:
     """A part of the videos: the `number`-th of `count`. own: int64, whose soft labels it has. taught: int64, whom its
     teacher learns from, `own` first."""
 
@@ -84,7 +84,7 @@ class Part:
     taught: Tensor
 
 
-def parts_of(videos: int, labels: int) -> list[Part]:
+def parts_of(videos: int, labels: int) -> list[TeacherPart]:
     """Parts drawn at random, but the same each time in as much memory."""
     room = max(1, min(MOST_VIDEOS, most_videos(available_memory(), labels)))
     order = torch.randperm(videos, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def parts_of(videos: int, labels: int) -> list[Part]:
         others = torch.cat([part for part in owns if part is not own]) if len(owns) > 1 else own[:0]
         drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(number))
         taught = torch.cat([own, others[drawn[: room - len(own)]]])
-        found.append(Part(number, len(owns), own, taught))
+        found.append(TeacherPart(number, len(owns), own, taught))
     return found
 
 
@@ -116,7 +116,7 @@ def teacher_speed() -> Speed:
     return Speed.measure(bf16_is_fast(torch.device("cpu")))
 
 
-def part_seconds(part: Part, videos: Videos, labels: int, speed: Speed) -> float:
+def part_seconds(part: TeacherPart, videos: Videos, labels: int, speed: Speed) -> float:
     """About how long a part takes."""
     features = sum(values.shape[1] for values in videos.features)
     return speed.fit(len(part.taught), features, labels) + speed.answer(
@@ -124,7 +124,7 @@ def part_seconds(part: Part, videos: Videos, labels: int, speed: Speed) -> float
     )
 
 
-def compute_part(soft: SoftLabels, part: Part, videos: Videos, labels: int, speed: Speed, work: Work) -> None:
+def compute_part(soft: SoftLabels, part: TeacherPart, videos: Videos, labels: int, speed: Speed, work: Work) -> None:
     """Fill in what `soft` has of a part's own videos: PASSES points around each, labels as calibrated probabilities."""
     random = _generator(part, len(videos))
     rows, ratios = part.taught, fisher_ratios(videos)
@@ -149,7 +149,7 @@ def compute_part(soft: SoftLabels, part: Part, videos: Videos, labels: int, spee
             work.add(speed.answer(len(own), len(rows), count, labels))
 
 
-def _generator(part: Part, videos: int) -> np.random.Generator:
+def _generator(part: TeacherPart, videos: int) -> np.random.Generator:
     """The part's own; the first one's continues where the shares were drawn."""
     if part.number:
         return np.random.default_rng((0, part.number))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import Position
 from scorer.inputs.readers import register_format
-from scorer.inputs.records import NOTHING, DecodedBlock, Faults, Opener, Run, Schema
+from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Faults, Opener, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.kernels.packed import PackedStrings, RowSizes
 
@@ -39,7 +39,7 @@ class JsonReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
-    ) -> Run:
+    ) -> DecodedRun:
         return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
