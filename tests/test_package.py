@@ -105,7 +105,16 @@ def test_the_base_needs_no_runtime_and_no_torch(metadata: Message) -> None:
     needs = [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need]
     names = {need.split(">")[0].split("[")[0].strip() for need in needs}
     assert names == {"numpy", "crc32c", "protobuf", "rich"}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"cpu", "gpu", "gzip", "parquet", "remote", "train", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        "cpu",
+        "gpu",
+        "gzip",
+        "parquet",
+        "ray",
+        "remote",
+        "train",
+        "test",
+    }
 
 
 def pins(path: str) -> dict[str, str]:
