@@ -7,10 +7,8 @@ first dot, where the record has no id of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError
 from scorer.inputs.example import parse
@@ -19,9 +17,8 @@ from scorer.inputs.frame_reader import MAX_RECORD_BYTES
 from scorer.inputs.frames import field_at, one_bytes_entry
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
-from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Opener, Schema
+from scorer.inputs.records import DecodedBlock, Opener, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
-from scorer.kernels.packed import RowSizes
 
 _PIECE = 1 << 20
 _CONTEXT, _ENTRY = 0x0A, 0x0A
@@ -30,6 +27,8 @@ _CONTEXT, _ENTRY = 0x0A, 0x0A
 class BareReader:
     """One open file: see scorer.inputs.records.RecordReader."""
 
+    decode_into = staticmethod(decode_nothing)
+
     def __init__(self, schema: Schema, source: Source, reader: Reader) -> None:
         self._schema, self._source, self._reader = schema, source, reader
         self.check_unchanged, self.close = reader.check_unchanged, reader.close
@@ -37,16 +36,6 @@ class BareReader:
     @property
     def size(self) -> int:
         return self._reader.size
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         """The one record, whatever is asked for: no other position is within the file."""

@@ -18,10 +18,10 @@ from scorer.inputs.example import label_fault
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import MAX_LABELS, InvalidExample, checked_id
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
+from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS
-from scorer.kernels.packed import PackedStrings, RowSizes
+from scorer.kernels.packed import PackedStrings
 from scorer.system.packages import required
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
@@ -217,6 +217,8 @@ def _varint(label: int) -> bytes:
 class ColumnReader:
     """One open file of columns: see scorer.inputs.records.RecordReader. Raises InputError for columns that lack."""
 
+    decode_into = staticmethod(decode_nothing)
+
     def __init__(self, schema: Schema, source: Source, reader: Reader, kind: type[_ParquetTable | _ArrowTable]) -> None:
         self._schema, self._address, self.size = schema, source.address, source.stat.size
         self.check_unchanged, self.close = reader.check_unchanged, reader.close
@@ -230,16 +232,6 @@ class ColumnReader:
         self._named, self._columns = self._chosen(self._table.names)
         self._pieces = self._table.pieces(self._columns, 0, self._most)
         self._ahead: tuple[Any, float] | None = None
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         if position.record != self._next or not position.record:

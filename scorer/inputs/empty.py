@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.inputs.position import Position
-from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Faults
+from scorer.inputs.records import DecodedBlock, Faults, decode_nothing
 from scorer.inputs.source import FileStat, Reader, Source
-from scorer.kernels.packed import RowSizes
 
 
 @dataclass(frozen=True)
@@ -58,20 +57,12 @@ class _NoRows:
 class EmptyReader:
     """The record reader of an EmptyShard."""
 
+    decode_into = staticmethod(decode_nothing)
+
     size = 0
 
     def __init__(self, reader: Reader) -> None:
         self.check_unchanged, self.close = reader.check_unchanged, reader.close
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         self.check_unchanged()

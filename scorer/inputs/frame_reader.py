@@ -16,11 +16,11 @@ from scorer.inputs.frames import Parts, apart, begins_with_frames, mean_of_frame
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY, are_varints
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import Row
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
+from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard, starts_with_record
 from scorer.kernels.limits import MAX_ID_BYTES, MAX_LABEL_BYTES
-from scorer.kernels.packed import PackedStrings, RowSizes
+from scorer.kernels.packed import PackedStrings
 
 MAX_RECORD_BYTES = 64 << 20
 """A longer record is refused: it is held in memory. YouTube-8M's have at most 350 KB."""
@@ -138,6 +138,8 @@ class FrameOpener:
 class FrameReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader."""
 
+    decode_into = staticmethod(decode_nothing)
+
     def __init__(self, shard: Shard, rows: FrameRows) -> None:
         self._shard, self._rows = shard, rows
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
@@ -145,16 +147,6 @@ class FrameReader:
     @property
     def size(self) -> int:
         return self._shard.size
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         shard = self._shard

@@ -128,6 +128,17 @@ class DecodedRun:
 NOTHING = DecodedRun(0, b"", b"", 0, False)
 
 
+def decode_nothing(
+    position: Position,
+    features: Sequence[NDArray[np.float32]],
+    sizes: RowSizes,
+    rows: tuple[int, int],
+    label_bytes: int,
+) -> DecodedRun:
+    """The `RecordReader.decode_into` of a format that is decoded a block at a time alone."""
+    return NOTHING
+
+
 class RecordReader(Protocol):
     """One open shard. Its errors are InputErrors, except for those that it gives with the records."""
 

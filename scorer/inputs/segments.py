@@ -23,11 +23,11 @@ from scorer.inputs.frame_reader import id_of, payload_of
 from scorer.inputs.frames import Parts, apart, mean_of_frames, only_data, take_apart
 from scorer.inputs.layouts import are_varints
 from scorer.inputs.position import Position
-from scorer.inputs.records import BLOCK_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Schema
+from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard, starts_with_record
 from scorer.kernels.limits import MAX_ID_BYTES
-from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
+from scorer.kernels.packed import PackedStrings, unpack_varints
 
 MAX_SEGMENTS = 4000
 """Of a record; one with more is refused."""
@@ -203,6 +203,8 @@ def _varint(value: int) -> bytes:
 class SegmentReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader."""
 
+    decode_into = staticmethod(decode_nothing)
+
     def __init__(self, shard: Shard, rows: SegmentRows) -> None:
         self._shard, self._rows = shard, rows
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
@@ -210,16 +212,6 @@ class SegmentReader:
     @property
     def size(self) -> int:
         return self._shard.size
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         shard, offset = self._shard, position.offset
