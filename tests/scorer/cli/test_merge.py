@@ -6,9 +6,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
 DOCS = Path(__file__).parents[3] / "docs" / "scale.md"
-KILLS = 8
+KILLS = 4  # of each command
 
 
 @pytest.fixture
@@ -81,21 +83,38 @@ def test_a_local_array_gives_the_bytes_of_one_run(folder: Path) -> None:
 
 
 def test_parts_and_merges_killed_at_random_moments_lose_nothing(folder: Path) -> None:
-    commands = [["score", "shards", "-o", "preds.csv", "--part", f"{part}/2", "--batch-size", "8"] for part in (1, 2)]
-    commands.append(["merge", "preds.csv.part-1-of-2", "preds.csv.part-2-of-2", "-o", "preds.csv"])
-    chance, kills = random.Random(1), 0
-    for command in commands:
-        for _ in range(KILLS // 2):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "yt8m", *command, "--resume"], cwd=folder, stderr=subprocess.DEVNULL
-            )
-            time.sleep(chance.uniform(0.1, 0.6))
-            kills += process.poll() is None
-            process.kill()
-            process.wait()
-        assert yt8m(folder, *command, "--resume").returncode == 0
-    assert kills >= 3
+    part_names = ["preds.csv.part-1-of-2", "preds.csv.part-2-of-2"]
+    began = time.monotonic()
+    yt8m(folder, "score", "shards", "-o", "timed.csv", "--part", "1/2", "--batch-size", "8")
+    seconds, chance = time.monotonic() - began, random.Random(1)
+    for part, name in enumerate(part_names, start=1):
+        survive(
+            folder, name, seconds, chance, "score", "shards", "-o", "preds.csv", f"--part={part}/2", "--batch-size=8"
+        )
+    survive(folder, "preds.csv", seconds, chance, "merge", *part_names, "-o", "preds.csv")
     assert same(folder)
+
+
+def survive(folder: Path, output: str, seconds: float, chance: random.Random, *command: str) -> None:
+    """Kill and resume a command KILLS times, and let it end; one that ends before its kills starts again from nothing."""
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "yt8m", *command, "--resume"], cwd=folder, stderr=subprocess.PIPE, text=True
+        )
+        if kills < KILLS:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(0, seconds))
+            process.kill()
+        errors = process.communicate()[1]
+        if process.returncode == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert process.returncode == 0, errors
+        if kills == KILLS:
+            return
+        for path in (folder / output, folder / f"{output}.done.json"):
+            path.unlink()
 
 
 def test_what_is_wrong_is_one_line_and_its_exit_code(folder: Path) -> None:
