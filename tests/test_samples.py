@@ -120,6 +120,18 @@ def test_predictions_do_not_drift(tmp_path: Path) -> None:
     assert not found, found
 
 
+def test_the_bundled_model_knows_what_it_was_trained_on() -> None:
+    from scorer.model.model import Model
+
+    model = Model.open(str(BUNDLED), device="cpu")
+    assert model.facts.metadata["yt8m.videos"] == "36489"
+    assert model.facts.ranges == {"mean_rgb": (-2.0, 2.01), "mean_audio": (-2.0, 2.01)}
+    quantised = {name: np.full((2, width), 200, np.float32) for name, width in generate.WIDTHS.items()}
+    model.run(quantised)
+    assert [note for note in model.notes if "scores may mean nothing" in note] == model.notes
+    assert len(model.notes) == 2
+
+
 @pytest.mark.parametrize(
     ("now", "problems"),
     [
