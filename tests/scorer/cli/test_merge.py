@@ -96,7 +96,7 @@ def test_parts_and_merges_killed_at_random_moments_lose_nothing(folder: Path) ->
 
 
 def survive(folder: Path, output: str, seconds: float, chance: random.Random, *command: str) -> None:
-    """Kill and resume a command KILLS times, and let it end; one that ends before its kills starts again from nothing."""
+    """Kill and resume a command KILLS times, then let it end; one that ends too early starts again from nothing."""
     kills = 0
     while True:
         process = subprocess.Popen(
