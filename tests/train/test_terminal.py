@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,8 @@ from tests.train.shards import write
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
-import sys
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # or a key would reach nobody
 sys.argv[0] = "yt8m train"
 from train.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -61,10 +61,12 @@ def test_ctrl_c_leaves_one_table_and_the_command_that_resumes(tmp_path: Path) ->
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "COLUMNS": "100"}
     environment.pop("NO_COLOR", None)
     command = [sys.executable, "-c", COMMAND, *given.split()]
-    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    run = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
     os.close(theirs)
     text = seen(ours, b"3/100000")
-    run.send_signal(signal.SIGINT)
+    os.write(ours, b"\x03")
     text += seen(ours)
     assert run.wait(timeout=60) == 130
     os.close(ours)
