@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
+from scorer.model.predictor import DEFAULT_K, Embeddings, Features, ModelFacts, Predictions
 
 INPUTS = {"mean_rgb": 1024, "mean_audio": 128}
 LABELS = 3862
@@ -36,3 +36,6 @@ class FreePredictor:
     def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:
         videos = len(next(iter(features.values())))
         return Predictions(self._scores[:videos, :k].copy(), self._labels[:videos, :k].copy())
+
+    def embed(self, features: Features, k: int = DEFAULT_K) -> tuple[Predictions, Embeddings]:
+        return self.run(features, k), np.zeros((len(next(iter(features.values()))), 0), np.float32)

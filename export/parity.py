@@ -22,7 +22,7 @@ from torch import nn
 from export.videos import Features, VideoSample
 from scorer.errors import GateError
 from scorer.evaluation.metrics import evaluate
-from scorer.model.predictor import Predictions, Predictor
+from scorer.model.predictor import ModelFacts, Predictions
 from scorer.system.phases import At, nobody, portion
 
 Floats = NDArray[np.float32]
@@ -40,6 +40,19 @@ MAP_DROP, GAP_DROP, OVERLAP = 0.002, 0.003, 0.97
 LABELLED = 2000
 """Videos with labels that the quality gate needs."""
 ALONE, SHUFFLED, LARGE = 64, 17, 1024
+
+
+class Runs(Protocol):
+    """What is asked of a model whose quality is checked."""
+
+    def run(self, features: Features, k: int = TOP) -> Predictions: ...
+
+
+class Checked(Runs, Protocol):
+    """A whole file, opened."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
 
 
 def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
@@ -69,7 +82,7 @@ def _cut(count: int, size: int, at: At) -> Iterator[slice]:
 
 
 def check_parity(
-    model: Predictor, reference: Reference, inputs: Mapping[str, int], videos: VideoSample, at: At = nobody
+    model: Checked, reference: Reference, inputs: Mapping[str, int], videos: VideoSample, at: At = nobody
 ) -> Report:
     """Compare signature and all probabilities with PyTorch's, in batches of 1, 2, 3, 17 and 256 videos.
 
@@ -91,7 +104,7 @@ def check_parity(
     return {"batches": list(BATCHES), "videos": videos.source, "max_difference": _rounded(worst), "bound": BOUND}
 
 
-def _signature(model: Predictor, inputs: Mapping[str, int]) -> list[str]:
+def _signature(model: Checked, inputs: Mapping[str, int]) -> list[str]:
     if model.facts.inputs != dict(inputs):
         return [f"inputs {model.facts.inputs}, not {dict(inputs)}"]
     return []
@@ -105,7 +118,7 @@ def _slices(count: int) -> Iterator[Ints]:
         start += size
 
 
-def _full(model: Predictor, features: Features) -> tuple[Floats, Ints]:
+def _full(model: Checked, features: Features) -> tuple[Floats, Ints]:
     """Probabilities (n, labels) in the order of the labels, and all labels, best first."""
     scores, labels = model.run(features, k=model.facts.labels)
     probabilities = np.full_like(scores, np.nan)
@@ -128,12 +141,6 @@ def _differences(size: int, expected: Floats, found: Floats, top: Ints) -> list[
     if outside.any():
         failures.append(f"batch of {size}: {int(outside.any(axis=1).sum())} videos have another top-{TOP}")
     return failures
-
-
-class Runs(Protocol):
-    """What is asked of a model whose quality is checked."""
-
-    def run(self, features: Features, k: int = TOP) -> Predictions: ...
 
 
 def check_quality(model: Runs, expected: Floats, videos: VideoSample, at: At = nobody) -> Report:
@@ -180,7 +187,7 @@ def _overlap(first: Ints, second: Ints) -> float:
     return float((first[:, :, None] == second[:, None, :]).any(axis=2).mean())
 
 
-def check_independence(model: Predictor, videos: VideoSample, bound: float = BOUND, at: At = nobody) -> Report:
+def check_independence(model: Checked, videos: VideoSample, bound: float = BOUND, at: At = nobody) -> Report:
     """Score the same videos in order by 1,024, shuffled by 1,024 and by 17, and alone; compare.
 
     Raises GateError where a score differs by more than `bound`, or a label except for such a tie.

@@ -49,6 +49,7 @@ class Hint(Enum):
     IN_PROCESS = auto()  # decode without other processes
     ON_CPU = auto()  # run the model on the CPU
     OTHER_MODEL = auto()  # choose a model
+    EMBEDDINGS = auto()  # export a model with embeddings
     SMALLER_BATCH = auto()  # fewer videos at a time
     ON_DISK = auto()  # keep decoded videos on a disk
     LOWER_RATE = auto()  # a lower learning rate

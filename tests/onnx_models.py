@@ -4,7 +4,8 @@
     save_model(tmp_path / "model.onnx", inputs={"mean_rgb": 8, "mean_audio": 4}, labels=20)
 
 The network is Concat -> Gemm -> Relu -> Gemm -> Sigmoid -> TopK with seeded random weights; `hidden=0` leaves the
-middle layer out. `build_model` returns the ModelProto, for tests that break one thing in it.
+middle layer out, and `embeddings` gives what the last Gemm reads too. `build_model` returns the ModelProto, for tests
+that break one thing in it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ def save_model(
     half: bool = False,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    embeddings: bool = False,
 ) -> str:
     """Write `build_model(...)` to `path` and return the path as str."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(build_model(inputs=inputs, labels=labels, hidden=hidden, half=half, names=names, seed=seed), str(path))
+    model = build_model(
+        inputs=inputs, labels=labels, hidden=hidden, half=half, names=names, seed=seed, embeddings=embeddings
+    )
+    onnx.save(model, str(path))
     return str(path)
 
 
@@ -46,6 +51,7 @@ def build_model(
     half: bool = False,
     names: Sequence[str] | None = None,
     seed: int = 0,
+    embeddings: bool = False,
 ) -> onnx.ModelProto:
     """A model of the contract: float32[batch, width] (float16 if `half`) inputs, `k` = 10, `labels` outputs."""
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -53,14 +59,17 @@ def build_model(
     tensors = [numpy_helper.from_array(value.astype(np.float16 if half else np.float32), name)
                for name, value in weights.items()]  # fmt: skip
     k = numpy_helper.from_array(np.array([10], np.int64), "k")
+    width = hidden or sum(inputs.values())
+    third = [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", width])] if embeddings else []
     graph = helper.make_graph(
-        _nodes(list(inputs), hidden, half),
+        _nodes(list(inputs), hidden, half, embeddings),
         "tiny",
         [helper.make_tensor_value_info(name, kind, ["batch", width]) for name, width in inputs.items()]
         + [helper.make_tensor_value_info("k", TensorProto.INT64, [1])],
         [
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", "k"]),
             helper.make_tensor_value_info("labels", TensorProto.INT64, ["batch", "k"]),
+            *third,
         ],
         [*tensors, k],
     )
@@ -111,12 +120,14 @@ def _weights(width: int, hidden: int, labels: int, seed: int) -> dict[str, NDArr
     return weights
 
 
-def _nodes(inputs: list[str], hidden: int, half: bool) -> list[onnx.NodeProto]:
+def _nodes(inputs: list[str], hidden: int, half: bool, embeddings: bool) -> list[onnx.NodeProto]:
     nodes = [helper.make_node("Concat", inputs, ["x"], axis=1)]
     last = "x"
     if hidden:
         nodes += [helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
         last = "r"
+    if embeddings:
+        nodes.append(helper.make_node("Cast", [last], ["embeddings"], to=TensorProto.FLOAT))
     nodes.append(helper.make_node("Gemm", [last, "w2", "b2"], ["logits"]))
     last = "logits"
     if half:

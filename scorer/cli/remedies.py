@@ -16,6 +16,7 @@ SCORE = {
     Hint.IN_PROCESS: "or decode in this process with --workers 0",
     Hint.ON_CPU: "or use --device cpu",
     Hint.OTHER_MODEL: "or choose a model with --model",
+    Hint.EMBEDDINGS: "as `yt8m export --embeddings` does",
     Hint.SMALLER_BATCH: "or use a smaller --batch-size or fewer --workers",
 }
 """In the order of an error's hints they follow its remedy: see `Yt8mError.line`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from scorer.model.runtime import Session, first_line, speaks_of_memory
 
 FORMAT = "1"
 OUTPUTS = ["scores", "labels"]
+EMBEDDINGS = "embeddings"
+"""The third output, which a model may have."""
+_EMBEDDING_TOLERANCE = 1e-2  # of their largest value: rounding, in int8 and fp16 too, is well below that
 _GREATEST = float(np.finfo(np.float32).max)
 _INPUT_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -28,6 +32,7 @@ class Contract:
     inputs: TFRecord feature -> width. dtype: what the features are sent as, float32 or float16.
     ranges: the least and the greatest value of an input's features that it was trained on, where the file has them.
     labels: how many there are. names: theirs, where the file has them. metadata: every entry of the file.
+    embeddings: how wide those are that it gives; 0 where it gives none.
     """
 
     inputs: dict[str, int]
@@ -36,6 +41,12 @@ class Contract:
     names: list[str] | None
     metadata: dict[str, str]
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    embeddings: int = 0
+
+
+def outputs(embeddings: bool) -> list[str]:
+    """What to ask a session for."""
+    return [*OUTPUTS, EMBEDDINGS] if embeddings else OUTPUTS
 
 
 def read_contract(path: str, session: Session) -> Contract:
@@ -50,9 +61,9 @@ def read_contract(path: str, session: Session) -> Contract:
         metadata = dict(session.get_modelmeta().custom_metadata_map)
         inputs, dtype = _read_inputs(session)
         _check_k(session)
-        _check_outputs(session)
+        embeddings = _read_outputs(session)
         labels, names = _read_labels(metadata)
-        contract = Contract(inputs, dtype, labels, names, metadata, _read_ranges(metadata, inputs))
+        contract = Contract(inputs, dtype, labels, names, metadata, _read_ranges(metadata, inputs), embeddings)
         check_predictions(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
@@ -81,11 +92,21 @@ def _check_k(session: Session) -> None:
         raise ValueError("it has no overridable initializer k of type int64[1]")
 
 
-def _check_outputs(session: Session) -> None:
-    found = {node.name: (node.type, len(node.shape)) for node in session.get_outputs()}
+def _read_outputs(session: Session) -> int:
+    """How wide the embeddings are; 0 where there are none."""
+    found = {node.name: node for node in session.get_outputs()}
     for name, kind in (("scores", "tensor(float)"), ("labels", "tensor(int64)")):
-        if found.get(name) != (kind, 2):
+        if name not in found or (found[name].type, len(found[name].shape)) != (kind, 2):
             raise ValueError(f"it has no output {name} of type {kind} and rank 2")
+    for name in found.keys() - {*OUTPUTS, EMBEDDINGS}:
+        raise ValueError(f"it has an output {name} beside scores, labels and embeddings")
+    if EMBEDDINGS not in found:
+        return 0
+    node = found[EMBEDDINGS]
+    is_rows = len(node.shape) == 2 and isinstance(node.shape[1], int) and not isinstance(node.shape[0], int)
+    if node.type != "tensor(float)" or not is_rows:
+        raise ValueError(f"its output embeddings is {node.type} {node.shape}, not tensor(float) [batch, width]")
+    return int(node.shape[1])
 
 
 def _read_labels(metadata: Mapping[str, str]) -> tuple[int, list[str] | None]:
@@ -138,11 +159,16 @@ def _read_json(metadata: Mapping[str, str], key: str) -> Any:
 def check_predictions(session: Session, contract: Contract) -> None:
     """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
     videos = _videos(contract)
-    together = _ask(session, contract, videos)
-    alone = _ask(session, contract, {name: values[[1, 1]] for name, values in videos.items()})  # as a slot asks
+    together, all_embeddings = _ask(session, contract, videos)
+    again = {name: values[[1, 1]] for name, values in videos.items()}  # as a slot asks
+    alone, own_embeddings = _ask(session, contract, again)
     difference = float(np.abs(alone[0] - together[1]).max())
     if difference > _tolerance(session, contract):
         raise ValueError(f"a video's scores depend on the others in its batch, and differ by up to {difference:.2g}")
+    if all_embeddings is not None and own_embeddings is not None:
+        difference = float(np.abs(own_embeddings[0] - all_embeddings[1]).max())
+        if difference > _EMBEDDING_TOLERANCE * float(np.abs(all_embeddings).max()):
+            raise ValueError(f"a video's embedding depends on the others in its batch, by up to {difference:.2g}")
 
 
 def _videos(contract: Contract) -> dict[str, NDArray[Any]]:
@@ -160,11 +186,14 @@ def _tolerance(session: Session, contract: Contract) -> float:
     return 4e-3 if half or session.get_providers()[0] != CPU else 2e-5
 
 
-def _ask(session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Every label's score of n videos, (n, labels), in the order of the labels."""
+def _ask(
+    session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Every label's score of n videos, (n, labels), in the order of the labels, and their embeddings, (n, width)."""
     count = len(next(iter(videos.values())))
     try:
-        scores, labels = session.run(OUTPUTS, {**videos, "k": np.array([contract.labels], np.int64)})
+        wanted = outputs(bool(contract.embeddings))
+        scores, labels, *rest = session.run(wanted, {**videos, "k": np.array([contract.labels], np.int64)})
     except Exception as error:
         if session.get_providers()[0] != CPU:
             raise
@@ -181,4 +210,12 @@ def _ask(session: Session, contract: Contract, videos: Mapping[str, NDArray[Any]
         np.put_along_axis(found, labels, scores, axis=1)
     if np.isnan(found).any():
         raise ValueError(f"its labels are not 0 to {contract.labels - 1}, each once")
-    return found
+    for embeddings in rest:
+        if embeddings.shape != (count, contract.embeddings) or not all_finite(embeddings):
+            raise ValueError(f"its embeddings of {count} videos are {embeddings.shape}, or not finite")
+    return found, rest[0] if rest else None
+
+
+def all_finite(values: NDArray[np.float32]) -> bool:
+    """Whether there is neither NaN nor infinity among at least one value; without an array of the answers."""
+    return math.isfinite(values.min()) and math.isfinite(values.max())

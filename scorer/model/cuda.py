@@ -34,10 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
-from scorer.model.contract import OUTPUTS, Contract, read_contract
+from scorer.model.contract import EMBEDDINGS, OUTPUTS, Contract, outputs, read_contract
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
+from scorer.model.slots import Outcome
 from scorer.model.ties import SPARE, settle
 from scorer.system.packages import install_command
 
@@ -210,9 +211,9 @@ class CudaSlot:
         """
         self._thread.do(self._fit, contract, size, k)
 
-    def run(self, features: Features, k: int) -> Predictions:
+    def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
-        return self._thread.do(self._run, features, k)
+        return self._thread.do(self._run, features, k, embeddings)
 
     def _fit(self, contract: Contract, size: int, k: int) -> None:
         self._cuda.use(self._gpu)
@@ -224,6 +225,8 @@ class CudaSlot:
             name: ((size, width), contract.dtype) for name, width in contract.inputs.items()
         }
         shapes |= {"scores": ((size, columns), np.float32), "labels": ((size, columns), np.int64)}
+        if contract.embeddings:
+            shapes[EMBEDDINGS] = ((size, contract.embeddings), np.float32)
         make = self._runtime.OrtValue.ortvalue_from_shape_and_type
         tensors = {name: make(list(shape), kind, "cuda", self._gpu) for name, (shape, kind) in shapes.items()}
         arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
@@ -235,7 +238,7 @@ class CudaSlot:
         self._session.run_with_iobinding(buffers.binding)
         self._buffers = buffers
 
-    def _run(self, features: Features, k: int) -> Predictions:
+    def _run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         buffers, stream = self._buffers, self._stream
         if buffers is None or stream is None:
             raise DeviceError(f"cuda:{self._gpu} could not be set up")
@@ -246,16 +249,17 @@ class CudaSlot:
             self._cuda.upload(buffers.tensors[name].data_ptr(), staged, stream)
         self._cuda.wait(stream)
         self._session.run_with_iobinding(buffers.binding)
-        for name in OUTPUTS:
+        for name in outputs(embeddings):
             self._cuda.download(buffers.arrays[name], buffers.tensors[name].data_ptr(), stream)
         self._cuda.wait(stream)
         found = Predictions(*(buffers.arrays[name][:videos] for name in OUTPUTS))
-        return settle(found, k, self._labels, lambda: self._every_label(buffers))
+        settled = settle(found, k, self._labels, lambda: self._every_label(buffers))
+        return settled, buffers.arrays[EMBEDDINGS][:videos].copy() if embeddings else None
 
     def _every_label(self, buffers: Buffers) -> Predictions:
         """All labels, (size, labels), of the features that the last run left on the GPU."""
         every = self._runtime.OrtValue.ortvalue_from_numpy(np.array([self._labels], np.int64))
-        binding = self._bind({**buffers.tensors, "k": every}, but=OUTPUTS)
+        binding = self._bind({**buffers.tensors, "k": every}, but=outputs(True))
         for name in OUTPUTS:
             binding.bind_output(name)  # in main memory
         self._session.run_with_iobinding(binding)
@@ -265,7 +269,7 @@ class CudaSlot:
         """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""
         binding = self._session.io_binding()
         for name, tensor in tensors.items():
-            bind = binding.bind_ortvalue_output if name in OUTPUTS else binding.bind_ortvalue_input
+            bind = binding.bind_ortvalue_output if name in outputs(True) else binding.bind_ortvalue_input
             if name not in but:
                 bind(name, tensor)
         return binding

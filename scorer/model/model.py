@@ -15,12 +15,13 @@ import numpy as np
 from scorer.errors import ModelError, UsageError
 from scorer.kernels import loops
 from scorer.model.arguments import as_features, check_whole_number
+from scorer.model.contract import all_finite
 from scorer.model.devices import CUDA
 from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import DeviceOptions, place
-from scorer.model.predictor import DEFAULT_K, Features, ModelFacts, Predictions
+from scorer.model.predictor import DEFAULT_K, Embeddings, Features, ModelFacts, Predictions, check_embeddings
 from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
-from scorer.model.slots import SlotPool
+from scorer.model.slots import Outcome, SlotPool
 
 _LOOKED_AT = 4  # videos of a batch, for values that training did not have
 
@@ -74,6 +75,7 @@ class Model:
             provider=placed.provider,
             reason=placed.reason,
             ranges=contract.ranges,
+            embeddings=contract.embeddings,
         )
         return cls(facts, placed.pool)
 
@@ -107,15 +109,32 @@ class Model:
             ModelError: the predictions break the model's contract.
             DeviceError: the device failed, or has not enough memory for one video.
         """
+        predictions, _ = self._run(features, k, with_embeddings=False)
+        return predictions
+
+    def embed(self, features: Features, k: int = DEFAULT_K) -> tuple[Predictions, Embeddings]:
+        """As `run`, and the videos' embeddings with that, float32 (n, `facts.embeddings`), finite.
+
+        Raises ModelError also where the model gives none.
+        """
+        check_embeddings(self.facts)
+        predictions, embeddings = self._run(features, k, with_embeddings=True)
+        if embeddings is None:
+            return predictions, np.empty((0, self.facts.embeddings), np.float32)
+        if not all_finite(embeddings):
+            raise ModelError(f"{self.facts.path} gave an embedding that is not finite")
+        return predictions, embeddings
+
+    def _run(self, features: Features, k: int, *, with_embeddings: bool) -> Outcome:
         arrays, videos = self._checked(features, k)
         if videos == 0:
-            return Predictions(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
+            return Predictions(np.empty((0, k), np.float32), np.empty((0, k), np.int64)), None
         self._note_strange(arrays)
-        predictions = self._pool.run(arrays, videos, k)
+        predictions, embeddings = self._pool.run(arrays, videos, k, with_embeddings)
         row = loops.active.check_predictions(predictions.labels, predictions.scores, self.facts.labels)
         if row >= 0:
             raise ModelError(f"{self.facts.path} {_what_is_wrong(predictions, row, self.facts.labels)}")
-        return predictions
+        return predictions, embeddings
 
     def _note_strange(self, arrays: Features) -> None:
         """Note once for each input that it holds values far outside those of training: a look at a few videos."""

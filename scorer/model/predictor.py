@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.errors import Hint, ModelError
+
 DEFAULT_K = 10
 
 Features: TypeAlias = Mapping[str, NDArray[Any]]
@@ -22,6 +24,10 @@ class Predictions(NamedTuple):
     labels: NDArray[np.int64]
 
 
+Embeddings: TypeAlias = NDArray[np.float32]
+"""Of n videos, (n, width): what the model's last Dense layer, which gives a number for each label, reads of each."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What an open model is.
@@ -31,6 +37,7 @@ class ModelFacts:
     labels: how many there are. names: theirs, if the file has them. metadata: every entry of the file.
     runtime: name and version of the engine, and what else decides the bits of a score.
     device: "cpu", "cuda:0" or "cuda:0,1". provider: the engine's name for it. reason: why this device.
+    embeddings: how wide those are that it gives; 0 where it gives none.
     """
 
     path: str
@@ -45,6 +52,15 @@ class ModelFacts:
     provider: str
     reason: str
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    embeddings: int = 0
+
+
+def check_embeddings(facts: ModelFacts) -> None:
+    """Raise ModelError where the model gives no embeddings."""
+    if not facts.embeddings:
+        raise ModelError(
+            f"{facts.path} gives no embeddings", remedy="export it with embeddings", hints=(Hint.EMBEDDINGS,)
+        )
 
 
 class Predictor(Protocol):
@@ -76,4 +92,10 @@ class Predictor(Protocol):
             UsageError: other features, shapes or k.
             ModelError: the predictions break the model's contract.
             DeviceError: the device failed.
+        """
+
+    def embed(self, features: Features, k: int = DEFAULT_K) -> tuple[Predictions, Embeddings]:
+        """As `run`, and the videos' embeddings with that, float32 (n, `facts.embeddings`), finite.
+
+        Raises ModelError also where the model gives none.
         """

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.model.contract import OUTPUTS, Contract
+from scorer.model.contract import Contract, outputs
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import Session
+from scorer.model.slots import Outcome
 from scorer.model.ties import SPARE, settle
 
 _GRAPH, _INITIALIZER, _NAME = 7, 5, 8  # fields of ModelProto, GraphProto and TensorProto, messages or text each
@@ -36,17 +37,20 @@ class ProviderSlot:
         self._padded = {name: np.zeros((size, width), contract.dtype) for name, width in contract.inputs.items()}
         self._ask(self._columns)
 
-    def run(self, features: Features, k: int) -> Predictions:
+    def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
         videos = len(next(iter(features.values())))
         for name, values in features.items():
             self._padded[name][:videos] = values
-        found = self._ask(self._columns)
-        found = Predictions(found.scores[:videos], found.labels[:videos])
-        return settle(found, k, self._labels, lambda: self._ask(self._labels))
+        found, own = self._ask(self._columns, embeddings)
+        best = Predictions(found.scores[:videos], found.labels[:videos])
+        settled = settle(best, k, self._labels, lambda: self._ask(self._labels)[0])
+        return settled, None if own is None else own[:videos].copy()
 
-    def _ask(self, k: int) -> Predictions:
-        return Predictions(*self._session.run(OUTPUTS, {**self._padded, "k": np.array([k], np.int64)}))
+    def _ask(self, k: int, embeddings: bool = False) -> Outcome:
+        given = {**self._padded, "k": np.array([k], np.int64)}
+        scores, labels, *rest = self._session.run(outputs(embeddings), given)
+        return Predictions(scores, labels), rest[0] if rest else None
 
 
 def without_default_k(model: bytes) -> bytes:

@@ -11,14 +11,18 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from itertools import repeat
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from scorer.errors import DeviceError, Hint, ModelError
-from scorer.model.contract import OUTPUTS, Contract
-from scorer.model.predictor import Features, Predictions
+from scorer.model.contract import Contract, outputs
+from scorer.model.predictor import Embeddings, Features, Predictions
 from scorer.model.runtime import Session, device_errors
+
+Outcome: TypeAlias = tuple[Predictions, Embeddings | None]
+"""Predictions, and embeddings where they were asked for."""
 
 
 class Slot(Protocol):
@@ -27,8 +31,8 @@ class Slot(Protocol):
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Prepare for batches of `size` and `k` labels each; no other slot runs meanwhile. Raises MemoryError."""
 
-    def run(self, features: Features, k: int) -> Predictions:
-        """Predict n videos, where n and k are at most what the slot was fitted for."""
+    def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
+        """Predict n videos, where n and k are at most what the slot was fitted for, with their embeddings or not."""
 
 
 class CpuSlot:
@@ -41,16 +45,19 @@ class CpuSlot:
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Nothing to prepare: memory is found while a batch runs."""
 
-    def run(self, features: Features, k: int) -> Predictions:
+    def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """A video alone runs as two: a matrix-vector kernel, where one is chosen, rounds otherwise."""
         videos = asked = len(next(iter(features.values())))
         if videos == 1:
             features, asked = {name: np.repeat(values, 2, axis=0) for name, values in features.items()}, 2
-        scores, labels = self._session.run(OUTPUTS, {**features, "k": np.array([k], np.int64)})
+        asked_for = {**features, "k": np.array([k], np.int64)}
+        scores, labels, *rest = self._session.run(outputs(embeddings), asked_for)
         if scores.shape != (asked, k) or labels.shape != (asked, k):
             given = f"{scores.shape} scores and {labels.shape} labels"
             raise ModelError(f"{self._path} was asked for {k} labels of {asked} videos and gave {given}")
-        return Predictions(scores[:videos], labels[:videos])
+        if any(len(values) != asked for values in rest):
+            raise ModelError(f"{self._path} was asked for embeddings of {asked} videos and gave {rest[0].shape}")
+        return Predictions(scores[:videos], labels[:videos]), rest[0][:videos] if rest else None
 
 
 class SlotPool:
@@ -94,31 +101,32 @@ class SlotPool:
     def __len__(self) -> int:
         return self._count
 
-    def run(self, features: Features, videos: int, k: int) -> Predictions:
+    def run(self, features: Features, videos: int, k: int, embeddings: bool = False) -> Outcome:
         """Predict `videos` >= 1, in pieces of at most `batch_size` that are spread over the slots.
 
         Raises:
             DeviceError: the device failed, or has not enough memory for one video.
         """
-        parts = self._run_all(features, videos, k)
+        parts = self._run_all(features, videos, k, embeddings)
         if len(parts) == 1:
             return parts[0]
-        scores, labels = zip(*parts, strict=True)
-        return Predictions(np.concatenate(scores), np.concatenate(labels))
+        scores, labels = zip(*(predictions for predictions, _ in parts), strict=True)
+        own = [values for _, values in parts if values is not None]
+        return Predictions(np.concatenate(scores), np.concatenate(labels)), np.concatenate(own) if own else None
 
-    def _run_all(self, features: Features, videos: int, k: int) -> list[Predictions]:
+    def _run_all(self, features: Features, videos: int, k: int, embeddings: bool) -> list[Outcome]:
         """The predictions in pieces of at most `batch_size`, in order."""
         size = self.batch_size
         if videos <= size:
-            return self._run_piece(features, videos, k)
+            return self._run_piece(features, videos, k, embeddings)
         starts = range(0, videos, size)
         pieces = [{name: values[start : start + size] for name, values in features.items()} for start in starts]
         sizes = [min(size, videos - start) for start in starts]
         with ThreadPoolExecutor(len(self)) as threads:
-            found = list(threads.map(self._run_piece, pieces, sizes, [k] * len(pieces)))
+            found = list(threads.map(self._run_piece, pieces, sizes, repeat(k), repeat(embeddings)))
         return [part for parts in found for part in parts]
 
-    def _run_piece(self, features: Features, videos: int, k: int) -> list[Predictions]:
+    def _run_piece(self, features: Features, videos: int, k: int, embeddings: bool) -> list[Outcome]:
         """The predictions of a piece from one slot, or of smaller pieces where memory ran out."""
         if k > self._k:
             self._refit(self.batch_size, k)
@@ -126,13 +134,13 @@ class SlotPool:
         try:
             if videos <= size:
                 with device_errors(self._device):
-                    return [slot.run(self._convert(features) if self._convert else features, k)]
+                    return [slot.run(self._convert(features) if self._convert else features, k, embeddings)]
         except MemoryError:
             size = size // 2
         finally:
             self._idle.put(slot)
         self._refit(size, k)
-        return self._run_all(features, videos, k)
+        return self._run_all(features, videos, k, embeddings)
 
     def _refit(self, size: int, k: int) -> None:
         """Fit all slots for batches of at most `size` and at least `k` labels; none of them runs meanwhile."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress, Report
-from scorer.model.predictor import Features, ModelFacts, Predictions, Predictor
+from scorer.model.predictor import Embeddings, Features, ModelFacts, Predictions, Predictor
 from scorer.system.signals import StopRequest
 from tests import shards
 
@@ -30,11 +30,12 @@ FACTS = ModelFacts(
     device="cpu",
     provider="FakeProvider",
     reason="fake",
+    embeddings=sum(INPUTS.values()),
 )
 
 
 class FakePredictor:
-    """Scores that depend on the row alone: a fixed random linear map."""
+    """Scores that depend on the row alone: a fixed random linear map of the features, which are the embeddings too."""
 
     def __init__(self, batch_size: int = 8, slots: int = 1, facts: ModelFacts = FACTS) -> None:
         self.facts, self.batch_size, self.slots, self.notes = facts, batch_size, slots, list[str]()
@@ -45,6 +46,9 @@ class FakePredictor:
         scores = 1 / (1 + np.exp(-(x[:, :, None] * self._weights).sum(axis=1)))
         labels = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return Predictions(np.take_along_axis(scores, labels, axis=1).astype(np.float32), labels)
+
+    def embed(self, features: Features, k: int = 10) -> tuple[Predictions, Embeddings]:
+        return self.run(features, k), np.concatenate([features[name] for name in INPUTS], axis=1)
 
 
 def write_shards(folder: Path, counts: Sequence[int], *, labelled: bool = True, seed: int = 0) -> list[str]:

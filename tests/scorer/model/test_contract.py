@@ -104,6 +104,24 @@ def one_label_for_all(proto: onnx.ModelProto) -> None:
     move_labels(proto, "Min")
 
 
+def another_output(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Identity", ["logits"], ["more"]))
+    proto.graph.output.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["batch", 30]))
+
+
+def embeddings(
+    *nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape: tuple[str | int, ...] = ("batch", 12)
+) -> Callable[[onnx.ModelProto], None]:
+    """A third output of this type and shape, made of "x" by `nodes`, or "x" itself."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer.append(helper.make_tensor("zeros", TensorProto.FLOAT, [1], [0]))
+        proto.graph.node.extend(nodes or [helper.make_node("Identity", ["x"], ["embeddings"])])
+        proto.graph.output.append(helper.make_tensor_value_info("embeddings", kind, shape))
+
+    return change
+
+
 def move_labels(proto: onnx.ModelProto, operator: str) -> None:
     """Combine them with 1."""
     proto.graph.node[-1].output[1] = "labels_"
@@ -154,6 +172,31 @@ def scaled_by_the_count(proto: onnx.ModelProto) -> None:
         (one_label_for_all, "its labels are not 0 to 29, each once"),
         (sum_of_those_behind, "a video's scores depend on the others in its batch"),
         (scaled_by_the_count, "a video's scores depend on the others in its batch"),
+        (another_output, "it has an output more beside scores, labels and embeddings"),
+        (
+            embeddings(
+                helper.make_node("Cast", ["zeros"], ["one_no"], to=TensorProto.BOOL),
+                helper.make_node("Compress", ["x", "one_no"], ["embeddings"], axis=1),
+                shape=("batch", "width"),
+            ),
+            r"its output embeddings is tensor\(float\) \['batch', 'width'\]",
+        ),
+        (embeddings(shape=(4, 12)), r"its output embeddings is tensor\(float\) \[4, 12\], not tensor\(float\) \[batch"),
+        (
+            embeddings(helper.make_node("Cast", ["x"], ["embeddings"], to=TensorProto.INT64), kind=TensorProto.INT64),
+            r"its output embeddings is tensor\(int64\)",
+        ),
+        (
+            embeddings(helper.make_node("Div", ["x", "zeros"], ["embeddings"])),
+            "its embeddings of 3 videos .* not finite",
+        ),
+        (
+            embeddings(
+                helper.make_node("ReduceMean", ["x"], ["mean_x"], axes=[0], keepdims=1),
+                helper.make_node("Sub", ["x", "mean_x"], ["embeddings"]),
+            ),
+            "a video's embedding depends on the others in its batch, by up to",
+        ),
     ],
 )
 def test_a_broken_contract_is_named(tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str) -> None:
@@ -255,6 +298,42 @@ def row_too_many() -> onnx.ModelProto:
     return unmasked(*nodes, scores="scores_more", labels="labels_more")
 
 
+def embedding_infinite() -> onnx.ModelProto:
+    return with_embeddings(helper.make_node("Where", ["is_loud", "infinite", "x"], ["embeddings"]))
+
+
+def embedding_too_few() -> onnx.ModelProto:
+    zero = helper.make_node("Constant", [], ["zero"], value=helper.make_tensor("", TensorProto.INT64, [1], [0]))
+    count = helper.make_node("Shape", ["x"], ["count"], start=0, end=1)
+    less = helper.make_node("Sub", ["count", "loud"], ["less"])
+    return with_embeddings(zero, count, less, helper.make_node("Slice", ["x", "zero", "less", "zero"], ["embeddings"]))
+
+
+def with_embeddings(*nodes: onnx.NodeProto) -> onnx.ModelProto:
+    value = helper.make_tensor("", TensorProto.FLOAT, [1], [np.inf])
+    proto = unmasked(helper.make_node("Constant", [], ["infinite"], value=value), *nodes)
+    proto.graph.output.append(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, ["batch", 12]))
+    return proto
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (embedding_infinite, "gave an embedding that is not finite"),
+        (embedding_too_few, r"was asked for embeddings of 5 videos and gave \(4, 12\)"),
+    ],
+)
+def test_embeddings_are_checked_in_every_batch(
+    tmp_path: Path, make: Callable[[], onnx.ModelProto], message: str
+) -> None:
+    onnx.save(make(), tmp_path / "m.onnx")
+    model = Model.open(str(tmp_path / "m.onnx"), device="cpu")
+    given = features(5)
+    assert model.embed(given)[1].shape == (5, 12)
+    with pytest.raises(ModelError, match=message):
+        model.embed({name: values * np.float32(LOUD) for name, values in given.items()})
+
+
 OUTPUTS = ("scores", "labels")
 LATER = [
     (wrong_label, "gave the label -1000000000000000, which is outside 0 to 29"),
@@ -287,12 +366,13 @@ def test_a_contract_that_is_broken_in_a_batch_is_an_error(
 
 
 def test_a_model_that_memory_does_not_suffice_for_is_no_fault_of_the_model(tmp_path: Path) -> None:
-    """It wants 4 TB on the way to a third output."""
+    """It wants 4 TB on the way to its embeddings."""
     proto = build_model(**SMALL)
     proto.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [1 << 20, 1 << 20]))
     proto.graph.node.append(helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0))
     proto.graph.node.append(helper.make_node("Expand", ["largest", "shape"], ["many"]))
-    proto.graph.output.append(helper.make_tensor_value_info("many", TensorProto.FLOAT, None))
+    proto.graph.node.append(helper.make_node("ReduceMin", ["many"], ["least"], keepdims=0))
+    embeddings(helper.make_node("Add", ["x", "least"], ["embeddings"]))(proto)
     onnx.save(proto, tmp_path / "large.onnx")
     with pytest.raises(DeviceError, match="not enough memory to run the model"):
         Model.open(str(tmp_path / "large.onnx"), device="cpu")

@@ -212,6 +212,32 @@ def test_only_k_scores_and_labels_and_a_few_more_come_back(
     assert cudart.copied == [10 * 8 * 4, 10 * 4 * 4, 64 * (10 + SPARE) * 4, 64 * (10 + SPARE) * 8]
 
 
+@pytest.mark.parametrize("videos", [1, 64, 150])
+def test_embeddings_are_the_cpus_and_come_back_where_they_are_asked_for(
+    gpu: Gpu, cudart: Cudart, tmp_path: Path, given: Features, videos: int
+) -> None:
+    path = save_model(tmp_path / "e.onnx", **SMALL, hidden=20, embeddings=True)
+    model, given = Model.open(path, batch_size=64), rows(given, slice(videos))
+    predictions, embeddings = model.embed(given)
+    expected, own = Model.open(path, device="cpu").embed(given)
+    assert same(predictions, expected)
+    assert embeddings.tobytes() == own.tobytes()
+    assert 64 * 20 * 4 in cudart.copied
+    cudart.copied.clear()
+    assert same(model.run(given), expected)
+    assert 64 * 20 * 4 not in cudart.copied
+    model.embed({name: -values for name, values in given.items()})
+    assert embeddings.tobytes() == own.tobytes(), "no view of a buffer that is used again"
+
+
+def test_equal_scores_at_the_border_leave_embeddings_as_they_are(gpu: Gpu, tmp_path: Path) -> None:
+    path = save_model(tmp_path / "e.onnx", **SMALL, hidden=16, embeddings=True)
+    still = {name: np.zeros((5, width), np.float32) for name, width in SMALL["inputs"].items()}
+    one, other = Model.open(path, batch_size=8).embed(still, k=3), Model.open(path, device="cpu").embed(still, k=3)
+    assert same(one[0], other[0])
+    assert one[1].tobytes() == other[1].tobytes()
+
+
 def test_a_small_batch_leaves_nothing_of_a_large_one_behind(gpu: Gpu, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=64)
     expected = Model.open(path, device="cpu").run(given)

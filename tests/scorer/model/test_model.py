@@ -215,10 +215,10 @@ def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Make the CPU fail as ONNX Runtime does when it cannot allocate, for more rows than `most`."""
     run = scorer.model.slots.CpuSlot.run
 
-    def limited(slot: Any, given: Any, k: int) -> Any:
+    def limited(slot: Any, given: Any, k: int, embeddings: bool) -> Any:
         if len(given["mean_rgb"]) > most:
             raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for 9 bytes")
-        return run(slot, given, k)
+        return run(slot, given, k, embeddings)
 
     monkeypatch.setattr(scorer.model.slots.CpuSlot, "run", limited)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scorer.errors import ModelError
 from scorer.model.model import Model
 from scorer.model.predictor import Features, Predictions, Predictor
 from tests.onnx_models import save_model
@@ -19,6 +20,12 @@ PREDICTORS: dict[str, Make] = {
     "fake": lambda folder: FakePredictor(batch_size=8, slots=2),
     "cpu": lambda folder: Model.open(
         save_model(folder / "m.onnx", inputs=INPUTS, labels=LABELS), device="cpu", batch_size=8, threads=2
+    ),
+    "embeddings": lambda folder: Model.open(
+        save_model(folder / "m.onnx", inputs=INPUTS, labels=LABELS, hidden=5, embeddings=True),
+        device="cpu",
+        batch_size=8,
+        threads=2,
     ),
     "fp16": lambda folder: Model.open(
         save_model(folder / "m.onnx", inputs=INPUTS, labels=LABELS, half=True), device="cpu", batch_size=8, threads=2
@@ -84,3 +91,18 @@ def test_several_threads_may_ask(predictor: Predictor) -> None:
         found = list(threads.map(lambda piece: predictor.run(rows(given, piece)), pieces))
     scores, labels = zip(*found, strict=True)
     assert same(Predictions(np.concatenate(scores), np.concatenate(labels)), expected)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 20])
+def test_embeddings_come_with_the_same_predictions(predictor: Predictor, count: int) -> None:
+    given = videos(count)
+    if not predictor.facts.embeddings:
+        with pytest.raises(ModelError, match=r"gives no embeddings; export it with embeddings$"):
+            predictor.embed(given)
+        return
+    predictions, embeddings = predictor.embed(given)
+    assert same(predictions, predictor.run(given))
+    assert (str(embeddings.dtype), embeddings.shape) == ("float32", (count, predictor.facts.embeddings))
+    for row in range(count):
+        _, alone = predictor.embed(rows(given, slice(row, row + 1)))
+        assert alone[0].tobytes() == embeddings[row].tobytes()

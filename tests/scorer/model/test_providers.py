@@ -76,6 +76,16 @@ def test_answers_are_the_cpus(tmp_path: Path, k: int, half: bool) -> None:
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_embeddings_are_the_cpus(tmp_path: Path) -> None:
+    path = save_model(tmp_path / "m.onnx", **SMALL, hidden=16, embeddings=True)
+    for videos in (1, 64, 150):
+        given = features(videos)
+        one, other = Model.open(path, provider="other", batch_size=64).embed(given), Model.open(path).embed(given)
+        assert same(one[0], other[0])
+        assert one[1].tobytes() == other[1].tobytes()
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_equal_scores_stand_by_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proto = build_model(**SMALL)
     for tensor in proto.graph.initializer:
@@ -90,9 +100,9 @@ def test_equal_scores_stand_by_label(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def backwards(ask: object) -> object:
     """As a provider may: the last labels first where all are equal."""
 
-    def asked(slot: object, k: int) -> object:
-        found = ask(slot, k)  # type: ignore[operator]
-        return found._replace(labels=SMALL["labels"] - 1 - found.labels)
+    def asked(slot: object, k: int, embeddings: bool = False) -> object:
+        found, own = ask(slot, k, embeddings)  # type: ignore[operator]
+        return found._replace(labels=SMALL["labels"] - 1 - found.labels), own
 
     return asked
 
