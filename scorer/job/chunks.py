@@ -1,4 +1,4 @@
-"""A chunk of predictions as bytes, to be sent and stored: 95 bytes a video, 150 with labels."""
+"""A chunk of predictions as bytes, to be sent and stored: 95 bytes a video, 150 with labels, and its embedding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import Position
+from scorer.job.record import Options
 from scorer.kernels.packed import PackedStrings, metric_record
 from scorer.outputs.sink import Chunk
 from scorer.outputs.typed import count_of, text_of
@@ -26,8 +27,10 @@ def chunk_to_bytes(chunk: Chunk) -> bytes:
         "end": [chunk.end.shard, chunk.end.record, chunk.end.offset],
         "finished": [[*shard] for shard in chunk.finished],
         **({"unknown_labels": chunk.unknown_labels} if chunk.unknown_labels else {}),
+        **({} if chunk.embeddings is None else {"embeddings": chunk.embeddings.shape[1]}),
     }
-    arrays = chunk.ids.sizes.astype("<i4"), chunk.labels.astype("<i4"), chunk.scores.astype("<f4")
+    embeddings = () if chunk.embeddings is None else (chunk.embeddings.astype("<f4", copy=False),)
+    arrays = chunk.ids.sizes.astype("<i4"), chunk.labels.astype("<i4"), chunk.scores.astype("<f4"), *embeddings
     return b"".join(
         [
             json.dumps(header, separators=(",", ":")).encode() + b"\n",
@@ -46,11 +49,13 @@ def chunk_from_bytes(data: bytes) -> Chunk:
         raise ValueError("it has no header")
     header, body = json.loads(line), data[len(line) + 1 :]
     videos, k, id_bytes, metric_bytes, quarantine_bytes = map(count_of, header["sizes"])
-    lengths = [4 * videos, 4 * videos * k, 4 * videos * k, id_bytes, metric_bytes, quarantine_bytes]
+    width = count_of(header["embeddings"]) if "embeddings" in header else None
+    arrays = [4 * videos, 4 * videos * k, 4 * videos * k, 4 * videos * (width or 0)]
+    lengths = [*arrays, id_bytes, metric_bytes, quarantine_bytes]
     if sum(lengths) != len(body):
         raise ValueError("its sizes do not add up")
     ends = [*accumulate(lengths, initial=0)]
-    id_sizes, labels, scores, ids, metric_records, quarantine = (body[i:j] for i, j in pairwise(ends))
+    id_sizes, labels, scores, embeddings, ids, metric_records, quarantine = (body[i:j] for i, j in pairwise(ends))
     names = PackedStrings(ids, np.frombuffer(id_sizes, "<i4").astype(np.int64))
     if (names.sizes < 0).any() or names.sizes.sum() != id_bytes or metric_bytes % metric_record(k).itemsize:
         raise ValueError("its sizes do not add up")
@@ -63,6 +68,7 @@ def chunk_from_bytes(data: bytes) -> Chunk:
         end=Position(*map(count_of, header["end"])),
         finished=[(count_of(index), count_of(records)) for index, records in header["finished"]],
         unknown_labels=count_of(header.get("unknown_labels", 0)),
+        embeddings=None if width is None else np.frombuffer(embeddings, "<f4").reshape(videos, width),
     )
 
 
@@ -77,3 +83,11 @@ def _quarantined(value: Mapping[str, Any]) -> Quarantined:
     for number in (bad.record, bad.offset, bad.bytes_lost):
         count_of(number)
     return bad
+
+
+def check_arrays(chunk: Chunk, options: Options) -> None:
+    """Raise ValueError where a chunk has other labels or embeddings than a job with these options gives."""
+    if chunk.labels.shape[1] != options.top_k:
+        raise ValueError("a chunk has other labels")
+    if len(chunk) and options.embeddings != (0 if chunk.embeddings is None else chunk.embeddings.shape[1]):
+        raise ValueError("a chunk has other embeddings")

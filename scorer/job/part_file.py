@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from scorer.errors import Hint, InputError, OutputError, ResumeError
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat
-from scorer.job.chunks import MALFORMED, chunk_from_bytes, chunk_to_bytes
+from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
 from scorer.job.record import Options, ShardRecord
 from scorer.kernels import loops
 from scorer.outputs.append import NOTHING, AppendFile, Checkpoint
@@ -350,8 +350,7 @@ class PartFile:
                     break
                 if kind == b"C":
                     chunk = chunk_from_bytes(payload)
-                    if chunk.labels.shape[1] != self.options.top_k:
-                        raise ValueError("a chunk has other labels")
+                    check_arrays(chunk, self.options)
                     finished += chunk.finished
                     yield chunk
         if finished != [(index, shard.records) for index, shard in enumerate(self.shards)]:

@@ -40,7 +40,7 @@ class Options:
     model_sha256: of the model's file. provider, runtime: the engine. top_k: labels a video. row_format: its name.
     on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it. threshold: least confidence that is
     written. names_sha256: see `digest_of_names`; empty where none are written.
-    columns: FEATURE=COLUMN,... as they were given.
+    columns: FEATURE=COLUMN,... as they were given. embeddings: how wide those are that are written; 0 for none.
     """
 
     model_sha256: str
@@ -53,6 +53,7 @@ class Options:
     threshold: float = 0.0
     names_sha256: str = ""
     columns: str = ""
+    embeddings: int = 0
 
     def key(self) -> dict[str, Any]:
         """What two runs of one job have in common: all but `on_error`."""
@@ -62,6 +63,7 @@ class Options:
             **({"threshold": self.threshold} if self.threshold else {}),
             **({"names_sha256": self.names_sha256} if self.names_sha256 else {}),
             **({"columns": self.columns} if self.columns else {}),
+            **({"embeddings": self.embeddings} if self.embeddings else {}),
         }
         return {
             "model_sha256": self.model_sha256,
@@ -87,6 +89,7 @@ class Options:
             threshold=float_of(value.get("threshold", 0.0)),
             names_sha256=text_of(value.get("names_sha256", "")),
             columns=text_of(value.get("columns", "")),
+            embeddings=count_of(value.get("embeddings", 0)),
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from scorer.errors import InputError
 from scorer.inputs.position import Position
-from scorer.job.chunks import MALFORMED, chunk_from_bytes, chunk_to_bytes
+from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
 from scorer.job.record import Options, ShardRecord
 from scorer.kernels import loops
 from scorer.outputs.sink import Chunk
@@ -78,8 +78,9 @@ def _parsed(data: bytes) -> PartResult:
 
 def _check_counts(result: PartResult) -> None:
     shards, chunk = result.shards, result.chunk
-    if result.index >= result.count or chunk.labels.shape[1] != result.options.top_k:
+    if result.index >= result.count:
         raise ValueError("its numbers do not belong together")
+    check_arrays(chunk, result.options)
     finished = [(index, shard.records) for index, shard in enumerate(shards)]
     if chunk.end != Position(len(shards), 0, 0) or [*chunk.finished] != finished:
         raise ValueError("it has other shards than it says")

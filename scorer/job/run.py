@@ -14,7 +14,7 @@ from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter, chunks_of
-from scorer.model.predictor import Predictor
+from scorer.model.predictor import Predictor, check_embeddings
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
 from scorer.outputs.row_format import RowFormat, RowOptions
@@ -67,7 +67,7 @@ def score(
 
 def options_of(job: Job, predictor: Predictor) -> Options:
     """What decides the bytes of the rows. Raises UsageError where the model has fewer labels than are asked for, or
-    other than are named, or a threshold that cannot be.
+    other than are named, or a threshold that cannot be; ModelError where it gives no embeddings.
     """
     facts = predictor.facts
     if not 1 <= job.top_k <= facts.labels:
@@ -79,6 +79,8 @@ def options_of(job: Job, predictor: Predictor) -> Options:
     if unknown := job.columns.keys() - {*facts.inputs, *ID_KEYS, LABELS_KEY}:
         known = ", ".join([*facts.inputs, *ID_KEYS, LABELS_KEY])
         raise UsageError(f"there is no feature {min(unknown)!r} to name a column for", remedy=f"choose from {known}")
+    if job.embeddings:
+        check_embeddings(facts)
     return Options(
         facts.sha256,
         facts.provider,
@@ -90,6 +92,7 @@ def options_of(job: Job, predictor: Predictor) -> Options:
         float(job.threshold),
         digest_of_names(job.names),
         ",".join(f"{name}={column}" for name, column in sorted(job.columns.items())),
+        facts.embeddings if job.embeddings else 0,
     )
 
 
@@ -103,6 +106,7 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
         on_error=job.on_error,
         level=job.level,
         columns=job.columns,
+        embeddings=bool(job.embeddings),
         log=log,
     )
 

@@ -30,6 +30,7 @@ class Job:
     columns: of Parquet and Arrow files, feature -> column, where its name is another.
     threshold: labels of a lower confidence are not written, be there none left.
     names: of all labels, to be written beside them; None for none.
+    embeddings: the file that the model's embeddings are written to, in the order of the rows; empty for none.
     """
 
     shards: Sequence[Source]
@@ -45,6 +46,7 @@ class Job:
     columns: Mapping[str, str] = field(default_factory=dict)
     threshold: float = 0.0
     names: Sequence[str] | None = None
+    embeddings: str = ""
 
 
 @dataclass(frozen=True)

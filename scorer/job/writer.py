@@ -24,6 +24,7 @@ from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecor
 from scorer.job.spec import Progress, Stopped
 from scorer.kernels import loops
 from scorer.kernels.packed import PackedStrings, metric_record, unpack_varints
+from scorer.outputs.memory import joined_embeddings
 from scorer.outputs.sink import Chunk, Commit, ShardId, Sink
 from scorer.pipeline.predict import PredictionBatch, PredictionStream
 from scorer.system.signals import StopRequest
@@ -52,6 +53,7 @@ def chunk_of(predicted: list[PredictionBatch], known_labels: int) -> Chunk:
         end=batches[-1].end,
         finished=[shard for batch in batches for shard in batch.finished],
         unknown_labels=_unknown(truth, known_labels) if labelled else 0,
+        embeddings=joined_embeddings([some.embeddings for some in predicted]),
     )
 
 

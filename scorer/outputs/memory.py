@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
@@ -65,7 +66,14 @@ def join(chunks: Sequence[Chunk]) -> Chunk:
         end=chunks[-1].end,
         finished=[shard for chunk in chunks for shard in chunk.finished],
         unknown_labels=sum(chunk.unknown_labels for chunk in chunks),
+        embeddings=joined_embeddings([chunk.embeddings for chunk in chunks]),
     )
+
+
+def joined_embeddings(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    """Those of some chunks as one array; None where there are none. A chunk without a video may have none."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
 
 
 def _no_videos(k: int) -> Chunk:

@@ -59,6 +59,7 @@ class Chunk:
     metric_records: of the videos whose labels are known (scorer/evaluation/metrics.py); may be empty.
     end: where to continue after it. finished: index and number of records of every shard that ended within it.
     unknown_labels: true labels of these videos that the model does not know.
+    embeddings: float32 (n, width), where the job asks for them.
     """
 
     ids: PackedStrings
@@ -69,6 +70,7 @@ class Chunk:
     end: Position
     finished: Sequence[tuple[int, int]]
     unknown_labels: int = 0
+    embeddings: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -18,7 +18,7 @@ from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.records import Level, Schema
 from scorer.inputs.source import Source
-from scorer.model.predictor import Predictor
+from scorer.model.predictor import Embeddings, Predictor
 from scorer.pipeline.ordered import in_order
 from scorer.system.cores import usable_cores
 from scorer.system.signals import StopRequest
@@ -41,11 +41,15 @@ MOST_WORKERS = 64
 
 @dataclass(frozen=True)
 class PredictionBatch:
-    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released."""
+    """One batch's predictions: scores float32 and labels int64, (n, k) each. The batch's features are released.
+
+    embeddings: float32 (n, width), where they were asked for.
+    """
 
     batch: Batch
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+    embeddings: Embeddings | None = None
 
 
 class PredictionStream:
@@ -64,13 +68,14 @@ class PredictionStream:
         on_error: OnError = "fail",
         level: Level = "auto",
         columns: Mapping[str, str] | None = None,
+        embeddings: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """See `scorer.job.spec.Job` for the options; `log` gets a line when workers are started later, or cannot be."""
         self.workers = workers or 0
         self.known_labels = predictor.facts.labels
         self._predictor, self._shards, self._k = predictor, shards, k
-        self._on_error, self._log = on_error, log
+        self._on_error, self._embeddings, self._log = on_error, embeddings, log
         self._schema = Schema(predictor.facts.inputs, level, columns or {})
         self._may_add_workers = workers is None
         self._label_fault_said = self._unread_frames_said = False
@@ -88,7 +93,8 @@ class PredictionStream:
         Raises what `scorer.inputs.batching.batches` and `Predictor.run` raise, after what comes before it.
         """
         size = self._predictor.batch_size
-        videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * self._k)
+        embedding = 4 * self._predictor.facts.embeddings if self._embeddings else 0
+        videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * self._k + embedding)
         max_in_flight = self._threads + videos // size
         coalesce = max(1, min(COALESCED_VIDEOS, videos // 4) // size)
         return in_order(self._predict, self._decoded(start), self._threads, max_in_flight, stop, coalesce)
@@ -152,6 +158,10 @@ class PredictionStream:
         self.workers = started
 
     def _predict(self, batch: Batch) -> PredictionBatch:
-        scores, labels = self._predictor.run(batch.features, self._k)
+        embeddings = None
+        if self._embeddings:
+            (scores, labels), embeddings = self._predictor.embed(batch.features, self._k)
+        else:
+            scores, labels = self._predictor.run(batch.features, self._k)
         batch.release()
-        return PredictionBatch(batch, scores, labels)
+        return PredictionBatch(batch, scores, labels, embeddings)

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorer.errors import InputError, RecordError, ResumeError, UsageError, Yt8mError
+from scorer.errors import InputError, ModelError, RecordError, ResumeError, UsageError, Yt8mError
 from scorer.inputs.source import FileStat, LocalFile, Source
 from scorer.job.part import Part, merge, plan, run_part
 from scorer.job.result import PartResult
@@ -50,6 +51,28 @@ def results(job: Job, parts: Sequence[Part], batch_size: int = 8) -> list[PartRe
     """Each part, run and sent."""
     found = [run_part(job, part, FakePredictor(batch_size)) for part in parts]
     return [PartResult.from_bytes(result.to_bytes()) for result in found]
+
+
+def test_a_part_has_the_embeddings_that_its_job_asks_for(job: Job) -> None:
+    job = replace(job, embeddings="videos.npy")
+    (result,) = results(job, plan(job.shards, 1))
+    rows = result.chunk.embeddings
+    assert rows is not None
+    assert rows.shape == (len(result.chunk), FACTS.embeddings)
+    split = [row for part in results(job, plan(job.shards, 4), 3) for row in _rows(part)]
+    assert np.array_equal(rows, np.array(split))
+    with pytest.raises(InputError, match="a chunk has other embeddings"):
+        PartResult.from_bytes(replace(result, options=replace(result.options, embeddings=0)).to_bytes())
+
+
+def _rows(part: PartResult) -> list[object]:
+    return [] if part.chunk.embeddings is None else [*part.chunk.embeddings]
+
+
+def test_a_model_without_embeddings_is_named(job: Job) -> None:
+    job = replace(job, embeddings="videos.npy")
+    with pytest.raises(ModelError, match=r"^fake.onnx gives no embeddings; export it with embeddings$"):
+        run_part(job, plan(job.shards, 1)[0], FakePredictor(facts=replace(FACTS, embeddings=0)))
 
 
 def merged(job: Job, parts: Sequence[PartResult]) -> dict[str, bytes]:
@@ -186,7 +209,9 @@ def test_another_model_is_not_merged(job: Job) -> None:
         merged(job, [run_part(job, parts[0], FakePredictor()), other])
 
 
-def test_a_damaged_result_is_refused(job: Job) -> None:
+@pytest.mark.parametrize("embeddings", ["", "videos.npy"])
+def test_a_damaged_result_is_refused(job: Job, embeddings: str) -> None:
+    job = replace(job, embeddings=embeddings)
     data = run_part(job, plan(job.shards, 1)[0], FakePredictor()).to_bytes()
     assert PartResult.from_bytes(data).to_bytes() == data
     chance = random.Random(0)
