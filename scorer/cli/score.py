@@ -71,8 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "shards",
         nargs="+",
         metavar="SHARD",
-        help="TFRecord file, quoted pattern, folder (its *.tfrecord files), an address of any of these (s3://, gs://, "
-        "az://, https://, ...), or @FILE, a list of such names (@-: stdin)",
+        help="TFRecord, Parquet or Arrow file, quoted pattern, folder (its .tfrecord, .tfrecord.gz, .parquet, .arrow "
+        "or .feather files), an address of any of these (s3://, gs://, az://, https://, ...), or @FILE, a list of such "
+        "names (@-: stdin)",
     )
     level = parser.add_mutually_exclusive_group()
     level.add_argument(

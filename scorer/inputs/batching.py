@@ -306,10 +306,9 @@ def batches(
 
 def _decoded_here(batcher: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
     """The full batches, decoded in the calling thread."""
-    readers = RecordReaders(schema)
-    for index, source in list(enumerate(shards))[start.shard :]:
-        position = start if index == start.shard else Position(index, 0, 0)
-        with closing(readers.open(source)) as reader:
+    with closing(RecordReaders(schema).opened(list(enumerate(shards))[start.shard :])) as opened:
+        for index, reader in opened:
+            position = start if index == start.shard else Position(index, 0, 0)
             while position.shard == index:
                 position = yield from batcher.fill(reader, position)
                 if position.shard == index:

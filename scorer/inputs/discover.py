@@ -10,10 +10,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from scorer.errors import InputError, UsageError
 from scorer.inputs.addresses import is_address
 from scorer.inputs.empty import EmptyShard
+from scorer.inputs.folders import check_folder, is_shard
 from scorer.inputs.lists import expand_lists
 from scorer.inputs.source import LocalFile, Source, status_of
 
-_SHARD_SUFFIX = "*.tfrecord"
 _SCHEMES: dict[str, Callable[[str], Iterable[Source]]] = {}
 
 
@@ -28,15 +28,16 @@ def register_scheme(scheme: str, find: Callable[[str], Iterable[Source]]) -> Non
 def find_shards(names: Sequence[str], output: str | None = None, *, allow_empty: bool = False) -> list[Source]:
     """The shards that `names` stand for, in the order given; a pattern's or folder's files in the order of their names.
 
-    A name is a file, a folder (its *.tfrecord files), a pattern that the shell left to us, `**` included, an address
-    (s3://bucket/folder), or "@" and the name of a list of such names ("-" is standard input). Each local file is
-    stat'ed once.
+    A name is a file, a folder (its shards: see scorer.inputs.folders), a pattern that the shell left to us, `**`
+    included, an address (s3://bucket/folder), or "@" and the name of a list of such names ("-" is standard input). Each
+    local file is stat'ed once.
 
     Args:
         allow_empty: a shard of 0 bytes has no records; it is damaged else.
 
     Raises:
-        InputError: no such file, nothing that matches, no regular file, or one that may not be read.
+        InputError: no such file, nothing that matches, no regular file, or one that may not be read; a folder of
+            several kinds of shards.
         UsageError: a shard given twice, under whatever name, or one that is also the output.
     """
     shards = [shard for name in expand_lists(names) for shard in _expand(name)]
@@ -53,18 +54,24 @@ def _expand(name: str) -> Iterable[Source]:
 
         return find(name)
     if glob.has_magic(name) and not os.path.lexists(name):
-        return _matching(name, name, "no file matches")
+        return _matching(name)
     status = status_of(name)
     if stat.S_ISDIR(status.st_mode):
-        return _matching(name, os.path.join(glob.escape(name), _SHARD_SUFFIX), f"no {_SHARD_SUFFIX} in it")
+        return _inside(name)
     return [LocalFile.at(name, status)]
 
 
-def _matching(name: str, pattern: str, otherwise: str) -> list[LocalFile]:
+def _matching(pattern: str) -> list[LocalFile]:
     """What `pattern` matches except for folders, which `**` gives and nobody asked to score."""
     found = [*_files(sorted(glob.glob(pattern, recursive=True)))]
     if not found:
-        raise InputError(f"{name}: {otherwise}", remedy="check the path")
+        raise InputError(f"{pattern}: no file matches", remedy="check the path")
+    return found
+
+
+def _inside(folder: str) -> list[LocalFile]:
+    found = [*_files(sorted(filter(is_shard, glob.glob(os.path.join(glob.escape(folder), "*")))))]
+    check_folder(folder, [shard.address for shard in found])
     return found
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from fsspec.core import url_to_fs
 
+from scorer.inputs.folders import is_shard
 from scorer.inputs.source import FileStat
-from scorer.inputs.stores import MAGIC, SHARD_PATTERN, TransientError
+from scorer.inputs.stores import MAGIC, TransientError
 
 _VERSIONS = ("ETag", "etag", "mtime", "modified", "LastModified", "last_modified", "created")
 
@@ -35,13 +36,14 @@ class FsspecStore:
         with _translated():
             fs, path = url_to_fs(url)
             fs.invalidate_cache()
-            pattern = path
             if not MAGIC.search(path):
                 info = fs.info(path)
                 if info["type"] != "directory":
                     return [(url, _stat(info))]
-                pattern = posixpath.join(path, SHARD_PATTERN)
-            found = fs.glob(pattern, detail=True)
+                inside = fs.glob(posixpath.join(path, "*"), detail=True)
+                found = {name: info for name, info in inside.items() if is_shard(name)}
+            else:
+                found = fs.glob(path, detail=True)
             files = sorted((name, info) for name, info in found.items() if info["type"] != "directory")
             return [(_with_path(url, path, name) or fs.unstrip_protocol(name), _stat(info)) for name, info in files]
 

@@ -9,15 +9,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 
+from scorer.inputs.folders import is_shard
 from scorer.inputs.source import FileStat
-from scorer.inputs.stores import MAGIC, SHARD_PATTERN, TransientError
+from scorer.inputs.stores import MAGIC, TransientError
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 _PIECE = 1 << 20
@@ -85,8 +85,7 @@ class ObjectStore:
             inside = obstore.list_with_delimiter(self._store, folder or None)
         if not inside["objects"] and not inside["common_prefixes"]:
             raise FileNotFoundError("no such file")
-        prefix = f"{folder}/" if folder else ""
-        return self._named(meta for meta in inside["objects"] if fnmatchcase(meta["path"], prefix + SHARD_PATTERN))
+        return self._named(meta for meta in inside["objects"] if is_shard(meta["path"]))
 
     def _matching(self, pattern: str) -> list[tuple[str, FileStat]]:
         """What a pattern matches: `*` and `?` within a folder, `**` over folders."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from itertools import chain, pairwise
 
 from scorer.inputs.bare import BARE
 from scorer.inputs.columns import ARROW, PARQUET
@@ -17,7 +18,7 @@ from scorer.inputs.frame_reader import FRAMES
 from scorer.inputs.position import Position
 from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Level, Opener, RecordFormat, RecordReader, Schema
 from scorer.inputs.segments import SEGMENTS
-from scorer.inputs.source import Reader, Source
+from scorer.inputs.source import Opening, OpensAhead, Reader, Source
 from scorer.inputs.tfrecord import starts_with_record
 
 _registered: list[RecordFormat] = []
@@ -54,7 +55,19 @@ class RecordReaders:
 
     def open(self, source: Source) -> RecordReader:
         """Raises InputError where the source cannot be opened or read."""
-        reader = source.open()
+        return self._recognised(source, source.open())
+
+    def opened(self, shards: Iterable[tuple[int, Source]]) -> Generator[tuple[int, RecordReader]]:
+        """Each of `shards`, pairs of index and source, open until the next one is asked for. Raises InputError.
+
+        The first bytes of a remote one are on their way while the shard before it is read.
+        """
+        with closing(in_turn(shards)) as readers:
+            for index, source, reader in readers:
+                with closing(self._recognised(source, reader)) as opened:
+                    yield index, opened
+
+    def _recognised(self, source: Source, reader: Reader) -> RecordReader:
         if isinstance(source, EmptyShard):
             return EmptyReader(reader)
         try:
@@ -76,6 +89,20 @@ class RecordReaders:
         return next((number for number in range(last) if self._formats[number].recognises(head)), last)
 
 
+def in_turn(shards: Iterable[tuple[int, Source]]) -> Generator[tuple[int, Source, Reader]]:
+    """Each of `shards` with a reader, which the caller closes; remote ones are opened ahead. Raises InputError."""
+    opening: Opening | None = None
+    try:
+        for (index, source), following in pairwise(chain(shards, [(0, None)])):
+            assert source
+            reader = opening.reader() if opening else source.open()
+            opening = following[1].begin() if isinstance(following[1], OpensAhead) else None
+            yield index, source, reader
+    finally:
+        if opening:
+            opening.close()
+
+
 def _head(reader: Reader) -> bytes:
     buffer = memoryview(bytearray(HEAD_BYTES))
     return bytes(buffer[: reader.read_into(0, buffer)])
@@ -86,10 +113,9 @@ def decoded_blocks(shards: Iterable[tuple[int, Source]], schema: Schema, start: 
 
     A shard of the index of `start` is read from there on. Raises InputError.
     """
-    readers = RecordReaders(schema)
-    for index, source in shards:
-        position = start if index == start.shard else Position(index, 0, 0)
-        with closing(readers.open(source)) as reader:
+    with closing(RecordReaders(schema).opened(shards)) as opened:
+        for index, reader in opened:
+            position = start if index == start.shard else Position(index, 0, 0)
             while position.shard == index:
                 yield (block := reader.block(position))
                 position = block.end

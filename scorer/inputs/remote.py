@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from scorer.errors import InputError
 from scorer.inputs.addresses import redacted, scheme_of
+from scorer.inputs.folders import check_folder
 from scorer.inputs.source import FileStat
-from scorer.inputs.stores import MAGIC, SHARD_PATTERN, Store, TransientError
+from scorer.inputs.stores import MAGIC, Store, TransientError
 from scorer.system.packages import install_command
 
 OBJECT_SCHEMES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "azure"}
@@ -45,6 +46,9 @@ class RemoteSource:
         return self.address
 
     def open(self) -> RemoteReader:
+        return self.begin().reader()
+
+    def begin(self) -> RemoteReader:
         return RemoteReader(self)
 
 
@@ -59,14 +63,18 @@ def find(url: str) -> list[RemoteSource]:
         raise InputError(f"{address}: {error}", remedy="check the address") from None
     except OSError as error:
         raise InputError(f"{address}: {_shown(error, url)}", remedy="check the address and the credentials") from None
-    if not found:
-        reason = "no file matches" if MAGIC.search(url) else f"no {SHARD_PATTERN} in it"
-        raise InputError(f"{address}: {reason}", remedy="check the address")
+    if not found and MAGIC.search(url):
+        raise InputError(f"{address}: no file matches", remedy="check the address")
+    if [each for each, _ in found] != [url] and not MAGIC.search(url):
+        check_folder(address, [redacted(each) for each, _ in found])
     return [RemoteSource(redacted(each), stat, each) for each, stat in found]
 
 
 class RemoteReader:
-    """An open RemoteSource: see scorer.inputs.source.Reader. For one thread at a time."""
+    """A RemoteSource that is being opened, and read once `reader` has returned: see scorer.inputs.source.
+
+    For one thread at a time.
+    """
 
     descriptor = None
     damage = ""
@@ -79,10 +87,13 @@ class RemoteReader:
         self._ranges: dict[int, Future[bytearray]] = {}
         self._free: list[bytearray] = []
         self._current = -1
+        self._found = self._pool.submit(self._stat)
+        self._ask(0)  # while the first answer is on its way
+
+    def reader(self) -> RemoteReader:
+        source = self._source
         try:
-            status = self._pool.submit(self._stat)
-            self._ask(0)  # while the first answer is on its way
-            self._check(status.result(), "since it was found")
+            self._check(self._found.result(), "since it was found")
         except FileNotFoundError:
             self.close()
             raise InputError(f"{source.address}: cannot be opened: it is gone", remedy=_AGAIN) from None
@@ -92,6 +103,7 @@ class RemoteReader:
         except BaseException:
             self.close()
             raise
+        return self
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         address, size = self._source.address, self._source.stat.size

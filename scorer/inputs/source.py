@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from scorer.errors import InputError
 
@@ -84,6 +84,24 @@ class Source(Protocol):
 
     def open(self) -> Reader:
         """Raises InputError where it cannot be read, or is not what was found."""
+
+
+class Opening(Protocol):
+    """A source that is being opened."""
+
+    def reader(self) -> Reader:
+        """Wait until it is open. Raises InputError as `Source.open`."""
+
+    def close(self) -> None:
+        """In the place of `reader`, where it is not wanted any more."""
+
+
+@runtime_checkable
+class OpensAhead(Protocol):
+    """A source far away, which is better opened before its turn comes."""
+
+    def begin(self) -> Opening:
+        """Begin to open it, and to fetch its first bytes."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Protocol
 from scorer.inputs.source import FileStat
 
 MAGIC = re.compile(r"[*?[]")
-SHARD_PATTERN = "*.tfrecord"
 
 
 class TransientError(OSError):
@@ -28,7 +27,7 @@ class Store(Protocol):
         """The stat of what is read, and its bytes `start` to `stop` - 1, piece by piece."""
 
     def find(self, url: str) -> Iterable[tuple[str, FileStat]]:
-        """The objects that `url` stands for, by name: itself, what a pattern matches, the *.tfrecord of a folder.
+        """The objects that `url` stands for, by name: itself, what a pattern matches, the shards of a folder.
 
         FileNotFoundError where there is neither; none in a folder without shards.
         """

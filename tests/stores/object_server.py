@@ -22,7 +22,7 @@ FAULTS = ("cut", "cut at once", "reset", "500", "503", "slow", "truncate", "igno
 class ObjectServer:
     """objects: content by path. faults: what goes wrong with the next requests for more than a byte, in order; ""
     is nothing. seen: the requests: method, path, range.
-    password: asked for, of user "me". status: that all requests get, 0 for what is right.
+    status: that all requests get, 0 for what is right. seconds: that each takes before it is answered.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class ObjectServer:
         self.faults: deque[str] = deque()
         self.seen: list[tuple[str, str, str]] = []
         self.authorizations: set[str] = set()
-        self.status = 0
+        self.status, self.seconds = 0, 0.0
         self.etags: dict[str, str] = {}
         self._puts = 0
 
@@ -75,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         store, path = self.store, unquote(urlsplit(self.path).path)
+        time.sleep(store.seconds)
         wanted = self.headers.get("Range", "")
         store.seen.append((self.command, self.path, wanted))
         store.authorizations.add(self.headers.get("Authorization", ""))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +18,7 @@ from scorer.inputs import remote
 from scorer.inputs.addresses import is_address, redacted
 from scorer.inputs.discover import find_shards
 from scorer.inputs.object_store import glob_pattern
+from scorer.inputs.readers import in_turn
 from scorer.inputs.source import Reader
 from scorer.job.spec import Job
 from tests.scorer.fakes import do_as_found, write_shards
@@ -117,6 +120,46 @@ def test_ranges_are_asked_for_ahead(server: ObjectServer, folder: str) -> None:
             if future := reader._ranges.get(ahead):
                 future.result()
         assert len({wanted for _, _, wanted in server.seen}) >= remote.IN_FLIGHT
+
+
+def test_the_next_shard_is_opened_while_one_is_read(server: ObjectServer, folder: str) -> None:
+    for name in "ab":
+        server.put(f"/bucket/{name}", CONTENT)
+    shards = find_shards([f"{folder}/a", f"{folder}/b"])
+    server.seen.clear()
+    with closing(in_turn(enumerate(shards))) as opened:
+        _, _, first = next(opened)
+        while not any(path.endswith("/b") and wanted.startswith("bytes=0-15") for _, path, wanted in server.seen):
+            time.sleep(0.001)
+        assert read(first, len(CONTENT)) == CONTENT
+        first.close()
+        _, source, second = next(opened)
+        assert (source, read(second, len(CONTENT))) == (shards[1], CONTENT)
+        second.close()
+
+
+def test_what_is_wrong_with_the_next_shard_is_said_in_its_turn(server: ObjectServer, folder: str) -> None:
+    for name in "abc":
+        server.put(f"/bucket/{name}", CONTENT)
+    shards = find_shards([f"{folder}/{name}" for name in "abc"])
+    server.put("/bucket/b", CONTENT[:50])
+    with closing(in_turn(enumerate(shards))) as opened:
+        _, _, first = next(opened)
+        assert read(first, len(CONTENT)) == CONTENT
+        first.close()
+        with pytest.raises(InputError, match="b: changed since it was found"):
+            next(opened)
+
+
+def test_a_shard_that_was_opened_ahead_and_is_not_wanted_is_closed(server: ObjectServer, url: str) -> None:
+    for name in "ab":
+        server.put(f"/{name}", CONTENT)
+    shards = find_shards([f"{url}/a", f"{url}/b"])
+    with closing(in_turn(enumerate(shards))) as opened:
+        next(opened)[2].close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("remote"):
+            thread.join()
 
 
 def test_memory_is_that_of_the_ranges_in_flight(server: ObjectServer, url: str) -> None:

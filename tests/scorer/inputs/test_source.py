@@ -17,6 +17,7 @@ import pytest
 
 from scorer.errors import InputError, UsageError
 from scorer.inputs.discover import find_shards
+from scorer.inputs.folders import SUFFIXES
 from scorer.inputs.remote import RemoteReader
 from scorer.inputs.source import Reader, Source
 from tests.scorer.inputs import toy_source
@@ -228,6 +229,36 @@ def test_a_folder_is_the_shards_in_it_by_name(case: Case) -> None:
         case.write(name, CONTENT)
     found = find_shards([case.address("folder")])
     assert [source.address for source in found] == [case.address(f"folder/{name}.tfrecord") for name in "abx"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_folder_of_each_kind(case: Case, suffix: str) -> None:
+    for name in (f"f/b{suffix}", f"f/a{suffix}", f"f/.hidden{suffix}", "f/c.csv", "f/d.gz"):
+        case.write(name, CONTENT)
+    assert [source.address for source in find_shards([case.address("f")])] == [
+        case.address(f"f/{name}{suffix}") for name in "ab"
+    ]
+
+
+def test_a_folder_of_several_kinds_is_refused(case: Case) -> None:
+    """One may be made of the other: they would be scored twice."""
+    case.write("folder/x.tfrecord.gz", CONTENT)
+    with pytest.raises(InputError) as error:
+        find_shards([case.address("folder")])
+    found = ".tfrecord files (x.tfrecord) and .tfrecord.gz files (x.tfrecord.gz)"
+    folder = case.address("folder")
+    assert str(error.value) == (
+        f"{folder}: there are {found} in it; name those you mean with a pattern: '{folder}/*.tfrecord'"
+    )
+    assert len(find_shards([f"{folder}/x.tfrecord"])) == 1
+
+
+def test_a_folder_without_shards(case: Case) -> None:
+    case.write("f/c.csv", CONTENT)
+    with pytest.raises(
+        InputError, match=r"/f: no shard in it \(\.tfrecord, \.tfrecord\.gz, \.parquet, \.arrow, \.feather\)"
+    ):
+        find_shards([case.address("f")])
 
 
 def test_one_source_twice(case: Case, source: Source) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from scorer.errors import InputError
 from scorer.inputs.discover import register_scheme
+from scorer.inputs.folders import check_folder, is_shard
 from scorer.inputs.source import FileStat
 
 CONTENT: dict[str, tuple[int, bytes]] = {}
@@ -67,9 +68,10 @@ def find(address: str) -> list[ToySource]:
     if stat:
         return [ToySource(address, stat)]
     inside = [f"toy://{name}" for name in sorted(CONTENT) if name.startswith(_name(address).rstrip("/") + "/")]
-    found = [ToySource(name, stat) for name in inside if name.endswith(".tfrecord") and (stat := _stat(name))]
-    if not found:
+    if not inside:
         raise InputError(f"{address}: no such file")
+    found = [ToySource(name, stat) for name in inside if is_shard(name) and (stat := _stat(name))]
+    check_folder(address, [source.address for source in found])
     return found
 
 
