@@ -75,3 +75,12 @@ def test_a_terminal_that_has_them_gets_some(folder: Path) -> None:
     code, text = on_a_terminal(folder, COMMANDS["score"])
     assert code == 0
     assert "\x1b" in text
+
+
+def test_score_and_merge_show_a_bar(folder: Path) -> None:
+    score = ["score", "shards", "-o", "preds.csv", "--model", "tiny.onnx", "--part", "1/1"]
+    for command in (score, ["merge", "preds.csv.part-1-of-1", "-o", "preds.csv"]):
+        code, text = on_a_terminal(folder, command)
+        assert code == 0
+        assert "videos/s" in text
+        assert "shard 1/1" in text

@@ -77,6 +77,7 @@ ALLOWED = {
     ("samples/generate.py", "company"): "labels that stand together, in a script that makes the samples",
     ("scorer/outputs/parquet.py", "tell"): "the name that a file's method has",
     ("tests/scorer/job/crash.py", "Tally"): "counts what became of the kills",
+    ("tests/scorer/job/cluster_crash.py", "Tally"): "counts what became of the kills",
 }
 
 NOT_TEXT = (".png", ".onnx", ".npz", ".tfrecord")

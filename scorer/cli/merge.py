@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue where an earlier merge stopped")
     either.add_argument("--restart", action="store_true", help="discard what an earlier run left")
-    parser.add_argument("--quiet", action="store_true", help="errors only: no summary")
+    parser.add_argument("--quiet", action="store_true", help="errors only: no progress, no summary")
     return parser
 
 
@@ -63,18 +63,23 @@ def _whole(text: str) -> int:
 def _merge(options: argparse.Namespace, stop: StopRequest) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as in score
 
+    from scorer.cli.progress import shown_progress
     from scorer.cli.summary import print_merge_summary
-    from scorer.job.job_array import merge_files
+    from scorer.job.job_array import found_parts, merge_files
     from scorer.job.spec import Stopped
 
+    parts = found_parts([path for name in options.parts for path in _expanded(name)])
+    sizes = [shard.stat.size for part in parts for shard in part.shards]
     try:
-        record = merge_files(
-            [path for name in options.parts for path in _expanded(name)],
-            options.output,
-            resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
-            max_errors=options.max_errors,
-            stop=stop,
-        )
+        with shown_progress("merge", len(sizes), sum(sizes), options.quiet) as watch:
+            record = merge_files(
+                parts,
+                options.output,
+                resume_policy="resume" if options.resume else "restart" if options.restart else "refuse",
+                max_errors=options.max_errors,
+                stop=stop,
+                watch=watch,
+            )
     except Stopped as stopped:
         print_stderr(f"merge: {stopped.scored:,} videos are kept; merge again with --resume")
         return stop.exit_code

@@ -5,15 +5,28 @@ Nothing of it may decide how a command ends: where standard error is closed or b
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from scorer.system.phases import LINE_SECONDS
+from scorer.system.terminal import print_stderr, takes_escapes
 
 if TYPE_CHECKING:
     from scorer.job.spec import Progress
+
+
+def shown_progress(
+    command: str, shards: int, size: int, quiet: bool
+) -> AbstractContextManager[Callable[[Progress], None]]:
+    """What shows how far `command` is with `shards` shards of `size` bytes: a bar, or lines where no terminal is."""
+    if quiet:
+        return nullcontext(lambda progress: None)
+    if takes_escapes(sys.stderr):
+        return progress_bar(shards, size)
+    return nullcontext(ProgressLines(command, shards, size, print_stderr))
 
 
 @contextmanager
@@ -50,13 +63,19 @@ def progress_bar(shards: int, size: int) -> Iterator[Callable[[Progress], None]]
 class ProgressLines:
     """A line with the time of day about every LINE_SECONDS, for a log: videos, videos/s, shard, time left.
 
-    shards, size: how many, and their bytes. log: takes each line. clock: seconds, as time.monotonic.
+    command: which one is at work. shards, size: how many, and their bytes. log: takes each line.
+    clock: seconds, as time.monotonic.
     """
 
     def __init__(
-        self, shards: int, size: int, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        command: str,
+        shards: int,
+        size: int,
+        log: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._shards, self._size, self._log, self._clock = shards, size, log, clock
+        self._command, self._shards, self._size, self._log, self._clock = command, shards, size, log, clock
         self._first: Progress | None = None
         self._start = clock()
         self._due = self._start + LINE_SECONDS
@@ -72,7 +91,7 @@ class ProgressLines:
         shard = min(progress.shards + 1, self._shards)
         left = _time_left(seconds, progress.bytes - first.bytes, self._size - progress.bytes)
         self._log(
-            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  score: {progress.scored:,} videos, {rate:,.0f} videos/s, "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {self._command}: {progress.scored:,} videos, {rate:,.0f} videos/s, "
             f"shard {shard:,}/{self._shards:,}, {left} left"
         )
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +17,7 @@ from scorer.cli.remedies import SCORE
 from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
 from scorer.inputs.addresses import redacted
 from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
-from scorer.system.terminal import hold_standard_descriptors, print_stderr, takes_escapes
+from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
 if TYPE_CHECKING:
     from scorer.inputs.source import Source
@@ -398,7 +398,7 @@ def _run(
     from scorer.job.spec import Stopped
 
     try:
-        with _bar(job, quiet) as watch:
+        with _shown(job, quiet) as watch:
             return action(watch)
     except Stopped as stopped:
         if stopped.scored:
@@ -419,15 +419,10 @@ def _resuming(arguments: Sequence[str]) -> str:
     return shlex.join([*typed_as("score"), "--resume", *map(redacted, [*kept, *arguments[end:]])])
 
 
-def _bar(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
-    if quiet:
-        return nullcontext(lambda progress: None)
-    from scorer.cli.progress import ProgressLines, progress_bar
+def _shown(job: Job, quiet: bool) -> AbstractContextManager[Callable[[Progress], None]]:
+    from scorer.cli.progress import shown_progress
 
-    size = sum(shard.stat.size for shard in job.shards)
-    if takes_escapes(sys.stderr):
-        return progress_bar(len(job.shards), size)
-    return nullcontext(ProgressLines(len(job.shards), size, print_stderr))
+    return shown_progress("score", len(job.shards), sum(shard.stat.size for shard in job.shards), quiet)
 
 
 def _report(line: str) -> None:

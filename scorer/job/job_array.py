@@ -76,7 +76,7 @@ def checked_output(output: str) -> str:
 
 
 def merge_files(
-    paths: Sequence[str],
+    parts: Sequence[PartFile],
     output: str,
     *,
     resume_policy: ResumePolicy = "refuse",
@@ -84,13 +84,7 @@ def merge_files(
     stop: StopRequest | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> CompletionRecord:
-    """Write the output of a job from its part files, in whatever order they are given.
-
-    Raises:
-        InputError: a file that is no whole part, or is of another job than the first; parts that are missing or twice.
-        Yt8mError: what `merge` raises.
-    """
-    parts = found_parts(paths)
+    """Write the output of a job from its part files, as `found_parts` gives them. Raises what `merge` raises."""
     check_name(output, parts[0].facts.options.row_format)
     shards = [ShardId(shard.canonical, shard.stat) for part in parts for shard in part.shards]
     return merge(
@@ -106,7 +100,11 @@ def merge_files(
 
 
 def found_parts(paths: Sequence[str]) -> list[PartFile]:
-    """The part files at `paths`, in order and all of one job. Raises InputError as `merge_files` does."""
+    """The part files at `paths`, given in whatever order, in theirs.
+
+    Raises:
+        InputError: a file that is no whole part, or is of another job than the first; parts that are missing or twice.
+    """
     if not paths:
         raise InputError("there are no parts to merge")
     parts = [PartFile.read(path) for path in paths]

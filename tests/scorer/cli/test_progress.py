@@ -16,7 +16,7 @@ def lines_of(looks: list[tuple[float, Progress]]) -> list[str]:
     """What is said at these seconds, from 0 on."""
     said: list[str] = []
     clock: Iterator[float] = iter([0.0, *(second for second, _ in looks)])
-    show = ProgressLines(4, 1000, said.append, lambda: next(clock))
+    show = ProgressLines("score", 4, 1000, said.append, lambda: next(clock))
     for _, progress in looks:
         show(progress)
     return said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scorer.errors import InputError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
-from scorer.job.job_array import PartReport, merge_files, score_part
+from scorer.job.job_array import PartReport, found_parts, merge_files, score_part
 from scorer.job.part import plan
 from scorer.job.part_file import PartFile, part_path
 from scorer.job.spec import Job, Progress, Stopped
@@ -66,7 +66,7 @@ def run_all(job: Job, count: int) -> list[str]:
 
 
 def merged(paths: Sequence[str], job: Job, **how: object) -> dict[str, bytes]:
-    merge_files(paths, job.output, **how)  # type: ignore[arg-type]
+    merge_files(found_parts(paths), job.output, **how)  # type: ignore[arg-type]
     output = Path(job.output)
     return {name: data for name, data in files_of(output).items() if ".part-" not in name}
 
