@@ -12,17 +12,19 @@ from onnx import ModelProto
 from torch import nn
 
 from export.emulate import EmulatedFp16
-from export.graph import Graph
+from export.graph import Graph, with_embeddings
 from export.onnx_writer import contrib_operators, json_text, set_metadata, to_onnx
 from export.parity import (
     BOUND,
     HALF_BOUND,
     Reference,
     Report,
+    check_embeddings,
     check_independence,
     check_parity,
     check_quality,
     expected_of,
+    torch_embeddings,
     torch_reference,
 )
 from export.plain import plain_export
@@ -44,7 +46,8 @@ _DEVICE_BATCH = 1024  # the largest of the gates, to which a GPU pads all others
 class TracedCheckpoint:
     """A checkpoint opened for export.
 
-    model: in evaluation mode. reference: its probabilities. graph, reduced: as it was trained, and without what can
+    model: in evaluation mode. reference: its probabilities. embeddings: its embeddings, where the files are to give
+    them. graph, reduced: as it was trained, and without what can
     be left out; both None for a model with layers that have no translation (export/tracing.py). metadata:
     all that does not depend on the precision.
     """
@@ -55,6 +58,7 @@ class TracedCheckpoint:
     graph: Graph | None
     reduced: Graph | None
     metadata: Mapping[str, str]
+    embeddings: Reference | None = None
 
     @property
     def inputs(self) -> dict[str, int]:
@@ -73,11 +77,18 @@ class Exported:
     bytes: int
 
 
-def trace_checkpoint(checkpoint: Checkpoint, names: Sequence[str] | None = None) -> TracedCheckpoint:
-    """Trace and reduce a checkpoint's model. names: its labels' names, for the metadata."""
+def trace_checkpoint(
+    checkpoint: Checkpoint, names: Sequence[str] | None = None, *, embeddings: bool = False
+) -> TracedCheckpoint:
+    """Trace and reduce a checkpoint's model. names: its labels' names, for the metadata.
+
+    embeddings: have the files give what the last Dense layer reads (`export.graph.with_embeddings`).
+
+    Raises ModelError where the model cannot give them.
+    """
     model = checkpoint.model()
     inputs = checkpoint.config.inputs
-    graph, reduced = _graphs(model, inputs)
+    graph, reduced = _graphs(model, inputs, embeddings)
     metadata = {
         "yt8m.format": FORMAT,
         "yt8m.model": checkpoint.config.name,
@@ -91,14 +102,23 @@ def trace_checkpoint(checkpoint: Checkpoint, names: Sequence[str] | None = None)
         metadata["yt8m.ranges"] = json_text(checkpoint.trained_on.ranges)
     if names is not None:
         metadata["yt8m.names"] = json_text(list(names))
-    return TracedCheckpoint(checkpoint, model, torch_reference(model, dict(inputs)), graph, reduced, metadata)
+    reference = torch_reference(model, dict(inputs))
+    own = torch_embeddings(model, dict(inputs)) if embeddings else None
+    return TracedCheckpoint(checkpoint, model, reference, graph, reduced, metadata, own)
 
 
-def _graphs(model: nn.Module, inputs: Sequence[tuple[str, int]]) -> tuple[Graph, Graph] | tuple[None, None]:
+def _graphs(
+    model: nn.Module, inputs: Sequence[tuple[str, int]], embeddings: bool
+) -> tuple[Graph, Graph] | tuple[None, None]:
     try:
         graph = trace(model, inputs)
     except Untranslatable:
+        if embeddings:
+            remedy = "export it without them"
+            raise ModelError("embeddings need a model whose layers have a method `trace`", remedy=remedy) from None
         return None, None
+    if embeddings:
+        graph = with_embeddings(graph)
     return graph, reduce(graph)
 
 
@@ -172,7 +192,9 @@ def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSa
             emulated = EmulatedFp16(to_fp16(traced.reduced))
             report["emulated"] = check_quality(emulated, expected, check, portion(at, 0.3, 0.6))
         report["quality"] = check_quality(model, expected, check, portion(at, 0.6, 0.8))
-    report["independence"] = check_independence(model, check, bound, portion(at, 0.8, 1.0))
+    report["independence"] = check_independence(model, check, bound, portion(at, 0.8, 0.95))
+    if traced.embeddings is not None:
+        report["embeddings"] = check_embeddings(model, traced.embeddings, check, precision, portion(at, 0.95, 1.0))
     return report
 
 

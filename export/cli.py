@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--all", action="store_true", help="the three models")
     which.add_argument("--checkpoint", type=Path, metavar="FILE", help="any best.safetensors, wherever it was trained")
     parser.add_argument("--precision", choices=(*PRECISIONS, "all"), default="fp32", help="[fp32]")
+    parser.add_argument(
+        "--embeddings", action="store_true", help="have the files give what their last layer reads of each video too"
+    )
     parser.add_argument("--device", default="cpu", help="where the files must pass their gates, beside the CPU [cpu]")
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
@@ -122,7 +125,7 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
     with phase("export", f"{checkpoint}: reading and reducing"):
         loaded = load(checkpoint)
         names = read_vocabulary(options.vocabulary, loaded.config.labels) if options.vocabulary else None
-        traced = trace_checkpoint(loaded, names)
+        traced = trace_checkpoint(loaded, names, embeddings=options.embeddings)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
     check, calibration = _videos(shards, traced, precisions)
     written = []

@@ -127,6 +127,7 @@ _NAMES = {
     "concat": "Concat",
     "quantise": "to uint8",
     "to_fp16": "to float16",
+    "embeddings": "embeddings",
     "to_fp32": "to float32",
 }
 

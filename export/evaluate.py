@@ -118,6 +118,7 @@ def _lstm(op: Operator, x: NDArray, values: Mapping[str, NDArray]) -> NDArray:
 _FUNCTIONS: dict[str, Callable[..., NDArray]] = {
     "dense": _dense,
     "affine": _affine,
+    "embeddings": _affine,
     "normalise": _normalise,
     "leaky_relu": _leaky_relu,
     "concat": _concat,

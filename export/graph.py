@@ -11,6 +11,7 @@ weights are float64, so that folding them rounds nothing worth naming before the
     tanh, sigmoid, relu                                            the function, element by element
     leaky_relu    x       slope ()                                 x where x > 0, else slope * x
     dropout       x       -                                        x (it drops nothing outside of training)
+    embeddings    x       scale (width), shift (width)             x * scale + shift, in float32: an output of its own
     add, multiply a, b    -                                        a + b, a * b
     concat        a, b... -                                        the rows side by side
     quantise      x       scale (), zero ()                        round(x / scale) + zero, clipped to 0..255
@@ -35,6 +36,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.errors import ModelError
+from scorer.model.contract import EMBEDDINGS
+
 Array = NDArray[np.float64]
 
 
@@ -55,7 +59,10 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """Operators by name, in the order in which they run; `output` is the one that gives the logits."""
+    """Operators by name, in the order in which they run; `output` is the one that gives the logits.
+
+    There may be one of the kind "embeddings", which nobody reads: see `with_embeddings`.
+    """
 
     ops: Mapping[str, Operator]
     output: str
@@ -68,6 +75,11 @@ class Graph:
     @property
     def labels(self) -> int:
         return self.ops[self.output].width
+
+    @property
+    def embeddings(self) -> int:
+        """How wide the embeddings are; 0 where there are none."""
+        return self.ops[EMBEDDINGS].width if EMBEDDINGS in self.ops else 0
 
     @cached_property
     def readers(self) -> Mapping[str, list[str]]:
@@ -108,12 +120,31 @@ class Graph:
         return replace(self, ops=ops)
 
     def live(self) -> Graph:
-        """The line without operators that the output does not depend on; inputs stay, being the model's schema."""
-        needed = {self.output}
+        """The line without operators that no output depends on; inputs stay, being the model's schema."""
+        needed = {self.output, EMBEDDINGS}
         for name, op in reversed(list(self.ops.items())):
             if name in needed:
                 needed.update(op.inputs)
         return replace(self, ops={n: op for n, op in self.ops.items() if n in needed or op.kind == "input"})
+
+
+def with_embeddings(graph: Graph) -> Graph:
+    """`graph` with what its last Dense, which gives the logits, reads of each video as an output too.
+
+    That is the result of all that stands in front of the Dense in the network: of the report's models, in evaluation
+    mode, the last LeakyReLU's.
+
+    Raises ModelError where the last operator is no Dense, or the name is taken.
+    """
+    last = graph.ops[graph.output]
+    if last.kind != "dense" or EMBEDDINGS in graph.ops:
+        why = f"{EMBEDDINGS} is the name of another value" if last.kind == "dense" else "its last layer is no Dense"
+        raise ModelError(f"the model cannot give embeddings: {why}", remedy="export it without")
+    x = last.inputs[0]
+    width = graph.ops[x].width
+    values = {"scale": np.ones(width), "shift": np.zeros(width)}
+    new = Operator(EMBEDDINGS, (x,), values, width, last.block)
+    return replace(graph, ops={**graph.ops, EMBEDDINGS: new})
 
 
 def _flops(op: Operator) -> int:
@@ -124,7 +155,7 @@ def _flops(op: Operator) -> int:
             return 2 * op.values["weight"].size
         case "lstm":
             return op.steps * 2 * (op.values["w"].size + op.values["r"].size) + op.steps * 9 * op.width
-        case "affine":
+        case "affine" | "embeddings":
             return 2 * op.width
         case "normalise":
             return 3 * op.width

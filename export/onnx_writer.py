@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from export.graph import Graph, Operator
 from scorer.errors import ModelError
+from scorer.model.contract import EMBEDDINGS
 
 TOP_K = 10
 RESERVED = ("k", "scores", "labels", "probabilities", "logits")
@@ -30,14 +31,15 @@ IR_VERSION = 7
 
 
 def to_onnx(graph: Graph, precision: str, metadata: Mapping[str, str]) -> ModelProto:
-    """The ONNX model of `graph`: float32 (B, width) inputs, `scores` float32 (B, k) and `labels` int64 (B, k).
+    """The ONNX model of `graph`: float32 (B, width) inputs, `scores` float32 (B, k) and `labels` int64 (B, k), and
+    `embeddings` float32 (B, width) where the graph has some.
 
     Raises ModelError where an input's name is one that the contract uses otherwise.
     """
     check_inputs(graph.inputs, RESERVED)
     writer = _written(graph)
     body = helper.make_graph(writer.nodes, "yt8m", [], [], writer.initialisers)
-    finish(body, graph.output, graph.inputs, graph.labels)
+    finish(body, graph.output, graph.inputs, graph.labels, graph.embeddings)
     opset = helper.make_opsetid("", OPSET[precision])
     model = helper.make_model(body, opset_imports=[opset], ir_version=IR_VERSION, producer_name="yt8m-edge")
     set_metadata(model, metadata)
@@ -66,8 +68,9 @@ def check_inputs(inputs: Iterable[str], taken: Iterable[str]) -> None:
         raise ModelError(reason, remedy="rename it in the shards")
 
 
-def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int], labels: int) -> None:
-    """Put Sigmoid and TopK behind `logits` (B, labels), and give the graph the inputs and outputs of the contract.
+def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int], labels: int, embeddings: int = 0) -> None:
+    """Put Sigmoid and TopK behind `logits` (B, labels), and give the graph the inputs and outputs of the contract, of
+    which one is the value "embeddings" where these are so wide.
 
     Raises ModelError where an input has the name of another value.
     """
@@ -84,6 +87,8 @@ def finish(graph: GraphProto, logits: str, inputs: Mapping[str, int], labels: in
     del graph.input[:], graph.output[:]
     graph.input.extend(_input_infos(inputs))
     graph.output.extend(_output_infos())
+    if embeddings:
+        graph.output.append(helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", embeddings]))
 
 
 def set_metadata(model: ModelProto, metadata: Mapping[str, str]) -> None:
@@ -267,6 +272,7 @@ _WRITERS: dict[str, Callable[[_Writer, str, Operator], None]] = {
     "to_fp16": _cast_to_fp16,
     "to_fp32": _cast_to_fp32,
     "affine": _affine,
+    "embeddings": _affine,
     "normalise": _normalise,
     "leaky_relu": _leaky_relu,
     "concat": _concat,

@@ -4,6 +4,7 @@
     check_quality       int8, fp16: nearly the same top labels and metrics, on labelled videos; of fp16 also as a GPU
                         computes it (export/emulate.py)
     check_independence  any: a video's answer does not depend on its neighbours in a batch
+    check_embeddings    any that gives them: PyTorch's, to rounding in fp32, in direction else
 
 Each collects every failure before it raises GateError, and otherwise returns a report for the file's metadata.
 """
@@ -39,6 +40,10 @@ TOP = 10
 MAP_DROP, GAP_DROP, OVERLAP = 0.002, 0.003, 0.97
 LABELLED = 2000
 """Videos with labels that the quality gate needs."""
+EMBEDDING_BOUND = 1e-5
+"""Largest difference of an embedding from PyTorch's in fp32, as a share of their largest value."""
+COSINE = {"fp16": 0.9999, "int8": 0.98}
+"""Least cosine of an embedding with PyTorch's, in the mean over videos."""
 ALONE, SHUFFLED, LARGE = 64, 17, 1024
 
 
@@ -46,6 +51,12 @@ class Runs(Protocol):
     """What is asked of a model whose quality is checked."""
 
     def run(self, features: Features, k: int = TOP) -> Predictions: ...
+
+
+class Embeds(Protocol):
+    """What is asked of a model whose embeddings are checked."""
+
+    def embed(self, features: Features, k: int = TOP) -> tuple[Predictions, Floats]: ...
 
 
 class Checked(Runs, Protocol):
@@ -64,6 +75,22 @@ def torch_reference(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
         return found
 
     return probabilities
+
+
+def torch_embeddings(model: nn.Module, inputs: Mapping[str, int]) -> Reference:
+    """What the network's `classify`, the Dense that gives the logits, reads of n videos: (n, width)."""
+
+    def embeddings(features: Features) -> Floats:
+        read: list[Floats] = []
+        hook = model.get_submodule("classify").register_forward_pre_hook(lambda _, x: read.append(x[0].numpy()))
+        try:
+            with torch.inference_mode():
+                model(*(torch.from_numpy(features[name]) for name in inputs))
+        finally:
+            hook.remove()
+        return read[0]
+
+    return embeddings
 
 
 def expected_of(reference: Reference, videos: VideoSample, at: At = nobody) -> Floats:
@@ -224,6 +251,45 @@ def in_batches(model: Runs, features: Features, size: int, k: int, at: At = nobo
     for rows in _cut(count, size, at):
         parts.append(model.run({name: values[rows] for name, values in features.items()}, k))
     return np.concatenate([scores for scores, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def check_embeddings(
+    model: Embeds, reference: Reference, videos: VideoSample, precision: str, at: At = nobody
+) -> Report:
+    """Compare embeddings with PyTorch's, in batches of 1, 2, 3, 17 and 256 videos.
+
+    In fp32 no value may differ by more than 1e-5 of the largest one. int8 and fp16 round what the last layer reads, and
+    the ones before it: there the mean cosine of the two is asked for, since it is by direction that embeddings are
+    compared.
+
+    Raises GateError.
+    """
+    pairs = [(model.embed(some)[1], reference(some)) for some in map(videos.rows, _slices(len(videos)))]
+    at(1.0)
+    for found, expected in pairs:
+        if found.shape != expected.shape:
+            raise GateError(f"embeddings are {found.shape}, not {expected.shape}", remedy="no model was written")
+    found, expected = (np.concatenate(some) for some in zip(*pairs, strict=True))
+    share = float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
+    cosine = _cosine(found, expected)
+    if precision == "fp32" and not share <= EMBEDDING_BOUND:
+        reason = f"embeddings are off by up to {share:.2g} of their largest value, not {EMBEDDING_BOUND}"
+        raise GateError(reason, remedy="no model was written")
+    if precision != "fp32" and not cosine >= COSINE[precision]:
+        reason = f"embeddings have a cosine of {cosine:.4f} with the checkpoint's, not {COSINE[precision]}"
+        raise GateError(reason, remedy="no model was written")
+    width = found.shape[1]
+    if precision == "fp32":
+        return {"width": width, "max_difference": _rounded(share), "bound": EMBEDDING_BOUND}
+    return {"width": width, "cosine": round(cosine, 4), "bound": COSINE[precision]}
+
+
+def _cosine(one: Floats, other: Floats) -> float:
+    """The mean over rows; 1 for two that are zero."""
+    products = np.sum(one * other, axis=1, dtype=np.float64)
+    norms = np.sqrt(np.sum(one * one, axis=1, dtype=np.float64) * np.sum(other * other, axis=1, dtype=np.float64))
+    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
+    return float(np.where(both_zero, 1.0, products / np.maximum(norms, 1e-30)).mean())
 
 
 def _rounded(value: float) -> float:

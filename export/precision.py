@@ -200,9 +200,13 @@ def to_fp16(graph: Graph) -> Graph:
     ops: dict[str, Operator] = {}
     half: dict[str, str] = {}
     for name, op in graph.ops.items():
-        single = op.kind == "input" or (op.kind in ("affine", "normalise") and op.inputs[0] in half)
+        if op.kind == "embeddings" and op.inputs[0] not in half:
+            ops[f"{name}.half"] = Operator("to_fp32", op.inputs, width=op.width, block=op.block)
+            ops[name] = replace(op, inputs=(f"{name}.half",))
+            continue
+        single = op.kind in ("input", "embeddings") or (op.kind in ("affine", "normalise") and op.inputs[0] in half)
         ops[name] = op if single else replace(op, inputs=tuple(half.get(i, i) for i in op.inputs))
-        if single:
+        if single and op.kind != "embeddings":
             half[name] = f"{name}.half"
             ops[half[name]] = Operator("to_fp16", (name,), width=op.width, block=op.block)
     logits = Operator("to_fp32", (graph.output,), width=graph.labels)

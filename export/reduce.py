@@ -115,15 +115,19 @@ def fold_into_dense_before(graph: Editor, name: str) -> bool:
 
 
 def fold_into_dense_after(graph: Editor, name: str) -> bool:
-    """dense(affine(x)) = (s * x + t) W + b = x (diag(s) W) + (t W + b): a Dense, if all that read it are Dense."""
+    """dense(affine(x)) = (s * x + t) W + b = x (diag(s) W) + (t W + b): a Dense, if all that read it are Dense.
+
+    Embeddings are an affine that takes another one in as `fold_into_dense_before` has it.
+    """
     op = graph.ops[name]
     readers = graph.readers(name)
     if op.kind != "affine" or not readers or name == graph.output:
         return False
-    if any(graph.ops[reader].kind != "dense" for reader in readers):
+    if any(graph.ops[reader].kind not in ("dense", "embeddings") for reader in readers):
         return False
     for reader in readers:
-        graph.change(reader, _dense_of_affine(graph.ops[reader], op))
+        take_in = _dense_of_affine if graph.ops[reader].kind == "dense" else _embeddings_of_affine
+        graph.change(reader, take_in(graph.ops[reader], op))
     graph.bypass(name, op.inputs[0])
     return True
 
@@ -137,6 +141,12 @@ def _dense_of_affine(dense: Operator, affine: Operator) -> Operator:
             "bias": affine.values["shift"] @ weight + bias,
         },
     )
+
+
+def _embeddings_of_affine(last: Operator, affine: Operator) -> Operator:
+    scale, shift = last.values["scale"], last.values["shift"]
+    values = {"scale": affine.values["scale"] * scale, "shift": affine.values["shift"] * scale + shift}
+    return replace(last, values=values)
 
 
 def move_through_concat(graph: Editor, name: str) -> bool:

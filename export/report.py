@@ -51,6 +51,8 @@ def _notes(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSa
         independence = exported.report["independence"]
         same = "the same bits" if independence["same_bits"] else f"within {independence['bound']:.0e}"
         yield f"{exported.path}: {_agreement(exported.report)}; in other batches {same}"
+        if embeddings := exported.report.get("embeddings"):
+            yield f"{exported.path}: {_embeddings(embeddings)}"
     if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):
         yield "quality was not measured: that takes 2,000 labelled videos, given with --check"
     if any(exported.precision == "fp16" for exported in written):
@@ -67,3 +69,11 @@ def _agreement(report: Mapping[str, Any]) -> str:
         changes = [(name, *pair) for name, pair in quality["quality"].items() if name[:4] in ("MAP@", "GAP@")]
         lines += [f"{name} {before:.4f} -> {after:.4f}" for name, before, after in changes]
     return ", ".join(lines)
+
+
+def _embeddings(report: Mapping[str, Any]) -> str:
+    """How near a file's embeddings are to the checkpoint's."""
+    cosine, width = report.get("cosine"), f"{report['width']:,} numbers"
+    if cosine is not None:
+        return f"embeddings of {width}, with a cosine of {cosine:.4f} with the checkpoint's (bound {report['bound']})"
+    return f"embeddings of {width}, within {report['max_difference']:.0e} of the checkpoint's largest value"
