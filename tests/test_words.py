@@ -78,6 +78,7 @@ ALLOWED = {
     ("scorer/outputs/parquet.py", "tell"): "the name that a file's method has",
     ("tests/scorer/job/crash.py", "Tally"): "counts what became of the kills",
     ("tests/scorer/job/cluster_crash.py", "Tally"): "counts what became of the kills",
+    ("tests/scorer/job/store_crash.py", "Tally"): "counts what became of the kills",
 }
 
 NOT_TEXT = (".png", ".onnx", ".npz", ".tfrecord")

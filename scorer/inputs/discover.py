@@ -12,7 +12,7 @@ from scorer.inputs.addresses import is_address
 from scorer.inputs.empty import EmptyShard
 from scorer.inputs.folders import check_folder, is_shard
 from scorer.inputs.lists import expand_lists
-from scorer.inputs.source import LocalFile, Source, status_of
+from scorer.inputs.source import LocalFile, Source, absolute, status_of
 
 _SCHEMES: dict[str, Callable[[str], Iterable[Source]]] = {}
 
@@ -40,24 +40,24 @@ def find_shards(names: Sequence[str], output: str | None = None, *, allow_empty:
             several kinds of shards.
         UsageError: a shard given twice, under whatever name, or one that is also the output.
     """
-    shards = [shard for name in expand_lists(names) for shard in _expand(name)]
+    shards = [shard for name in expand_lists(names) for shard in _expand(name, output)]
     _check_distinct(shards, output)
     return [EmptyShard(shard) if allow_empty and not shard.stat.size else shard for shard in shards]
 
 
-def _expand(name: str) -> Iterable[Source]:
+def _expand(name: str, output: str | None) -> Iterable[Source]:
     scheme, separator, _ = name.partition("://")
     if separator and scheme in _SCHEMES:
         return _SCHEMES[scheme](name)
     if is_address(name) and not os.path.lexists(name):
         from scorer.inputs.remote import find
 
-        return find(name)
+        return find(name, output)
     if glob.has_magic(name) and not os.path.lexists(name):
         return _matching(name)
     status = status_of(name)
     if stat.S_ISDIR(status.st_mode):
-        return _inside(name)
+        return _inside(name, output)
     return [LocalFile.at(name, status)]
 
 
@@ -69,8 +69,11 @@ def _matching(pattern: str) -> list[LocalFile]:
     return found
 
 
-def _inside(folder: str) -> list[LocalFile]:
-    found = [*_files(sorted(filter(is_shard, glob.glob(os.path.join(glob.escape(folder), "*")))))]
+def _inside(folder: str, output: str | None) -> list[LocalFile]:
+    """The shards of a folder, which the output is none of: a job that is resumed may have it there already."""
+    paths = filter(is_shard, glob.glob(os.path.join(glob.escape(folder), "*")))
+    own = output and absolute(output)
+    found = [*_files(sorted(path for path in paths if absolute(path) != own))]
     check_folder(folder, [shard.address for shard in found])
     return found
 

@@ -52,8 +52,8 @@ class RemoteSource:
         return RemoteReader(self)
 
 
-def find(url: str) -> list[RemoteSource]:
-    """The shards that `url` stands for, by name. Raises InputError."""
+def find(url: str, output: str | None = None) -> list[RemoteSource]:
+    """The shards that `url` stands for, by name; of a folder's, `output` is none. Raises InputError."""
     address, store = redacted(url), store_of(url)
     try:
         found = _Attempts().run(lambda: [*store.find(url)])
@@ -66,6 +66,7 @@ def find(url: str) -> list[RemoteSource]:
     if not found and MAGIC.search(url):
         raise InputError(f"{address}: no file matches", remedy="check the address")
     if [each for each, _ in found] != [url] and not MAGIC.search(url):
+        found = [(each, stat) for each, stat in found if each != output]
         check_folder(address, [redacted(each) for each, _ in found])
     return [RemoteSource(redacted(each), stat, each) for each, stat in found]
 

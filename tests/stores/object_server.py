@@ -10,19 +10,21 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 FAULTS = ("cut", "cut at once", "reset", "500", "503", "slow", "truncate", "ignore range", "too long")
+"""And "silent": half of the bytes, and then nothing until the client gives up."""
 
 
 class ObjectServer:
     """objects: content by path. faults: what goes wrong with the next requests for more than a byte, in order; ""
     is nothing. seen: the requests: method, path, range.
-    status: that all requests get, 0 for what is right. seconds: that each takes before it is answered.
+    watch: is told the path of each request for more than a byte. status: that all requests get, 0 for what is right.
+    seconds: that each takes before it is answered.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,7 @@ class ObjectServer:
         self.seen: list[tuple[str, str, str]] = []
         self.authorizations: set[str] = set()
         self.status, self.seconds = 0, 0.0
+        self.watch: Callable[[str], None] = lambda path: None
         self.etags: dict[str, str] = {}
         self._puts = 0
 
@@ -81,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         store.authorizations.add(self.headers.get("Authorization", ""))
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
         start, last = (int(found[1]), int(found[2])) if found else (0, 1 << 62)
+        if last > start:
+            store.watch(path)
         fault = store.faults.popleft() if body and last > start and store.faults else ""
         if store.status or fault in ("500", "503"):
             self._plain(store.status or int(fault))
@@ -120,6 +125,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(data, fault)
 
     def _send(self, data: bytes, fault: str) -> None:
+        if fault == "silent":
+            self.wfile.write(data[: len(data) // 2])
+            self.connection.recv(1)
+            self.close_connection = True
+            return
         if fault in ("cut", "cut at once"):
             data = data[: len(data) // 2] if fault == "cut" else b""
             self.close_connection = True

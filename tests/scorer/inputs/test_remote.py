@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from scorer.errors import InputError
-from scorer.inputs import remote
+from scorer.inputs import http_store, remote
 from scorer.inputs.addresses import is_address, redacted
 from scorer.inputs.discover import find_shards
 from scorer.inputs.object_store import glob_pattern
@@ -272,15 +273,71 @@ def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         find_shards(["s3://b/x"])
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["as they are", "compressed"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_job_over_remote_shards_gives_the_bytes_of_a_local_one(
-    server: ObjectServer, folder: str, tmp_path: Path, workers: int
+    server: ObjectServer, folder: str, tmp_path: Path, workers: int, pack: Callable[[bytes], bytes]
 ) -> None:
     paths = write_shards(tmp_path / "shards", [300, 5, 40])
-    for path in paths:
-        server.put(f"/bucket/{Path(path).name}", Path(path).read_bytes())
-    addresses = [f"{folder}/{Path(path).name}" for path in paths]
+    addresses = put(server, folder, paths, pack)
     do_as_found(Job(find_shards(paths), str(tmp_path / "local.csv")))
     server.faults.extend(["", "cut", "503", ""] * 3)
     do_as_found(Job(find_shards(addresses), str(tmp_path / "remote.csv"), workers=workers))
     assert (tmp_path / "remote.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
+
+
+def put(server: ObjectServer, folder: str, paths: Sequence[str], pack: Callable[[bytes], bytes] = bytes) -> list[str]:
+    """The addresses of objects with what is in the files `paths`."""
+    names = [Path(path).name for path in paths]
+    for name, path in zip(names, paths, strict=True):
+        server.put(f"/bucket/{name}", pack(Path(path).read_bytes()))
+    return [f"{folder}/{name}" for name in names]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["as they are", "compressed"])
+def test_a_job_whose_credentials_expire_is_resumed(
+    server: ObjectServer, folder: str, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    paths = write_shards(tmp_path / "shards", [40] * 20)
+    addresses = put(server, folder, paths, pack)
+    do_as_found(Job(find_shards(paths), str(tmp_path / "local.csv")))
+
+    def expire(path: str) -> None:
+        server.status = 403 if path.endswith("j.tfrecord") else server.status
+
+    server.watch, found = expire, find_shards(addresses)
+    job = Job(found, str(tmp_path / "remote.csv"))
+    with pytest.raises(InputError, match=r"videos are kept\)") as error:
+        do_as_found(job)
+    assert (error.value.exit_code, error.value.remedy) == (3, "check the credentials")
+    server.status, server.watch = 0, lambda path: None
+    do_as_found(Job(find_shards(addresses), job.output, resume_policy="resume"))
+    assert Path(job.output).read_bytes() == (tmp_path / "local.csv").read_bytes()
+
+
+def test_a_shard_replaced_while_a_job_runs(server: ObjectServer, folder: str, tmp_path: Path) -> None:
+    """It stops there; resumed, it scores what is there by then."""
+    paths = write_shards(tmp_path / "shards", [40] * 20)
+    (other,) = write_shards(tmp_path / "other", [50], seed=1)
+    addresses = put(server, folder, paths)
+
+    def replace(path: str) -> None:
+        if path.endswith("j.tfrecord"):
+            server.watch = lambda path: None
+            server.put(f"/bucket/{Path(paths[-1]).name}", Path(other).read_bytes())
+
+    server.watch, found = replace, find_shards(addresses)
+    job = Job(found, str(tmp_path / "remote.csv"))
+    with pytest.raises(InputError, match=r"changed since it was found.*; run again once nothing writes to it") as error:
+        do_as_found(job)
+    assert error.value.exit_code == 3
+    do_as_found(Job(find_shards(addresses), job.output, resume_policy="resume"))
+    do_as_found(Job(find_shards([*paths[:-1], other]), str(tmp_path / "local.csv")))
+    assert Path(job.output).read_bytes() == (tmp_path / "local.csv").read_bytes()
+
+
+def test_a_server_that_falls_silent(server: ObjectServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_store, "_SECONDS", 1)
+    server.put("/x", CONTENT[:RANGE])
+    server.faults.append("silent")
+    assert read_all(f"{url}/x") == CONTENT[:RANGE]

@@ -1,12 +1,15 @@
-"""What every source must do, run over local files, a toy, objects of an S3 server, and files that fsspec reads.
+"""What every source must do, run over local files, a toy, a web server, an S3 server, and files that fsspec reads.
 
-A new source is one more case in `SOURCES`: how to make one of some bytes, change it and take it away.
+A new source is one more case in `SOURCES`: how to make one of some bytes, change it and take it away. What is read from
+an open one is read of each as it is and compressed in each way of `PACKED`.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
@@ -16,12 +19,14 @@ from typing import Protocol
 import pytest
 
 from scorer.errors import InputError, UsageError
+from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.discover import find_shards
 from scorer.inputs.folders import SUFFIXES
 from scorer.inputs.remote import RemoteReader
 from scorer.inputs.source import Reader, Source
 from tests.scorer.inputs import toy_source
 from tests.stores import s3
+from tests.stores.object_server import ObjectServer
 
 CONTENT = bytes(range(251)) * 9
 
@@ -83,6 +88,22 @@ class S3Case:
         self._client.delete_object(Bucket=s3.BUCKET, Key=f"{self._folder}/{name}")
 
 
+class HttpCase:
+    """Files of a web server."""
+
+    def __init__(self, server: ObjectServer, url: str) -> None:
+        self._server, self._url = server, url
+
+    def address(self, name: str) -> str:
+        return f"{self._url}/{name}"
+
+    def write(self, name: str, content: bytes) -> None:
+        self._server.put(f"/{name}", content)
+
+    def remove(self, name: str) -> None:
+        del self._server.objects[f"/{name}"]
+
+
 class FsspecCase:
     """What fsspec reads, here from memory."""
 
@@ -101,7 +122,17 @@ class FsspecCase:
         self._files.rm_file(f"/{self._folder}/{name}")
 
 
-SOURCES = ("local file", "toy", "s3", "fsspec")
+LISTING = ("local file", "toy", "s3", "fsspec")
+SOURCES = (*LISTING, "http")
+HALF = len(CONTENT) // 2
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "as it is": bytes,
+    "gzip": gzip.compress,
+    "zlib": zlib.compress,
+    "several members": lambda content: (
+        gzip.compress(content[:HALF]) + gzip.compress(b"") + zlib.compress(content[HALF:])
+    ),
+}
 
 
 def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
@@ -112,11 +143,27 @@ def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
     if kind == "fsspec":
         pytest.importorskip("fsspec", reason="fsspec is not installed")
         return FsspecCase(folder)
+    if kind == "http":
+        request.getfixturevalue("monkeypatch").setenv("NO_PROXY", "*")
+        return HttpCase(*request.getfixturevalue("web_server"))
     return S3Case(folder, request.getfixturevalue("s3_server"))
+
+
+@pytest.fixture(scope="module")
+def web_server() -> Iterator[tuple[ObjectServer, str]]:
+    server = ObjectServer()
+    with server.running() as url:
+        yield server, url
 
 
 @pytest.fixture(params=SOURCES)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return case_of(request.param, tmp_path, request)
+
+
+@pytest.fixture(params=LISTING)
+def listing(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    """A case with folders."""
     made = case_of(request.param, tmp_path, request)
     made.write("folder/x.tfrecord", CONTENT)
     return made
@@ -124,14 +171,31 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
 
 @pytest.fixture
 def source(case: Case) -> Source:
+    case.write("folder/x.tfrecord", CONTENT)
+    (found,) = find_shards([case.address("folder/x.tfrecord")])
+    return found
+
+
+@pytest.fixture(params=PACKED)
+def packed(request: pytest.FixtureRequest, case: Case) -> Source:
+    """A source of CONTENT, compressed or not."""
+    case.write("folder/x.tfrecord", PACKED[request.param](CONTENT))
     (found,) = find_shards([case.address("folder/x.tfrecord")])
     return found
 
 
 @pytest.fixture
-def reader(source: Source) -> Iterator[Reader]:
-    with closing(source.open()) as opened:
-        yield opened
+def reader(packed: Source) -> Iterator[Reader]:
+    """Of what was compressed."""
+    with closing(opened(packed)) as reader:
+        yield reader
+
+
+def opened(source: Source) -> Reader:
+    """As a record reader has it."""
+    reader, head = source.open(), bytearray(64)
+    compressed = is_compressed(bytes(head[: reader.read_into(0, memoryview(head))]))
+    return DecompressingReader(source, reader) if compressed else reader
 
 
 def read(reader: Reader, offset: int, count: int) -> bytes:
@@ -160,10 +224,11 @@ def test_the_end_is_the_only_short_read(reader: Reader, left: int) -> None:
     assert read(reader, len(CONTENT) - left, 200) == CONTENT[len(CONTENT) - left :]
 
 
-def test_a_position_past_the_end_is_an_error(source: Source, reader: Reader) -> None:
+def test_a_position_past_the_end_is_an_error(packed: Source, reader: Reader) -> None:
     with pytest.raises(InputError) as error:
         read(reader, len(CONTENT) + 1, 10)
-    expected = f"{source.address}: has {len(CONTENT)} bytes, but byte {len(CONTENT) + 1} was to come next"
+    size = f"{len(CONTENT)} bytes decompressed" if isinstance(reader, DecompressingReader) else f"{len(CONTENT)} bytes"
+    expected = f"{packed.address}: has {size}, but byte {len(CONTENT) + 1} was to come next"
     assert error.value.message.startswith(expected)
 
 
@@ -175,8 +240,8 @@ def test_an_empty_source(case: Case) -> None:
         assert read(opened, 0, 10) == b""
 
 
-def test_two_readers_do_not_disturb_each_other(source: Source) -> None:
-    first, second = source.open(), source.open()
+def test_two_readers_do_not_disturb_each_other(packed: Source) -> None:
+    first, second = opened(packed), opened(packed)
     assert read(first, 10, 5) == CONTENT[10:15]
     assert read(second, 500, 5) == CONTENT[500:505]
     first.close()
@@ -192,31 +257,31 @@ def test_a_change_before_it_is_opened(case: Case, source: Source, content: bytes
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x", CONTENT[::-1], b""])
-def test_a_change_while_it_is_read(case: Case, source: Source, reader: Reader, content: bytes) -> None:
+def test_a_change_while_it_is_read(case: Case, packed: Source, reader: Reader, content: bytes) -> None:
     case.write("folder/x.tfrecord", content)
-    with pytest.raises(InputError, match=rf"changed while it was read \({len(CONTENT)} bytes then, {len(content)} now"):
+    sizes = rf"{packed.stat.size} bytes then, {len(content)} now"
+    with pytest.raises(InputError, match=rf"changed while it was read \({sizes}"):
         reader.check_unchanged()
 
 
 def test_a_source_cut_short_while_it_is_read(case: Case, reader: Reader) -> None:
     """Bytes that were there when it was found are never silently missing; those read ahead are there."""
     case.write("folder/x.tfrecord", CONTENT[:100])
-    if isinstance(reader, RemoteReader):
+    ahead = isinstance(reader, (RemoteReader, DecompressingReader))
+    if ahead:
         with suppress(InputError):
             assert read(reader, 50, 100) == CONTENT[50:150]
-    look: Callable[[], object] = reader.check_unchanged
-    if not isinstance(reader, RemoteReader):
-        look = partial(read, reader, 50, 100)
+    look: Callable[[], object] = reader.check_unchanged if ahead else partial(read, reader, 50, 100)
     with pytest.raises(InputError, match=r"x\.tfrecord: changed while it was read"):
         look()
 
 
-def test_a_source_that_is_gone(case: Case, source: Source, reader: Reader) -> None:
+def test_a_source_that_is_gone(case: Case, packed: Source, reader: Reader) -> None:
     case.remove("folder/x.tfrecord")
     with pytest.raises(InputError, match=r"x\.tfrecord: is gone"):
         reader.check_unchanged()
     with pytest.raises(InputError, match=r"x\.tfrecord: cannot be opened"):
-        source.open()
+        packed.open()
 
 
 def test_an_absent_source(case: Case) -> None:
@@ -224,41 +289,50 @@ def test_an_absent_source(case: Case) -> None:
         find_shards([case.address("folder/y.tfrecord")])
 
 
-def test_a_folder_is_the_shards_in_it_by_name(case: Case) -> None:
+def test_a_folder_is_the_shards_in_it_by_name(listing: Case) -> None:
     for name in ("folder/b.tfrecord", "folder/a.tfrecord", "folder/c.csv"):
-        case.write(name, CONTENT)
-    found = find_shards([case.address("folder")])
-    assert [source.address for source in found] == [case.address(f"folder/{name}.tfrecord") for name in "abx"]
+        listing.write(name, CONTENT)
+    found = find_shards([listing.address("folder")])
+    assert [source.address for source in found] == [listing.address(f"folder/{name}.tfrecord") for name in "abx"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_folder_of_each_kind(case: Case, suffix: str) -> None:
+def test_a_folder_of_each_kind(listing: Case, suffix: str) -> None:
     for name in (f"f/b{suffix}", f"f/a{suffix}", f"f/.hidden{suffix}", "f/c.csv", "f/d.gz"):
-        case.write(name, CONTENT)
-    assert [source.address for source in find_shards([case.address("f")])] == [
-        case.address(f"f/{name}{suffix}") for name in "ab"
+        listing.write(name, CONTENT)
+    assert [source.address for source in find_shards([listing.address("f")])] == [
+        listing.address(f"f/{name}{suffix}") for name in "ab"
     ]
 
 
-def test_a_folder_of_several_kinds_is_refused(case: Case) -> None:
+def test_a_folder_of_several_kinds_is_refused(listing: Case) -> None:
     """One may be made of the other: they would be scored twice."""
-    case.write("folder/x.tfrecord.gz", CONTENT)
+    listing.write("folder/x.tfrecord.gz", CONTENT)
     with pytest.raises(InputError) as error:
-        find_shards([case.address("folder")])
+        find_shards([listing.address("folder")])
     found = ".tfrecord files (x.tfrecord) and .tfrecord.gz files (x.tfrecord.gz)"
-    folder = case.address("folder")
+    folder = listing.address("folder")
     assert str(error.value) == (
         f"{folder}: there are {found} in it; name those you mean with a pattern: '{folder}/*.tfrecord'"
     )
     assert len(find_shards([f"{folder}/x.tfrecord"])) == 1
 
 
-def test_a_folder_without_shards(case: Case) -> None:
-    case.write("f/c.csv", CONTENT)
+def test_the_output_is_no_shard_of_its_folder(listing: Case) -> None:
+    """A job that is resumed may have it there already."""
+    if isinstance(listing, ToyCase):
+        pytest.skip("a toy is no output")
+    listing.write("folder/preds.parquet", CONTENT)
+    (found,) = find_shards([listing.address("folder")], listing.address("folder/preds.parquet"))
+    assert found.address == listing.address("folder/x.tfrecord")
+
+
+def test_a_folder_without_shards(listing: Case) -> None:
+    listing.write("f/c.csv", CONTENT)
     with pytest.raises(
         InputError, match=r"/f: no shard in it \(\.tfrecord, \.tfrecord\.gz, \.parquet, \.arrow, \.feather\)"
     ):
-        find_shards([case.address("f")])
+        find_shards([listing.address("f")])
 
 
 def test_one_source_twice(case: Case, source: Source) -> None:

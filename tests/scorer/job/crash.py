@@ -95,12 +95,12 @@ def _one_job(
 def _wait_for_work(process: subprocess.Popen[str], output: Path) -> None:
     """Until the process has changed its journal, or has ended."""
     journal = output.with_name(f".{output.name}.journal")
-    before = _stamp(journal)
-    while process.poll() is None and _stamp(journal) == before:
+    before = stamp_of(journal)
+    while process.poll() is None and stamp_of(journal) == before:
         time.sleep(0.002)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def stamp_of(path: Path) -> tuple[int, int] | None:
     with suppress(FileNotFoundError):
         status = path.stat()
         return status.st_ino, status.st_mtime_ns

@@ -6,9 +6,13 @@ A new kind of sink is one more harness in `HARNESSES`.
 from __future__ import annotations
 
 import copy
+import gzip
+import io
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -127,11 +131,24 @@ class Harness(Protocol):
         """What stands there beside a whole output."""
 
 
-class FileHarness:
-    name = "preds.csv"
-    row_format = "pairs"
+FORMATS = [
+    *(f"{plain}{compression}" for plain in ("pairs", "labels", "jsonl") for compression in ("", ".gz", ".zst")),
+    "parquet",
+]
 
-    def __init__(self, folder: Path) -> None:
+
+def name_of(row_format: str) -> str:
+    """What an output of this format is called; skips the test where a package is absent."""
+    if row_format.endswith((".zst", "parquet")):
+        pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+    plain, _, compression = row_format.partition(".")
+    extension = plain if plain in ("jsonl", "parquet") else "csv"
+    return f"preds.{extension}.{compression}" if compression else f"preds.{extension}"
+
+
+class FileHarness:
+    def __init__(self, folder: Path, row_format: str = "pairs") -> None:
+        self.name, self.row_format = name_of(row_format), row_format
         self.folder = folder / "out"
         self.folder.mkdir()
         self._snapshots = folder / "snapshots"
@@ -149,66 +166,33 @@ class FileHarness:
         """With bytes behind the last commit, as a power loss may leave them."""
         shutil.rmtree(self.folder)
         shutil.copytree(snapshot, self.folder)
-        for path in self.folder.glob(".preds.csv.*"):
+        for path in self.folder.glob(f".{self.name}.*"):
             with path.open("ab") as file:
                 file.write(b"torn")
 
     def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
-        import json
-
         if not self.path.exists():
             return None
         done = self.path.with_name(f"{self.name}.done.json")
-        return self.rows(), json.loads(done.read_bytes())
-
-    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        assert lines[0] == Pairs.header
-        return [_parsed(line) for line in lines[1:]]
+        return read_rows(self.row_format, self.path.read_bytes()), json.loads(done.read_bytes())
 
     def unfinished(self) -> Sequence[str]:
         mine = {self.name, f"{self.name}.done.json", f"{self.name}.quarantine.jsonl"}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in mine)
 
 
-class GzipHarness(FileHarness):
-    name = "preds.jsonl.gz"
-    row_format = "jsonl.gz"
-
-    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
-        import gzip
-        import json
-
-        found = [json.loads(line) for line in gzip.decompress(self.path.read_bytes()).splitlines()]
-        return [(row["id"].encode(), row["labels"], row["scores"]) for row in found]
-
-
-class ParquetHarness(FileHarness):
-    name = "preds.parquet"
-    row_format = "parquet"
-
-    def __init__(self, folder: Path) -> None:
-        pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
-        super().__init__(folder)
-
-    def rows(self) -> list[tuple[bytes, list[int], list[float]]]:
-        import pyarrow.parquet
-
-        found = pyarrow.parquet.read_table(self.path).to_pylist()
-        return [(row["id"].encode(), row["labels"], [round(score, 6) for score in row["scores"]]) for row in found]
-
-
 class ObjectHarness:
     """An object of the S3 server at `url`, which s3:// means."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, row_format: str = "pairs") -> None:
         self._client, self._snapshots = s3.client(url), folder / "snapshots"
-        self._key = f"{folder.name}/preds.csv"
+        self._format = row_format
+        self._key = f"{folder.name}/{name_of(row_format)}"
         self.address = f"s3://{s3.BUCKET}/{self._key}"
         self._work = work_folder(self.address)
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
-        return open_sink(self.address, job, make_format("pairs"), policy, lambda: None)
+        return open_sink(self.address, job, make_format(self._format), policy, lambda: None)
 
     def snapshot(self) -> Path:
         """Of the work: no crash of these tests lies within the sending."""
@@ -227,13 +211,11 @@ class ObjectHarness:
         return content
 
     def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
-        import json
-
         rows, record = self.object(), self.object(".done.json")
         if rows is None:
             return None
         assert record is not None
-        return [_parsed(line) for line in rows.splitlines(keepends=True)[1:]], json.loads(record)
+        return read_rows(self._format, rows), json.loads(record)
 
     def unfinished(self) -> Sequence[str]:
         uploads = self._client.list_multipart_uploads(Bucket=s3.BUCKET).get("Uploads", [])
@@ -271,12 +253,43 @@ class ToyHarness:
         return [name for name in toy_sink.WORK if name == self._name]
 
 
-HARNESSES: dict[str, type[FileHarness] | type[ToyHarness]] = {
-    "file": FileHarness,
-    "gzip": GzipHarness,
-    "parquet": ParquetHarness,
+HARNESSES: dict[str, Callable[[Path], Harness]] = {
+    **{f"file, {name}": partial(FileHarness, row_format=name) for name in FORMATS},
     "toy": ToyHarness,
 }
+OBJECT_FORMATS = ["pairs", "labels.gz", "jsonl.zst", "parquet"]
+
+
+def read_rows(row_format: str, content: bytes) -> list[tuple[bytes, list[int], list[float]]]:
+    """The rows of an output as its users read them, scores with six decimals; a format without scores has the right."""
+    plain, _, compression = row_format.partition(".")
+    if plain == "parquet":
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+        return [(row["id"].encode(), row["labels"], [round(score, 6) for score in row["scores"]]) for row in table]
+    lines = _decompressed(compression, content).splitlines(keepends=True)
+    if plain == "jsonl":
+        found = map(json.loads, lines)
+        return [(row["id"].encode(), row["labels"], row["scores"]) for row in found]
+    header = {"pairs": b"VideoId,LabelConfidencePairs\n", "labels": b"VideoId,Label\n"}
+    assert lines[0] == header[plain]
+    return [(_parsed if plain == "pairs" else _without_scores)(line) for line in lines[1:]]
+
+
+def _decompressed(compression: str, content: bytes) -> bytes:
+    if compression == "gz":
+        return gzip.decompress(content)
+    if compression == "zst":
+        import pyarrow
+
+        return bytes(pyarrow.CompressedInputStream(io.BytesIO(content), "zstd").read())
+    return content
+
+
+def _without_scores(line: bytes) -> tuple[bytes, list[int], list[float]]:
+    name, labels = line.split(b",")
+    return name, [int(label) for label in labels.split()], [round(score, 6) for score in row(int(name[1:]))[2]]
 
 
 def _parsed(line: bytes) -> tuple[bytes, list[int], list[float]]:

@@ -1,4 +1,4 @@
-"""What every resumable sink promises: append, commit, crash, resume, complete."""
+"""What every resumable sink promises, with every format: append, commit, crash, resume, complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import pytest
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import BAD, HARNESSES, RECORDS, Driver, Harness, ObjectHarness, key, record, rows
+from tests.scorer.outputs.harness import (
+    BAD,
+    HARNESSES,
+    OBJECT_FORMATS,
+    RECORDS,
+    Driver,
+    Harness,
+    ObjectHarness,
+    key,
+    record,
+    rows,
+)
 
 ALL = sum(RECORDS)
 
@@ -18,12 +29,12 @@ def exactly(count: int) -> list[tuple[bytes, list[int], list[float]]]:
     return [(name, labels, [round(score, 6) for score in scores]) for name, labels, scores in rows(count)]
 
 
-@pytest.fixture(params=[*HARNESSES, "object"])
+@pytest.fixture(params=[*HARNESSES, *(f"object, {name}" for name in OBJECT_FORMATS)])
 def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
-    if request.param != "object":
+    if request.param in HARNESSES:
         return HARNESSES[request.param](tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return ObjectHarness(tmp_path, request.getfixturevalue("s3_server"))
+    return ObjectHarness(tmp_path, request.getfixturevalue("s3_server"), request.param.partition(", ")[2])
 
 
 def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:

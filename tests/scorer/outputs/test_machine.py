@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, GzipHarness, Harness, ToyHarness, key, record
+from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, Harness, ToyHarness, key, record
 from tests.scorer.outputs.test_conformance import exactly
 
 
 class SinkMachine(RuleBasedStateMachine):
     """A sink, and beside it what it must have: how many records are committed and which version was completed."""
 
-    make: type[FileHarness] | type[ToyHarness]
+    make: Callable[[Path], Harness]
 
     @initialize()
     def begin(self) -> None:
@@ -109,7 +111,7 @@ class FileMachine(SinkMachine):
 
 
 class GzipMachine(SinkMachine):
-    make = GzipHarness
+    make = staticmethod(partial(FileHarness, row_format="jsonl.gz"))
 
 
 class ToyMachine(SinkMachine):

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +12,12 @@ from scorer.inputs import remote
 from scorer.inputs.discover import find_shards
 from scorer.outputs import object_sink
 from scorer.outputs.open import check_output
-from tests import onnx_models
-from tests.scorer.fakes import INPUTS, LABELS, write_shards
 from tests.scorer.outputs.harness import RECORDS, Driver, ObjectHarness, key, record
 from tests.scorer.outputs.test_conformance import exactly
 from tests.stores import s3
 from tests.stores.proxy import Verdict, proxy
 
 WHOLE = (exactly(sum(RECORDS)), record())
-KILLS = int(os.environ.get("YT8M_KILLS", "4"))
 
 
 @pytest.fixture
@@ -144,47 +135,3 @@ def test_a_shard_is_no_output(s3_server: str) -> None:
     s3.client(s3_server).put_object(Bucket=s3.BUCKET, Key="a.tfrecord", Body=b"x")
     with pytest.raises(UsageError, match="is a shard and the output"):
         find_shards(["s3://bucket/a.tfrecord"], "s3://bucket/a.tfrecord")
-
-
-def test_killed_at_random_moments_and_resumed_from_store_to_store(
-    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """YT8M_KILLS kills."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    client, chance = s3.client(s3_server), random.Random(0)
-    model = onnx_models.save_model(tmp_path / "tiny.onnx", inputs=INPUTS, labels=LABELS)
-    for path in write_shards(tmp_path / "shards", [400] * 8):
-        client.upload_file(path, s3.BUCKET, f"kills/{Path(path).name}")
-
-    def start(output: str, *options: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "scorer", "s3://bucket/kills", "-o", f"s3://bucket/kills/{output}"]
-        more = ["--model", model, "--batch-size", "64", "--quiet", *options]
-        return subprocess.Popen([*command, *more], stderr=subprocess.PIPE)
-
-    def content(output: str) -> list[bytes]:
-        keys = (f"kills/{output}", f"kills/{output}.done.json")
-        return [client.get_object(Bucket=s3.BUCKET, Key=key)["Body"].read() for key in keys]
-
-    began = time.monotonic()
-    whole = start("whole.csv")
-    assert whole.communicate()[1] == b""
-    seconds = time.monotonic() - began
-    expected = content("whole.csv")
-    kills = jobs = 0
-    while kills < KILLS or not jobs:
-        process = start("preds.csv", "--resume", "--workers", str(chance.choice([0, 2])))
-        try:
-            said = process.communicate(timeout=chance.uniform(0.2, 1.1) * seconds if kills < KILLS else None)[1]
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            continue
-        assert process.returncode == 0, said
-        rows, done = content("preds.csv")
-        assert rows == expected[0]
-        assert done == expected[1].replace(b"whole.csv", b"preds.csv")
-        jobs += 1
-        for name in ("preds.csv", "preds.csv.done.json"):
-            client.delete_object(Bucket=s3.BUCKET, Key=f"kills/{name}")
-    assert kills >= KILLS
