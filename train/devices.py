@@ -17,13 +17,19 @@ from scorer.system.cores import usable_cores
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones: tensor cores, AMX or AVX512-BF16."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # which is what it asks about
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def choose_device(name: str, local: int) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "cuda:N"; `local` picks the GPU of a process. Raises DeviceError."""
+    """The device for "auto", "cpu", "cuda" or "cuda:N"; `local` picks the GPU of a process. Raises DeviceError.
+
+    A GPU becomes this thread's own before anything is asked of it: whatever CUDA is asked without one opens a context
+    of half a gigabyte on the first. Float32 on it is float32, not TF32: PyTorch's products are so by themselves, and
+    cuDNN's recurrent layers from now on.
+    """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name not in ("auto", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
@@ -32,6 +38,8 @@ def choose_device(name: str, local: int) -> torch.device:
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA"
         raise DeviceError(f"{name}: this PyTorch finds {found}", hints=(Hint.OTHER_DEVICE,))
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 

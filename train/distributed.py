@@ -79,8 +79,6 @@ def joined(cuda: bool) -> Iterator[World]:
         yield World()
         return
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if cuda:
-        torch.cuda.set_device(local)
     distributed.init_process_group("nccl" if cuda else "gloo")
     try:
         patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)

@@ -56,13 +56,18 @@ class Streamed:
 
     def batches(self, order: Sequence[Tensor]) -> Generator[Gathered, None, None]:
         """As Resident.batches."""
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=self._begin_thread) as thread:
             ahead = deque(thread.submit(self._gather, rows_B) for rows_B in order[:_AHEAD])
             for step in range(len(order)):
                 *inputs, labels = (part.to(self.device, non_blocking=True) for part in ahead.popleft().result())
                 yield inputs, labels
                 if step + _AHEAD < len(order):
                     ahead.append(thread.submit(self._gather, order[step + _AHEAD]))
+
+    def _begin_thread(self) -> None:
+        """A thread's GPU is the first until it is told of another."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _gather(self, rows_B: Tensor) -> list[Tensor]:
         parts = [values.index_select(0, rows_B) for values in (*self.features, self.labels)]
