@@ -38,12 +38,12 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def agree(self, flag: bool, device: torch.device) -> bool:
-        """Whether `flag` is set in any process."""
+    def agree(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process, asked without their devices, which nobody has to wait for."""
         if self.size == 1:
             return flag
-        flags = torch.tensor(int(flag), device=device)
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        flags = torch.tensor(int(flag))
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX, group=self.patient)
         return bool(flags.item())
 
     def mean(self, value: Tensor) -> Tensor:

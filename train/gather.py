@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,13 @@ Gathered = tuple[list[Tensor], Tensor]
 
 _AHEAD = 3
 _DEVICE_SHARE = 0.6
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, a host's, on the device, without a wait: what is not page-locked CUDA copies while the caller waits."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class Resident:
@@ -43,10 +51,12 @@ class Resident:
 class Streamed:
     """Videos that are too many for the device: they stay in the host's memory, or in the files that are mapped there.
 
-    A thread gathers the next batches into pinned memory while the device computes on the present one.
+    A thread gathers the next batches and, where the device is a GPU, copies them to it on a stream of their own, while
+    it computes on the present one.
     """
 
     def __init__(self, videos: Videos, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.features = [torch.from_numpy(values) for values in videos.features]
         self.labels = torch.from_numpy(videos.labels)
         self.device = device
@@ -59,7 +69,7 @@ class Streamed:
         with ThreadPoolExecutor(1, initializer=self._begin_thread) as thread:
             ahead = deque(thread.submit(self._gather, rows_B) for rows_B in order[:_AHEAD])
             for step in range(len(order)):
-                *inputs, labels = (part.to(self.device, non_blocking=True) for part in ahead.popleft().result())
+                *inputs, labels = self._received(*ahead.popleft().result())
                 yield inputs, labels
                 if step + _AHEAD < len(order):
                     ahead.append(thread.submit(self._gather, order[step + _AHEAD]))
@@ -69,9 +79,22 @@ class Streamed:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def _gather(self, rows_B: Tensor) -> list[Tensor]:
+    def _gather(self, rows_B: Tensor) -> tuple[list[Tensor], Any]:
+        """In the thread: a batch on the device, and on a GPU the event after which it is there."""
         parts = [values.index_select(0, rows_B) for values in (*self.features, self.labels)]
-        return [part.pin_memory() for part in parts] if self.device.type == "cuda" else parts
+        if self._stream is None:
+            return [sent(part, self.device) for part in parts], None
+        with torch.cuda.stream(self._stream):
+            return [sent(part, self.device) for part in parts], self._stream.record_event()
+
+    def _received(self, parts: list[Tensor], event: Any) -> list[Tensor]:
+        """The batch, for the stream that computes: it waits for the event, and the batch's memory for it."""
+        if event is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(event)
+            for part in parts:
+                part.record_stream(stream)
+        return parts
 
 
 def placed(videos: Videos, device: torch.device, dtype: torch.dtype) -> Resident | Streamed:

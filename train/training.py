@@ -30,7 +30,7 @@ from train.distillation.soft_labels import At, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.facts import trained_on
-from train.gather import Resident, placed
+from train.gather import Resident, placed, sent
 from train.layers import count_parameters, scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.registry import build
@@ -183,7 +183,7 @@ class Training:
         step = self.state.progress.step
         if self.world.size > 1 and step % _AGREE_EVERY and step < self.plan.steps:
             return False
-        return self.world.agree(stop(), self.device)
+        return self.world.agree(stop())
 
     def _order(self, epoch: int) -> Tensor:
         """The rows of each step that are this process's: int64 (steps, size / processes)."""
@@ -226,7 +226,7 @@ class Training:
         """Mixup (Zhang et al. 2017, arXiv:1710.09412): each video with another of the batch, in shares of its own."""
         generator = np.random.default_rng(_seed(self.config.seed, "mixup", done, self.world.rank))
         shares = generator.beta(self.config.mixup, self.config.mixup, (len(inputs[0]), 1))
-        share_B1 = torch.from_numpy(shares.astype(np.float32)).to(self.device)
+        share_B1 = sent(torch.from_numpy(shares.astype(np.float32)), self.device)
         partner = torch.randperm(len(inputs[0]), device=self.device)
         partners = Targets(targets.index_BP[partner], targets.weight_BP[partner])
         return [_mixture(x, x[partner], share_B1) for x in inputs], mixed(targets, partners, share_B1)

@@ -95,7 +95,8 @@ class FakeCuda:
 
 def install(patch: pytest.MonkeyPatch) -> FakeCuda:
     """Put one in the place of PyTorch's until the test ends."""
-    fake, real_to = FakeCuda(), Tensor.to
+    fake = FakeCuda()
+    real_to: Any = Tensor.to
 
     def to(tensor: Tensor, *given: Any, non_blocking: bool = False, **options: Any) -> Tensor:
         if given and isinstance(given[0], torch.device) and given[0].type == "cuda":
@@ -119,6 +120,6 @@ def install(patch: pytest.MonkeyPatch) -> FakeCuda:
     }.items():
         patch.setattr(torch.cuda, name, replacement)
     patch.setattr(Tensor, "to", to)
-    patch.setattr(Tensor, "pin_memory", fake.pin)
+    patch.setattr(Tensor, "pin_memory", lambda tensor: fake.pin(tensor))
     patch.setattr(Tensor, "record_stream", lambda tensor, stream: fake.used_on.append(stream.name))
     return fake
