@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scorer.evaluation import metrics
-from train.gather import Resident
+from train.gather import Resident, Streamed
 from train.losses import LOSSES, targets_of
 
 TOP = 20
@@ -19,10 +19,10 @@ Record = dict[str, float]
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, videos: Resident, loss: str) -> Record:
+def evaluate(model: nn.Module, videos: Resident | Streamed, loss: str) -> Record:
     """valid_loss, MAP@10, GAP@20, Hit@1 and PERR of labelled videos."""
     model.eval()
-    total = torch.zeros((), device=videos.labels.device)
+    total = torch.zeros((), device=videos.device)
     tops = []
     for inputs, labels in videos.batches(torch.arange(len(videos)).split(EVALUATED)):
         logits = model(*inputs)

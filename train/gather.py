@@ -16,7 +16,10 @@ Gathered = tuple[list[Tensor], Tensor]
 """Inputs, float32 (B, width) each, and label indices (B, P), padded with -1."""
 
 _AHEAD = 3
-_DEVICE_SHARE = 0.6
+TRAIN_SHARE = 0.6
+"""The share of a GPU's free memory that training videos may take; the training itself takes the rest."""
+VALID_SHARE = 0.05
+"""That of held-out videos, which are needed once an epoch."""
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -33,6 +36,7 @@ class Resident:
     """
 
     def __init__(self, videos: Videos, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.device = device
         self.features = [torch.from_numpy(values).to(device, dtype) for values in videos.features]
         self.labels = torch.from_numpy(videos.labels).to(device)
 
@@ -97,10 +101,12 @@ class Streamed:
         return parts
 
 
-def placed(videos: Videos, device: torch.device, dtype: torch.dtype) -> Resident | Streamed:
-    """The videos on the device where they fit into its free memory beside the training, else streamed to it."""
+def placed(
+    videos: Videos, device: torch.device, share: float, dtype: torch.dtype = torch.float32
+) -> Resident | Streamed:
+    """The videos on the device where they fit into a `share` of its free memory, else streamed to it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if sum(values.size for values in videos.features) * dtype.itemsize > _DEVICE_SHARE * free:
+        if sum(values.size for values in videos.features) * dtype.itemsize > share * free:
             return Streamed(videos, device)
     return Resident(videos, device, dtype)

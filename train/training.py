@@ -30,7 +30,7 @@ from train.distillation.soft_labels import At, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.facts import trained_on
-from train.gather import Resident, placed, sent
+from train.gather import TRAIN_SHARE, VALID_SHARE, Resident, placed, sent
 from train.layers import count_parameters, scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
 from train.registry import build
@@ -109,8 +109,9 @@ class Training:
         self.config, self.device, self.world = config, device, world
         self.plan = Plan.of(len(data.train), config.batch, world)
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
-        self.train_data = placed(data.train, device, torch.float16 if device.type == "cuda" else torch.float32)
-        self.valid_data = Resident(data.valid, device)
+        half = torch.float16 if device.type == "cuda" else torch.float32
+        self.train_data = placed(data.train, device, TRAIN_SHARE, half)
+        self.valid_data = placed(data.valid, device, VALID_SHARE)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), EVALUATED)), device)
         self.soft = data.soft_labels(model.labels) if config.soft else None
         torch.manual_seed(config.seed)

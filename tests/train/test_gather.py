@@ -14,10 +14,12 @@ from tests.train.fake_cuda import Copy
 from tests.train.shards import recipe, videos
 from train import training
 from train.distributed import World
-from train.gather import Streamed, sent
+from train.evaluate import evaluate
+from train.gather import TRAIN_SHARE, VALID_SHARE, Resident, Streamed, placed, sent
+from train.registry import build
 from train.training import Data, Training
 
-GPU = torch.device("cuda", 1)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
 """What PyTorch has to know of a tensor's values before it can continue: item(), bool(), masks as indices."""
 
@@ -43,6 +45,20 @@ def test_streamed_batches_are_copied_beside_the_computing(monkeypatch: pytest.Mo
     assert cuda.used_on == ["main"] * parts
 
 
+def test_held_out_videos_take_a_little_of_a_gpu_and_are_streamed_beyond_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda.install(monkeypatch)
+    many, few = videos(100), videos(10)  # 4,800 and 480 bytes
+    assert type(placed(many, GPU, TRAIN_SHARE)) is Resident
+    assert type(placed(many, GPU, VALID_SHARE)) is Streamed
+    assert type(placed(few, GPU, VALID_SHARE)) is Resident
+    assert type(placed(many, CPU, VALID_SHARE)) is Resident
+
+
+def test_streamed_videos_are_evaluated_to_the_same_figures() -> None:
+    model, held = build(recipe("dmrnet")[0]), videos(50)
+    assert evaluate(model, Streamed(held, CPU), "listwise") == evaluate(model, Resident(held, CPU), "listwise")
+
+
 class Waiting(TorchDispatchMode):
     """Counts the operations that wait for a device."""
 
@@ -60,7 +76,7 @@ class Waiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.4, "soft": False, "ema": 0.9}, {"soft": True}], ids=["own", "soft"])
 def test_no_step_waits_for_the_device(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Training(*recipe("dmrnet", **settings), Data(videos(100), videos(20, seed=1)), torch.device("cpu"), World())
+    run = Training(*recipe("dmrnet", **settings), Data(videos(100), videos(20, seed=1)), CPU, World())
     run.model.train()
     copies = []
 
