@@ -65,7 +65,8 @@ def write_part(output: str, index: int, count: int, rows: int, *, labelled: bool
     with open_part_file(path, facts, {shard.canonical: shard.stat}, "restart") as sink:
         writer = JobWriter(sink, (shard,), options)
         writer.write(_chunks(index * rows, rows, labelled), StopRequest(), lambda progress: None, 1.0)
-        sink.complete({"shards": [ShardRecord(shard.canonical, shard.stat, rows).to_json()]})
+        records = [ShardRecord(shard.canonical, shard.stat, rows).to_json()]
+        sink.complete({"shards": records, "scored": rows})
     return path
 
 

@@ -21,8 +21,8 @@ from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
 if TYPE_CHECKING:
     from scorer.inputs.source import Source
-    from scorer.job.cluster import Cluster
     from scorer.job.spec import Job, Progress
+    from scorer.job.workers import Cluster
     from scorer.model.model import Model
 
 _MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
@@ -201,6 +201,26 @@ def _add_ray_options(group: argparse._ArgumentGroup) -> None:
         help="score on the Ray cluster there (auto: the one this machine is of); without ADDRESS, on this machine",
     )
     group.add_argument("--ray-cpus", type=_at_least(1, _MOST_THREADS), default=1, metavar="N", help="CPUs a worker [1]")
+    group.add_argument(
+        "--ray-gpus", type=_gpus, default=0.0, metavar="X", help="GPUs a worker, or the share of one, as in 0.5 [0]"
+    )
+    group.add_argument(
+        "--ray-parts",
+        type=_at_least(1, _MOST_PARTS),
+        metavar="N",
+        help="let workers write N part files beside FILE, where one process would be the limit; yt8m merge joins them",
+    )
+
+
+def _gpus(text: str) -> float:
+    """Ray counts whole GPUs, or ten-thousandths of one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not (0 <= value < 1 or (value.is_integer() and value <= _MOST_THREADS)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a share of a GPU nor a number of them")
+    return value
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -276,10 +296,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.outputs.formats import check_format, format_of
     from scorer.outputs.open import check_output
 
-    if options.part and options.ray:
-        raise UsageError("--ray cuts a job into parts itself", remedy="leave --part out")
-    if options.ray and options.output == "-":
-        raise UsageError("Ray itself prints on standard output", remedy="name a file with -o")
+    _check_scale(options)
     if options.max_errors is not None and options.on_error == "fail":
         raise UsageError("--max-errors counts quarantined records", remedy="add --on-error skip")
     with end_on_signals():  # a list may come from a terminal, an address from a server
@@ -290,7 +307,6 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     check_format(row_format, names=options.names or bool(options.vocabulary))
 
     from scorer.cli.summary import print_summary
-    from scorer.job.cluster import score_on_cluster
     from scorer.job.run import score
     from scorer.system.memory import give_memory_back
 
@@ -301,7 +317,11 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     log = _log_of(options)
     if options.part:
         return _score_part(options, job, model, origin, stop, arguments)
+    if options.ray_parts:
+        return _score_parts(options, job, model, origin, stop, arguments)
     if options.ray:
+        from scorer.job.cluster import score_on_cluster
+
         cluster = _cluster(options)
         report = _run(
             job, arguments, options.quiet, lambda watch: score_on_cluster(job, model, cluster, stop, watch, log)
@@ -315,12 +335,22 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     return PARTIAL_SUCCESS if report.record.quarantined else 0
 
 
-def _open(path: str, options: argparse.Namespace) -> Model:
+def _check_scale(options: argparse.Namespace) -> None:
+    if options.part and options.ray:
+        raise UsageError("--ray cuts a job into parts itself", remedy="leave --part out, or use --ray-parts")
+    if options.ray_parts and not options.ray:
+        raise UsageError("--ray-parts is about the workers of a cluster", remedy="add --ray, or use --part")
+    if options.ray_gpus and (options.provider or options.device not in ("auto", "cuda")):
+        raise UsageError("with --ray-gpus Ray says which GPUs a worker takes", remedy="use --device cuda")
+
+
+def _open(path: str, options: argparse.Namespace, device: str | None = None) -> Model:
+    """device: in the place of the one that is asked for."""
     from scorer.model.model import Model
 
     return Model.open(
         path,
-        device=options.device,
+        device=device or options.device,
         threads=options.threads,
         batch_size=options.batch_size,
         tf32=options.tf32,
@@ -343,12 +373,13 @@ def _names(options: argparse.Namespace, model: Model) -> Sequence[str] | None:
 
 
 def _cluster(options: argparse.Namespace) -> Cluster:
-    from scorer.job.cluster import Cluster
+    from scorer.job.workers import Cluster
     from scorer.model.find import find_model
 
     path, _ = find_model(options.model)
     own = argparse.Namespace(**{**vars(options), "threads": options.threads or options.ray_cpus})
-    return Cluster(None if options.ray == "local" else options.ray, partial(_open, path, own), options.ray_cpus)
+    address = None if options.ray == "local" else options.ray
+    return Cluster(address, partial(_open, path, own), options.ray_cpus, options.ray_gpus)
 
 
 def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str, names: Sequence[str] | None) -> Job:
@@ -385,6 +416,26 @@ def _score_part(
         return stop.exit_code
     if not options.quiet:
         print_part_summary(report, model, origin)
+    return PARTIAL_SUCCESS if report.quarantined else 0
+
+
+def _score_parts(
+    options: argparse.Namespace, job: Job, model: Model, origin: str, stop: StopRequest, arguments: Sequence[str]
+) -> int:
+    from scorer.cli.summary import print_parts_summary
+    from scorer.job.cluster import score_parts_on_cluster
+
+    log, cluster, count = _log_of(options), _cluster(options), options.ray_parts
+    report = _run(
+        job,
+        arguments,
+        options.quiet,
+        lambda watch: score_parts_on_cluster(job, count, model, cluster, stop, watch, log),
+    )
+    if report is None:
+        return stop.exit_code
+    if not options.quiet:
+        print_parts_summary(report, model, origin, options.output)
     return PARTIAL_SUCCESS if report.quarantined else 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from scorer.system.terminal import print_lines
 
 if TYPE_CHECKING:
+    from scorer.job.cluster import PartsReport
     from scorer.job.job_array import PartReport
     from scorer.job.record import CompletionRecord
     from scorer.job.spec import Report
@@ -52,6 +53,19 @@ def print_part_summary(report: PartReport, model: Model, origin: str) -> None:
     if report.resumed:
         lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
     print_lines([*lines, ("written", f"{report.path}; yt8m merge joins the parts")])
+
+
+def print_parts_summary(report: PartsReport, model: Model, origin: str, output: str) -> None:
+    """As `print_summary`, of the part files that a cluster wrote."""
+    rate = f", {report.here / report.seconds:,.0f} videos/s" if report.seconds else ""
+    lines = [
+        ("model", f"{model.facts.path} ({origin})"),
+        ("speed", f"{report.here:,} videos in {report.seconds:.1f} s{rate}"),
+        ("records", _count(report.scored, report.quarantined)),
+    ]
+    if report.kept:
+        lines.append(("resumed", f"{report.kept:,} parts of an earlier run are kept"))
+    print_lines([*lines, ("written", f"{output}.part-*-of-{report.parts}; yt8m merge joins the parts")])
 
 
 def print_merge_summary(record: CompletionRecord, output: str) -> None:

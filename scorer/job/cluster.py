@@ -1,61 +1,37 @@
-"""One job on a Ray cluster: parts run where there is room, and their predictions are committed here, in order.
+"""One job on a Ray cluster: its predictions committed here, in order, or in part files by the workers themselves.
 
-Parts are Ray tasks and not actors or a Ray Data set. A task that lost its worker or node runs again wherever there is
-room; an actor of a lost node waits for room that other actors hold, with its parts behind it. Ray Data needs pandas and
-pyarrow too. What is left to do here is to bound the work in flight and to take results in order. A worker process opens
-the model once and keeps it for the next part.
+Committing here keeps the promises of one machine's run, as fast as one process formats and writes rows. Where a cluster
+is faster than that, workers write part files to storage that all share, and only what they report comes back.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from scorer.errors import DeviceError, Yt8mError
+from scorer.errors import Hint, ResumeError
 from scorer.inputs.position import Position
-from scorer.job.part import moved_chunk, plan
-from scorer.job.record import Options
+from scorer.job.job_array import PartReport, finished_part, own_part_path, score_part
+from scorer.job.part import Part, moved_chunk, plan
+from scorer.job.part_file import PartFile
 from scorer.job.run import open_output, options_of, predictions_of
-from scorer.job.spec import Job, Progress, Report
+from scorer.job.spec import Job, Progress, Report, Stopped
+from scorer.job.workers import Cluster, Workers, connected
 from scorer.job.writer import JobWriter, chunks_of
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import make_format
+from scorer.outputs.paths import output_paths
 from scorer.outputs.row_format import RowOptions
-from scorer.outputs.sink import Chunk, JobKey, shard_id
-from scorer.system.packages import install_command, version
+from scorer.outputs.sink import Chunk, JobKey, ResumePolicy, shard_id
 from scorer.system.signals import StopRequest
 
 _PART_BYTES = 64 << 20  # of shards: some 14,000 videos, whose predictions are 3 MB
 _PARTS_A_SLOT = 4  # at least, where there are so many shards, so that none waits long for the last
-_IN_FLIGHT = 2  # parts a slot: one runs, and one is done or waits
-_LOOK_SECONDS = 0.1  # between looks at the request to stop
-_RETRIES = 20  # of a part whose worker or node was lost
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where parts run. address: Ray's; None for this machine. open: opens the model in a worker. cpus: of a worker."""
-
-    address: str | None
-    open: Callable[[], Predictor]
-    cpus: int = 1
-
-
-@dataclass(frozen=True)
-class _Made:
-    """What came of a part. error: what ended it early, after its chunks."""
-
-    node: str
-    version: str
-    options: Options
-    chunks: list[Chunk]
-    error: Yt8mError | None
 
 
 def score_on_cluster(
@@ -77,14 +53,14 @@ def score_on_cluster(
     row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
     with (
         open_output(job.output, JobKey(options.key(), shards), row_format, job.resume_policy, stop) as sink,
-        connected(cluster) as ray,
+        connected(cluster, log) as ray,
     ):
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
         if sink.completed is None:
-            driver = _Driver(ray, job, cluster, options, stop)
-            writer.write(driver.chunks(writer.end), stop, watch, job.commit_seconds)
-            log(", ".join(f"{node}: {count} parts" for node, count in sorted(driver.nodes.items())))
+            workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
+            writer.write(_chunks(job, workers, writer.end, stop), stop, watch, job.commit_seconds)
+            log(workers.summary())
         return Report(
             record=writer.complete(job.output),
             quarantine_place=sink.quarantine_place,
@@ -95,121 +71,133 @@ def score_on_cluster(
         )
 
 
-@contextmanager
-def connected(cluster: Cluster) -> Iterator[Any]:
-    """Ray, connected or started on this machine's own address: without its dashboard, and reporting to nobody."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise DeviceError("ray is not installed", remedy=install_command("cpu,ray")) from None
-    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if cluster.address is None else {}
-    try:
-        ray.init(cluster.address or "local", log_to_driver=False, logging_level="ERROR", **alone)
-    except Exception as error:
-        raise DeviceError(f"no Ray cluster at {cluster.address or 'this machine'}: {_line(error)}") from None
-    try:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray's own would end the process where it stands
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-class _Driver:
-    """Hands parts out, a bounded number at a time, and gives what comes back in order. nodes: parts by node."""
-
-    def __init__(self, ray: Any, job: Job, cluster: Cluster, options: Options, stop: StopRequest) -> None:
-        self.nodes: Counter[str] = Counter()
-        self._ray, self._job, self._cluster, self._options, self._stop = ray, job, cluster, options, stop
-        wanted = {"num_cpus": cluster.cpus, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD"}
-        self._task = ray.remote(**wanted)(_run)
-        self._folder = os.getcwd()
-
-    def chunks(self, start: Position) -> Generator[Chunk]:
-        """The predictions from `start` on, until the request to stop."""
-        left = self._job.shards[start.shard :]
-        slots = self._slots()
-        size = sum(shard.stat.size for shard in left)
-        parts = plan(left, max(1, min(len(left), max(size // _PART_BYTES, slots * _PARTS_A_SLOT))))
-        todo = deque(part.shards for part in parts if part.shards)
-        running: deque[tuple[int, Any]] = deque()
-        first = start.shard
-        begin = replace(start, shard=0)
-        while todo or running:
-            while todo and len(running) < _IN_FLIGHT * self._slots():
-                shards = todo.popleft()
-                job = replace(self._job, shards=shards, output="", names=None)
-                running.append((len(shards), self._task.remote(job, begin, self._cluster.open, self._folder)))
-                begin = Position(0, 0, 0)
-            count, reference = running[0]
-            if not self._ready(reference):
-                if self._stop.is_set():
-                    return
-                continue
+def _chunks(job: Job, workers: Workers, start: Position, stop: StopRequest) -> Generator[Chunk]:
+    """The predictions from `start` on, a bounded number of parts at a time, in order, until `stop` is set."""
+    left = job.shards[start.shard :]
+    size = sum(shard.stat.size for shard in left)
+    parts = plan(left, max(1, min(len(left), max(size // _PART_BYTES, workers.slots * _PARTS_A_SLOT))))
+    todo = deque(part.shards for part in parts if part.shards)
+    running: deque[tuple[int, Any]] = deque()
+    first, begin = start.shard, replace(start, shard=0)
+    while todo or running:
+        while todo and len(running) < workers.most:
+            shards = todo.popleft()
+            own = replace(job, shards=shards, output="", names=None)
+            running.append((len(shards), workers.start(partial(_predict, own, begin))))
+            begin = Position(0, 0, 0)
+        count, task = running[0]
+        if workers.ready([task]):
             running.popleft()
-            yield from self._taken(reference, first)
+            for chunk in workers.results(task):
+                yield moved_chunk(chunk, first)
             first += count
-
-    def _slots(self) -> int:
-        """Parts that the nodes of today run at once."""
-        return max(1, int(self._ray.cluster_resources().get("CPU", 0) / self._cluster.cpus))
-
-    def _ready(self, reference: Any) -> bool:
-        done, _ = self._ray.wait([reference], timeout=_LOOK_SECONDS)
-        return bool(done)
-
-    def _taken(self, reference: Any, first: int) -> Iterator[Chunk]:
-        try:
-            made: _Made = self._ray.get(reference)
-        except self._ray.exceptions.RayError as error:
-            raise DeviceError(f"the cluster lost a part for good: {_line(error)}") from None
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes()}
-        node = f"{addresses.get(made.node, 'a lost one')} ({made.node[:6]})"
-        self._check(made, node)
-        self.nodes[node] += 1
-        for chunk in made.chunks:
-            yield moved_chunk(chunk, first)
-        if made.error is not None:
-            raise made.error
-
-    def _check(self, made: _Made, node: str) -> None:
-        if made.version != version():
-            raise DeviceError(f"node {node} has yt8m-edge {made.version}, and this machine {version()}")
-        if made.chunks and made.options != self._options:
-            ours, theirs = self._options.to_json(), made.options.to_json()
-            other = ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in ours if ours[name] != theirs[name])
-            raise DeviceError(f"node {node} scores otherwise: {other}", remedy="install the same on all nodes")
+        elif stop.is_set():
+            return
 
 
-_opened: dict[str, Predictor] = {}
-"""The model that this worker process has open, by what opened it."""
+def _predict(job: Job, start: Position, predictor: Predictor) -> Iterator[Chunk]:
+    return chunks_of(predictions_of(job, predictor, lambda line: None), start, StopRequest())
 
 
-def _run(job: Job, start: Position, open_model: Callable[[], Predictor], folder: str) -> _Made:
-    """In a worker: the predictions for the shards of `job` from `start` on."""
-    import ray
+@dataclass(frozen=True)
+class PartsReport:
+    """What part files on a cluster came to. parts: how many there are. kept: of these, made by an earlier run.
 
-    os.chdir(folder)  # addresses and models may be named from there
-    key = repr(open_model)
-    chunks: list[Chunk] = []
-    error: Yt8mError | None = None
-    options = Options("", "", "", job.top_k, job.on_error)
-    try:
-        if key not in _opened:
-            _opened.clear()
-            _opened[key] = open_model()
-        predictor = _opened[key]
-        options = options_of(job, predictor)
-        for chunk in chunks_of(predictions_of(job, predictor, lambda line: None), start, StopRequest()):
-            chunks.append(chunk)
-    except Yt8mError as raised:
-        error = raised
-    return _Made(ray.get_runtime_context().get_node_id(), version(), options, chunks, error)
+    scored, quarantined: records in all of them. seconds: of this run. here: videos that it scored.
+    """
+
+    parts: int
+    kept: int
+    scored: int
+    quarantined: int
+    seconds: float
+    here: int
 
 
-def _line(error: Exception) -> str:
-    """The last line of what Ray says, which has the cause."""
-    lines: Sequence[str] = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def score_parts_on_cluster(
+    job: Job,
+    count: int,
+    predictor: Predictor,
+    cluster: Cluster,
+    stop: StopRequest,
+    watch: Callable[[Progress], None],
+    log: Callable[[str], None] = lambda line: None,
+) -> PartsReport:
+    """Have `count` part files of `job` made by the workers of `cluster`, as by `score_part`; `merge_files` joins them.
+
+    The output's folder is one that all nodes share. To resume keeps finished parts of the same job, and what the others
+    committed.
+
+    Raises:
+        Stopped: `stop` was set; finished parts stay, and the others can be resumed.
+        Yt8mError: what `score_on_cluster` raises.
+    """
+    options, began = options_of(job, predictor), time.monotonic()
+    parts = plan(job.shards, count)
+    found = _kept(job, parts, predictor)
+    done = _Done(watch)
+    for index, part_file in found.items():
+        done.add(parts[index], part_file.scored, part_file.quarantined)
+    kept, here = done.parts, done.scored
+    todo = deque(part for part in parts if part.index not in found)
+    policy: ResumePolicy = "restart" if job.resume_policy == "restart" else "resume"  # a part that runs again resumes
+    with connected(cluster, log) as ray:
+        workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
+        own = replace(job, shards=(), resume_policy=policy)
+        for part, report in _reports(own, todo, workers, stop):
+            done.add(part, report.scored, report.quarantined)
+        log(workers.summary())
+    if done.parts < count:
+        raise Stopped(done.scored)
+    return PartsReport(count, kept, done.scored, done.quarantined, time.monotonic() - began, done.scored - here)
+
+
+def _reports(job: Job, todo: deque[Part], workers: Workers, stop: StopRequest) -> Iterator[tuple[Part, PartReport]]:
+    """Of the parts as they are done, a bounded number at a time, until `stop` is set."""
+    running: dict[Any, Part] = {}
+    while todo or running:
+        while todo and len(running) < workers.most:
+            part = todo.popleft()
+            running[workers.start(partial(_score, job, part))] = part
+        for task in workers.ready([*running]):
+            part = running.pop(task)
+            for report in workers.results(task):
+                yield part, report
+        if stop.is_set():
+            return
+
+
+def _score(job: Job, part: Part, predictor: Predictor) -> Iterator[PartReport]:
+    yield score_part(job, part, predictor, StopRequest(), lambda progress: None)
+
+
+def _kept(job: Job, parts: Sequence[Part], predictor: Predictor) -> dict[int, PartFile]:
+    """The parts that an earlier run finished, where it is to be resumed.
+
+    Raises ResumeError where it left parts unfinished, and nothing says what to do with them.
+    """
+    if job.resume_policy == "resume":
+        finished = {part.index: finished_part(job, part, predictor) for part in parts}
+        return {index: part for index, part in finished.items() if part is not None}
+    if job.resume_policy == "refuse":
+        for part in parts:
+            paths = output_paths(own_part_path(job, part))
+            if paths is not None and os.path.exists(paths.rows):
+                raise ResumeError(f"{paths.final}: an earlier run stopped within it", hints=(Hint.RESUME, Hint.RESTART))
+    return {}
+
+
+class _Done:
+    """Counts what is done, and shows it."""
+
+    def __init__(self, watch: Callable[[Progress], None]) -> None:
+        self.parts = self.scored = self.quarantined = self._shards = self._bytes = 0
+        self._watch = watch
+
+    def add(self, part: Part, scored: int, quarantined: int) -> None:
+        self.parts += 1
+        self.scored += scored
+        self.quarantined += quarantined
+        self._shards += len(part.shards)
+        self._bytes += sum(shard.stat.size for shard in part.shards)
+        self._watch(Progress(self.scored, self._shards, self._bytes))

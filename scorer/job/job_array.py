@@ -47,14 +47,11 @@ def score_part(
     Raises what `scorer.job.run.score` raises; OutputError where the output is no file.
     """
     own = replace(job, shards=part.shards)
-    shards, options = tuple(map(shard_id, part.shards)), options_of(own, predictor)
-    names = None if job.names is None else tuple(job.names)
-    addresses = tuple(shard.canonical for shard in shards)
-    facts = PartFacts(part.index, part.count, part.job, version(), options, addresses, names)
-    path = part_path(checked_output(job.output), part.index, part.count)
+    shards, facts = tuple(map(shard_id, part.shards)), _facts(own, part, predictor)
+    path = own_part_path(job, part)
     began = time.monotonic()
     with open_part_file(path, facts, {shard.canonical: shard.stat for shard in shards}, job.resume_policy) as sink:
-        writer = JobWriter(sink, shards, options, job.max_errors)
+        writer = JobWriter(sink, shards, facts.options, job.max_errors)
         resumed = writer.scored
         if sink.completed is None:
             predictions = predictions_of(own, predictor, log)
@@ -63,9 +60,31 @@ def score_part(
             ShardRecord(shard.canonical, stat, count)
             for shard, (stat, count) in zip(shards, sink.finished, strict=True)
         ]
-        sink.complete({"shards": [record.to_json() for record in records]})
+        sink.complete({"shards": [record.to_json() for record in records], "scored": writer.scored})
     seconds = time.monotonic() - began
     return PartReport(path, writer.scored, writer.quarantined, seconds, resumed, predictor.batch_size)
+
+
+def _facts(job: Job, part: Part, predictor: Predictor) -> PartFacts:
+    names = None if job.names is None else tuple(job.names)
+    addresses = tuple(shard.canonical for shard in part.shards)
+    return PartFacts(part.index, part.count, part.job, version(), options_of(job, predictor), addresses, names)
+
+
+def own_part_path(job: Job, part: Part) -> str:
+    """Where `score_part` puts it. Raises OutputError where the output is no file."""
+    return part_path(checked_output(job.output), part.index, part.count)
+
+
+def finished_part(job: Job, part: Part, predictor: Predictor) -> PartFile | None:
+    """The part file, where it is that of this very part; None where it is not."""
+    try:
+        found = PartFile.read(own_part_path(job, part))
+    except InputError:
+        return None
+    shards = tuple(ShardId(shard.canonical, shard.stat) for shard in found.shards)
+    same = found.facts == _facts(job, part, predictor) and shards == tuple(map(shard_id, part.shards))
+    return found if same else None
 
 
 def checked_output(output: str) -> str:

@@ -7,7 +7,8 @@ its payload (8 bytes), the payload, and a CRC32C of all that:
     P   what the part is, in JSON (PartFacts)
     C   a chunk of predictions (scorer/job/chunks.py)
     M   a commit: all before it is on the disk and counts. Resuming cuts off what stands behind the last one
-    E   the end, in JSON: the shards, each with its records; the last 8 bytes of the file say where this frame begins
+    E   the end, in JSON: the shards, each with its records, and how many of all were scored; the last 8 bytes of the
+        file say where this frame begins
 
 Predictions and not rows are kept, so that parts merge into an output of any kind.
 """
@@ -302,6 +303,11 @@ class PartFile:
     path: str
     facts: PartFacts
     shards: tuple[ShardRecord, ...]
+    scored: int
+
+    @property
+    def quarantined(self) -> int:
+        return sum(shard.records for shard in self.shards) - self.scored
 
     @classmethod
     def read(cls, path: str) -> PartFile:
@@ -357,7 +363,7 @@ class PartFile:
             raise ValueError("frames are missing")
 
 
-def _read_ends(file: BinaryIO) -> tuple[PartFacts, tuple[ShardRecord, ...]]:
+def _read_ends(file: BinaryIO) -> tuple[PartFacts, tuple[ShardRecord, ...], int]:
     if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("it begins otherwise")
     first = _frame(file)
@@ -369,10 +375,11 @@ def _read_ends(file: BinaryIO) -> tuple[PartFacts, tuple[ShardRecord, ...]]:
     if first is None or last is None or (first[0], last[0]) != (b"P", b"E"):
         raise ValueError("it is not whole")
     facts = PartFacts.from_json(json.loads(first[1]))
-    shards = tuple(map(ShardRecord.from_json, json.loads(last[1])["shards"]))
+    end_record = json.loads(last[1])
+    shards = tuple(map(ShardRecord.from_json, end_record["shards"]))
     if tuple(shard.canonical for shard in shards) != facts.addresses:
         raise ValueError("it has other shards than it says")
-    return facts, shards
+    return facts, shards, count_of(end_record["scored"])
 
 
 _BEGINNING = Position(0, 0, 0)

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +104,7 @@ def _children(parent: int) -> list[int]:
 
 
 def _workers(raylet: int) -> list[int]:
-    return [pid for pid in _children(raylet) if _name(pid).startswith(b"ray::") and b"_run" in _name(pid)]
+    return [pid for pid in _children(raylet) if _name(pid).startswith(b"ray::") and b"run_task" in _name(pid)]
 
 
 def _name(pid: int) -> bytes:
@@ -147,12 +147,14 @@ def prepare(folder: Path, counts: list[int]) -> None:
     assert subprocess.run([sys.executable, *plain], cwd=folder).returncode == QUARANTINED
 
 
-def start(folder: Path, address: str, *more: str, seconds: float = 0.0) -> subprocess.Popen[str]:
-    """`score --ray` of the shards in `folder`, each batch of 16 videos taking `seconds`."""
+def start(
+    folder: Path, address: str, *more: str, seconds: float = 0.0, before: Callable[[], None] | None = None
+) -> subprocess.Popen[str]:
+    """`score --ray` of the shards in `folder`, each batch of 16 videos taking `seconds`; `before` runs in it first."""
     job = ["shards", "-o", "preds.csv", "--ray", address, "--device", "cpu", "--batch-size", "16", "--threads", "1"]
     command = [sys.executable, "-m", "tests.scorer.job.slow_score", *job, *more]
     environment = {**os.environ, SECONDS: str(seconds), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=before)
 
 
 def same(folder: Path) -> bool:

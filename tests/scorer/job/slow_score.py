@@ -36,8 +36,8 @@ class Slowly:
         return self._model.embed(features, k)
 
 
-def open_slowly(seconds: float, path: str, options: argparse.Namespace) -> Predictor:
-    return Slowly(_open(path, options), seconds)
+def open_slowly(seconds: float, path: str, options: argparse.Namespace, device: str | None = None) -> Predictor:
+    return Slowly(_open(path, options, device), seconds)
 
 
 def main() -> int:
