@@ -27,6 +27,9 @@ from typing import Any
 
 PARTIAL_SUCCESS = 10
 BROKEN_PIPE = 141
+_LONGEST_LINE, _END = 4000, 400
+"""Letters of a message that are shown, and how many of them from its end. Paths have at most 4,096 bytes on Linux, and
+few have as many as 400."""
 
 
 def printable(text: str) -> str:
@@ -86,8 +89,10 @@ class Yt8mError(Exception):
         """
         remedies = [self.remedy, *(words[hint] for hint in self.hints if hint in words)]
         remedy = ", ".join(filter(None, remedies)).removeprefix("or ").removeprefix("then ")
-        line = f"{self.message}; {remedy}" if remedy else self.message
-        return printable(line)  # a path with two spaces must stay one that can be pasted
+        message = printable(self.message)  # a path with two spaces must stay one that can be pasted
+        if len(message) > _LONGEST_LINE:  # the file's own words, or another library's about them
+            message = f"{message[: _LONGEST_LINE - _END]} ... {message[-_END:]}"
+        return f"{message}; {printable(remedy)}" if remedy else message
 
 
 class UsageError(Yt8mError):

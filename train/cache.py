@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,16 @@ def read(
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
     """Features (n, width) each, mapped; labels (n, P) and n ids in memory. Raises InputError for a damaged cache."""
     try:
+        return _read(folder, widths, labels_below)
+    except _MALFORMED as error:
+        raise InputError(f"{folder}: damaged cache: {error}", remedy="delete it") from None
+
+
+def _read(
+    folder: Path, widths: Sequence[int], labels_below: int
+) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
+    """As `read`; raises one of _MALFORMED."""
+    with warnings.catch_warnings(action="ignore"):  # of NumPy about headers, which are what is checked
         # mode "c" makes pages private once written: PyTorch wants memory that it may write to
         labels: NDArray[np.int32] = _array(folder / "labels.npy", np.int32, 2)
         ends: NDArray[np.int64] = _array(folder / "ends.npy", np.int64, 1)
@@ -80,8 +92,6 @@ def read(
             raise ValueError("labels out of range")
         if json.loads(_own(folder / "digests.json").read_text()) != _digests(features, labels, ends, ids):
             raise ValueError("its contents have other digests")
-    except (OSError, ValueError, EOFError, TypeError, RecursionError, MemoryError) as error:
-        raise InputError(f"{folder}: damaged cache: {error}", remedy="delete it") from None
     edges = [0, *ends.tolist()]
     return features, labels, [ids[start:end] for start, end in pairwise(edges)]
 
@@ -119,3 +129,5 @@ def _digests(
 
 
 _ROWS = 4096
+_MALFORMED = (OSError, ValueError, EOFError, TypeError, OverflowError, RecursionError, MemoryError, TokenError)
+"""What comes of files that nobody here wrote; the last one of a header that numpy.lib.format takes for Python 2's."""

@@ -155,8 +155,7 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
     """Raise ModelError unless `tensors` are the weights of the model that `config` describes: names, shapes, kinds."""
     with torch.device("meta"):
         model = build(config).state_dict()
-    expected = {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in model.items()}
-    found = {name: (tensor.shape, tensor.is_floating_point()) for name, tensor in tensors.items()}
+    expected, found = ({name: _kind(tensor) for name, tensor in some.items()} for some in (model, tensors))
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
             reason = f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, which is no type of weights"
@@ -164,6 +163,11 @@ def check_fits(path: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ModelError(f"{path}: weights do not fit the configuration, {wrong[0]} first", remedy="train again")
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype | None]:
+    """Shape and type, None for that of floats, of which weights may have several."""
+    return tensor.shape, None if tensor.is_floating_point() else tensor.dtype
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -71,6 +71,7 @@ class _ArrowTable:
         row, batches = 0, file.num_record_batches
         for index in range(batches):
             batch = file.get_batch(index)
+            batch.validate(full=True)  # the file's own offsets are taken as they stand, wherever they lead
             for first in range(max(start - row, 0), len(batch), most):
                 yield batch.slice(first, most), (index + first / len(batch)) / batches
             row += len(batch)

@@ -59,9 +59,12 @@ def chunk_from_bytes(data: bytes) -> Chunk:
     names = PackedStrings(ids, np.frombuffer(id_sizes, "<i4").astype(np.int64))
     if (names.sizes < 0).any() or names.sizes.sum() != id_bytes or metric_bytes % metric_record(k).itemsize:
         raise ValueError("its sizes do not add up")
+    indices = np.frombuffer(labels, "<i4").astype(np.int64).reshape(videos, k)
+    if indices.min(initial=0) < 0:
+        raise ValueError("a label is less than none")
     return Chunk(
         ids=names,
-        labels=np.frombuffer(labels, "<i4").astype(np.int64).reshape(videos, k),
+        labels=indices,
         scores=np.frombuffer(scores, "<f4").reshape(videos, k),
         metric_records=metric_records,
         quarantined=[_quarantined(json.loads(bad)) for bad in quarantine.splitlines()],

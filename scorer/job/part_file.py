@@ -347,7 +347,7 @@ class PartFile:
             raise InputError(reason, remedy="run that part again") from error
 
     def _chunks(self) -> Iterator[Chunk]:
-        finished: list[tuple[int, int]] = []
+        done = _Counted(self.shards)
         with open(self.path, "rb") as file:
             file.seek(len(_MAGIC))
             while (found := _frame(file)) is not None:
@@ -357,10 +357,31 @@ class PartFile:
                 if kind == b"C":
                     chunk = chunk_from_bytes(payload)
                     check_arrays(chunk, self.options)
-                    finished += chunk.finished
+                    if self.facts.names is not None and chunk.labels.max(initial=0) >= len(self.facts.names):
+                        raise ValueError("a chunk has other labels")
+                    done.add(chunk)
                     yield chunk
-        if finished != [(index, shard.records) for index, shard in enumerate(self.shards)]:
+        if done.shards != len(self.shards):
             raise ValueError("frames are missing")
+
+
+@dataclass
+class _Counted:
+    """Holds what chunks say of shards and records against the shards that the part has. shards, read: those so far."""
+
+    expected: tuple[ShardRecord, ...]
+    shards: int = 0
+    read: int = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Count one more. Raises ValueError where it is not the next one."""
+        self.read += len(chunk) + len(chunk.quarantined)
+        for index, records in chunk.finished:
+            if index != self.shards or index >= len(self.expected) or records != self.expected[index].records:
+                raise ValueError("a chunk has other shards")
+            self.shards, self.read = self.shards + 1, self.read - records
+        if (chunk.end.shard, chunk.end.record) != (self.shards, self.read):
+            raise ValueError("the counts of a chunk do not agree")
 
 
 def _read_ends(file: BinaryIO) -> tuple[PartFacts, tuple[ShardRecord, ...], int]:

@@ -78,7 +78,7 @@ def provenance(facts: ModelFacts) -> str:
     videos = facts.metadata.get("yt8m.videos", "")
     if videos.isascii() and videos.isdigit():
         words.append(f"trained on {int(videos):,} videos")
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
+    with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
         words.append(f"MAP@10 {float(json.loads(facts.metadata['yt8m.metrics'])['MAP@10']):.4f}")
     return ", ".join(words)
 

@@ -17,6 +17,8 @@ from scorer.kernels.packed import PackedStrings
 from scorer.outputs.row_format import Labels, Scores
 
 Cells: TypeAlias = NDArray[np.uint8]
+_TABLE_BITS = 20
+"""Labels of more bits are no model's of today; a table of all that are as large could fill the memory."""
 _BLOCK_BYTES = 1 << 20  # of cells at once: about a core's cache
 
 
@@ -62,8 +64,10 @@ def listed(items: Sequence[Cells], separator: bytes, counts: NDArray[np.int64]) 
 
 def numbers(labels: Labels) -> Cells:
     """(n, k, width) of labels that are at least 0."""
-    table = _decimals(1 << max(12, int(labels.max(initial=0)).bit_length()))
-    return table[labels]
+    bits = max(12, int(labels.max(initial=0)).bit_length())
+    if bits > _TABLE_BITS:
+        return texts(labels.reshape(-1).astype(np.bytes_).tolist()).reshape(*labels.shape, -1)
+    return _decimals(1 << bits)[labels]
 
 
 def decimals(scores: Scores) -> Cells:

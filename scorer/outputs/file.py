@@ -45,6 +45,7 @@ from scorer.outputs.journal import (
     job_line,
     packed_line,
     read_journal,
+    sealed,
 )
 from scorer.outputs.lock import owned
 from scorer.outputs.own import NotOwnError, check_own, open_own
@@ -172,9 +173,11 @@ class FileSink:
         self.finished = journal.finished[: saved.commit.end.shard if saved else 0]
         self._committed = saved.files if saved else {}
         self._packed = journal.packed if journal.completed else None
-        if self.completed is None:
-            with self._writing():
+        with self._writing():
+            if self.completed is None:
                 self._reopen(saved.end if saved else journal.started)
+            else:
+                self._check_sealed()
 
     def _reopen(self, journal: Checkpoint) -> None:
         for name in APPEND_FILES:
@@ -183,6 +186,15 @@ class FileSink:
         self._files["journal"] = AppendFile.reopen(self._paths.journal, journal)
         if self.last is None:
             self._files["rows"].append(self._format.header)
+
+    def _check_sealed(self) -> None:
+        """Of a job that came to its end: what still waits for its last rename is what was committed."""
+        for source, _, checkpoint in self._moves():
+            if os.path.lexists(source):
+                check_own(source)
+                if not holds(source, checkpoint):
+                    reason = f"{source}: it is not what was committed"
+                    raise ResumeError(reason, hints=(Hint.RESTART,))
 
     def close(self) -> None:
         """Let go of the files, and leave none behind that hold nothing."""
@@ -254,8 +266,9 @@ class FileSink:
         return moves
 
     def _record(self, entry: bytes) -> None:
-        self._files["journal"].append(entry)
-        self._files["journal"].sync()
+        journal = self._files["journal"]
+        journal.append(sealed(entry, journal.checkpoint))
+        journal.sync()
 
     def _remove_work(self) -> None:
         _remove(self._paths.journal)  # first: without it the others mean nothing

@@ -2,13 +2,15 @@
 
 The journal is JSON, one object a line: first the job, then a line per commit, then, where the rows are packed in the
 end, one of what came of that, at last the completion record. Each line is flushed to the disk before the next is
-written, so that only the last one can be torn.
+written, so that only the last one can be torn. The last entry of a line, "crc32c", is the CRC32C of all bytes of the
+journal before it: no line counts that was changed, moved or lost one before it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +26,8 @@ from scorer.outputs.sink import Commit, JobKey
 from scorer.outputs.typed import count_of, version_of
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
-_FORMAT = 1  # of the journal; another is refused
+_FORMAT = 2  # of the journal; another is refused
+_SEAL = re.compile(rb',"crc32c":"([0-9a-f]{8})"}\n$')
 _LONGEST_LINE = 1 << 28
 """Bytes: a million shards with addresses of 256. A longer line, which no job writes, must not fill the memory."""
 _START = b'{"'  # of every line
@@ -112,13 +115,25 @@ def read_journal(path: Path) -> Journal:
             if damaged:
                 raise ResumeError(f"{path}: line {damaged} is damaged", hints=(Hint.RESTART,))
             try:
-                key, value = _parsed(line)
-            except (ValueError, RecursionError):
+                if number == 1:
+                    _check_format(path, line)
+                key, value = _parsed(line, journal.end)
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
                 damaged = number
                 continue
             journal.end = journal.end.add(line)
             _add(journal, path, number, key, value)
     return journal
+
+
+def _check_format(path: Path, line: bytes) -> None:
+    """Raise ResumeError where the first line says another format; some error where it says none."""
+    if (found := json.loads(line)["job"].get("format")) != _FORMAT:
+        raise ResumeError(
+            f"{path}: line 1 has format {found}, and this version resumes {_FORMAT}",
+            remedy="use the version that began it",
+            hints=(Hint.RESTART,),
+        )
 
 
 @contextmanager
@@ -146,10 +161,14 @@ def _skip_line(file: BinaryIO) -> bool:
     return False
 
 
-def _parsed(line: bytes) -> tuple[str, Any]:
-    entry = json.loads(line)
-    if not line.endswith(b"\n") or not isinstance(entry, dict) or len(entry) != 1:
+def _parsed(line: bytes, before: Checkpoint) -> tuple[str, Any]:
+    """Key and value of a line, which `before` stands before. Raises ValueError for a torn or damaged one."""
+    seal = _SEAL.search(line)
+    if seal is None or int(seal[1], 16) != before.add(line[: seal.start()]).crc:
         raise ValueError("torn")
+    entry = json.loads(line[: seal.start()] + b"}")
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError("another form")
     key, value = entry.popitem()
     return str(key), value
 
@@ -160,12 +179,12 @@ def _add(journal: Journal, path: Path, number: int, key: str, value: Any) -> Non
         journal.add(key, value)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ResumeError(f"{path}: line {number} is not what a job writes", hints=(Hint.RESTART,)) from error
-    if key == "job" and value.get("format") != _FORMAT:
-        raise ResumeError(
-            f"{path}: line {number} has format {value.get('format')}, and this version resumes {_FORMAT}",
-            remedy="use the version that began it",
-            hints=(Hint.RESTART,),
-        )
+
+
+def sealed(line: bytes, before: Checkpoint) -> bytes:
+    """A line of the functions below as it stands in a journal, after what `before` describes."""
+    body = line.removesuffix(b"}\n")
+    return body + b',"crc32c":"%08x"}\n' % before.add(body).crc
 
 
 def job_line(key: JobKey) -> bytes:

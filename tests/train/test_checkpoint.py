@@ -233,3 +233,12 @@ def test_weights_of_other_types_are_refused(kind: str, tmp_path: Path) -> None:
     save_file(changed, path, metadata)
     with pytest.raises(ModelError, match=r"best\.safetensors: .*(no type of weights|do not fit)"):
         checkpoint.load(path)
+
+
+def test_a_counter_of_another_type_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "best.safetensors")
+    tensors, metadata = checkpoint.read(path)
+    del metadata["sha256"]
+    save_file({n: t if t.is_floating_point() else t.to(torch.complex64) for n, t in tensors.items()}, path, metadata)
+    with pytest.raises(ModelError, match="do not fit"):
+        checkpoint.load(path)

@@ -203,6 +203,8 @@ FAULTS: list[tuple[str, Callable[[Path], object]]] = [
     ("1.npy", saved(np.array([{}], object))),
     ("1.npy", lambda path: path.write_bytes(b"PK\x03\x04")),
     ("labels.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"(30, ", b"(3000000000000, ", 1))),
+    ("1.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"{", b"(", 1))),
+    ("ends.npy", lambda path: path.write_bytes(path.read_bytes().replace(b"False", b"Valse", 1))),
     ("1.npy", Path.unlink),
     ("1.npy", link),
     ("1.npy", other_names),

@@ -37,6 +37,15 @@ def test_a_remedy_and_the_words_of_a_command_make_one_line() -> None:
     assert damaged.line(SCORE).endswith("torn; download it again, or use --on-error skip")
 
 
+def test_a_line_stays_a_line_whatever_a_file_says() -> None:
+    error = ShardError("a.tfrecord", "odd: " + "\x1b" * 9_000 + " at its end", record=1, offset=9, remedy="skip it")
+    assert error.message.endswith("\x1b at its end"), "the exception has it all"
+    line = str(error)
+    assert len(line) < 4_100
+    assert line.startswith("a.tfrecord: record 1 at byte 9: odd: \\x1b")
+    assert line.endswith("\\x1b at its end; skip it")
+
+
 def test_words_alone_do_not_begin_with_a_conjunction() -> None:
     invalid = RecordError("a.tfrecord", "no id", record=1, offset=9, hints=(Hint.SKIP, Hint.RESUME_LATER))
     assert invalid.line(SCORE).endswith("no id; use --on-error skip, then resume with --resume")

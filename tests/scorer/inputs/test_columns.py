@@ -175,6 +175,19 @@ def test_a_cut_file_is_damaged_in_one_line(write: Callable[..., Source], keep: f
         [*batches(shards.sources([str(path)]), SCHEMA, 4)]
 
 
+def test_offsets_of_an_arrow_file_lead_nowhere_else(tmp_path: Path) -> None:
+    """pyarrow takes them as they stand, and would read wherever they lead."""
+    arrow(tmp_path / "x", table())
+    content = (tmp_path / "x").read_bytes()
+    ends = np.arange(8, dtype="<i4") * INPUTS["mean_rgb"]
+    assert ends.tobytes() in content
+    forged = ends.copy()
+    forged[1:-1] = 1 << 30
+    (tmp_path / "x").write_bytes(content.replace(ends.tobytes(), forged.tobytes()))
+    with pytest.raises(ShardError, match="cannot be read"):
+        [*batches(shards.sources([str(tmp_path / "x")]), SCHEMA, 4)]
+
+
 def test_a_change_is_noticed_at_the_end(write: Callable[..., Source]) -> None:
     source = write(table())
     with closing(RecordReaders(SCHEMA).open(source)) as reader:

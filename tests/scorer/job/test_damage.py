@@ -23,6 +23,7 @@ from scorer.job.spec import Job
 from tests import shards
 from tests.scorer.fakes import FakePredictor, do, files_of, write_shards
 from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.journals import as_journal, entries
 
 VALUES = st.recursive(
     st.none()
@@ -87,14 +88,13 @@ def unfinished(job: Job, whole: dict[str, bytes]) -> Path:
 @given(data=st.data())
 @SETTINGS
 def test_a_journal(job: Job, whole: dict[str, bytes], unfinished: Path, data: st.DataObject) -> None:
-    lines = [json.loads(line) for line in (unfinished / ".preds.csv.journal").read_bytes().splitlines()]
+    lines = entries(unfinished / ".preds.csv.journal")
     way = data.draw(st.sampled_from([way for way in places(lines) if way]))
     damaged = changed(lines, way, data.draw(VALUES))
     folder = Path(job.output).parent
     shutil.rmtree(folder)
     shutil.copytree(unfinished, folder)
-    text = b"".join(json.dumps(line).encode() + b"\n" for line in damaged)
-    (folder / ".preds.csv.journal").write_bytes(text)
+    (folder / ".preds.csv.journal").write_bytes(as_journal(damaged))
     try:
         do(replace(job, resume_policy="resume"), FakePredictor())
     except Yt8mError:

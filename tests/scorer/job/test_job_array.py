@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,8 @@ from scorer.job.part_file import PartFile, part_path
 from scorer.job.spec import Job, Progress, Stopped
 from scorer.system.signals import StopRequest
 from tests import shards
-from tests.scorer.fakes import FACTS, FakePredictor, do, files_of, write_shards
+from tests.scorer.fakes import FACTS, LABELS, FakePredictor, do, files_of, write_shards
+from tests.scorer.job.frames import frames_of, written
 
 COUNTS = [30, 1, 24, 2, 17, 13]
 
@@ -205,6 +208,44 @@ def test_damage_is_never_merged(job: Job, whole: dict[str, bytes]) -> None:
             PartFile.read(parts[1])
     Path(parts[1]).write_bytes(data)
     assert merged(parts, job, resume_policy="restart") == whole
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "more shards than there are": lambda header: header["end"].__setitem__(0, 9),
+    "another record": lambda header: header["end"].__setitem__(1, 3),
+    "a shard too many": lambda header: header["finished"].append([9, 1]),
+    "another count": lambda header: header["finished"].__setitem__(0, [0, 31]),
+    "fewer videos": lambda header: header["sizes"].__setitem__(0, 0),
+    "a count that is none": lambda header: header["end"].__setitem__(0, None),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_chunks_that_count_otherwise_are_refused(job: Job, name: str) -> None:
+    """Whatever their checksums say: they would be counts that do not add up in the output's record."""
+    (path,) = run_all(job, 1)
+    first, frames = frames_of(Path(path).read_bytes())
+    index = next(i for i, (kind, payload) in enumerate(frames) if kind == b"C" and b'"finished":[[0' in payload)
+    line, _, arrays = frames[index][1].partition(b"\n")
+    header = json.loads(line)
+    FORGED[name](header)
+    frames[index] = b"C", json.dumps(header).encode() + b"\n" + arrays
+    Path(path).write_bytes(written(first, frames))
+    with pytest.raises(InputError, match=r"part-1-of-1 is damaged \("):
+        merged([path], job)
+
+
+def test_labels_that_no_name_belongs_to_are_refused(job: Job) -> None:
+    named = replace(job, names=[f"n{label}" for label in range(LABELS)], output=job.output.replace("csv", "jsonl"))
+    (path,) = run_all(replace(named, row_format="jsonl"), 1)
+    data = Path(path).read_bytes()
+    first, frames = frames_of(data)
+    facts = json.loads(frames[0][1])
+    facts["names"] = facts["names"][:5]
+    frames[0] = b"P", json.dumps(facts).encode()
+    Path(path).write_bytes(written(first, frames))
+    with pytest.raises(InputError, match="a chunk has other labels"):
+        list(PartFile.read(path).chunks())
 
 
 def test_a_stopped_merge_is_resumed_within_a_part(job: Job, whole: dict[str, bytes]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,9 @@ from scorer.outputs.sink import ResumePolicy
 from scorer.system.signals import StopRequest
 from tests import shards
 from tests.scorer.fakes import FACTS, FakePredictor, do, files_of, write_shards
+from tests.scorer.journals import add_line, as_journal, entries
 
+NO_JOB = {"job": {"format": 2, "options": {}, "shards": []}}
 COUNTS = [9, 14, 7]  # batches of 8 end within each shard
 
 
@@ -123,7 +124,7 @@ def test_resume_of_nothing_is_a_plain_run(job: Job, expected: dict[str, bytes]) 
 
 def test_an_unfinished_run_without_a_commit_is_no_obstacle(job: Job, expected: dict[str, bytes]) -> None:
     output = Path(job.output)
-    output.with_name(".preds.csv.journal").write_bytes(b'{"job":{"format":1,"options":{},"shards":[]}}\n{"commit":{"en')
+    output.with_name(".preds.csv.journal").write_bytes(as_journal([NO_JOB]) + b'{"commit":{"en')
     output.with_name(".preds.csv.partial").write_bytes(b"of another job")
     do(job)
     assert files(job) == expected
@@ -228,15 +229,14 @@ def test_a_changed_job_is_refused(job: Job, change: str) -> None:
         b'{"commit":7}',
         b'{"commit":{"end":[0,"1",2],"scored":1}}',
         b'{"other":{}}',
-        b'{"job":{"format":1,"options":{},"shards":[]}}',
+        b'{"job":{"format":2,"options":{},"shards":[]}}',
         b'{"complete":[]}',
     ],
 )
 @pytest.mark.parametrize("policy", ["refuse", "resume"])
 def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, policy: ResumePolicy) -> None:
     broken_off(job, 2)
-    with open(work(job, "journal"), "ab") as file:
-        file.write(lines + b"\n")
+    add_line(work(job, "journal"), lines)
     with pytest.raises(ResumeError, match=r"journal: line 4 is not what a job writes"):
         do(replace(job, resume_policy=policy))
 
@@ -245,17 +245,16 @@ def test_a_whole_line_that_no_job_writes_is_named(job: Job, lines: bytes, policy
 def test_a_completion_record_that_no_job_writes_is_named(job: Job, change: dict[str, object]) -> None:
     done = do(replace(job, output=job.output + "2")).record.to_json()
     resumed = broken_off(job, 3)
-    with open(work(job, "journal"), "ab") as file:
-        file.write(json.dumps({"complete": {**done, **change}}).encode() + b"\n")
+    add_line(work(job, "journal"), {"complete": {**done, **change}})
     with pytest.raises(ResumeError, match="the completion record in its journal is damaged"):
         do(resumed)
 
 
 def test_a_commit_past_the_last_shard_is_refused(job: Job) -> None:
     resumed = broken_off(job, 2)
-    lines = work(job, "journal").read_bytes().splitlines(keepends=True)
-    lines[-1] = re.sub(rb'"end":\[\d+', b'"end":[3', lines[-1])  # within a shard that is not there
-    work(job, "journal").write_bytes(b"".join(lines))
+    lines = entries(work(job, "journal"))
+    lines[-1]["commit"]["end"][0] = 3  # within a shard that is not there
+    work(job, "journal").write_bytes(as_journal(lines))
     with pytest.raises(ResumeError, match="do not belong together"):
         do(resumed)
 
@@ -263,8 +262,8 @@ def test_a_commit_past_the_last_shard_is_refused(job: Job) -> None:
 def test_a_journal_of_another_format_is_refused(job: Job) -> None:
     resumed = broken_off(job, 2)
     path = work(job, "journal")
-    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
-    with pytest.raises(ResumeError, match=r"line 1 has format 2, and this version resumes 1; use the version"):
+    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":3'))
+    with pytest.raises(ResumeError, match=r"line 1 has format 3, and this version resumes 2; use the version"):
         do(resumed)
 
 

@@ -46,7 +46,9 @@ def test_the_last_export_says_when_and_what_it_is(capsys: pytest.CaptureFixture[
     assert expected in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("metrics", ["", "[]", "{", "{}", '{"MAP@10":null}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "metrics", ["", "[]", "{", "{}", '{"MAP@10":null}', "[" * 100_000, '{"MAP@10":1%s}' % ("0" * 400)]
+)
 def test_metadata_without_figures(metrics: str) -> None:
     save_default(videos="-3", metrics=metrics)
     _, origin = open_model(None, opened)

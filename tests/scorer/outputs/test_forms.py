@@ -85,6 +85,13 @@ def test_json_lines(table: Table, threshold: float, named: bool) -> None:
         assert [*json.loads(line).items()] == [*expected.items()]
 
 
+def test_labels_of_any_number_are_written_in_little_memory() -> None:
+    """A part file may say what no model does."""
+    table = ["a"], [[2**31 - 1, 2**20, 7]], [[1.0, 0.5, 0.25]]
+    assert b'"labels":[2147483647,1048576,7]' in rows(JsonLines(), table)
+    assert rows(LabelsOnly(), table) == b"a,2147483647 1048576 7\n"
+
+
 def test_the_form_of_json_lines() -> None:
     table: Table = (["a_1"], [[7, 12]], [[1.0, 0.25]])
     assert rows(JsonLines(), table) == b'{"id":"a_1","labels":[7,12],"scores":[1.000000,0.250000]}\n'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from scorer.outputs import file as file_sink
 from tests import shards
 from tests.scorer.fakes import do, files_of, write_shards
 from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.journals import as_journal, entries
 
 PRECIOUS = b"somebody's own\n"
 WORK = ["lock", "journal", "partial", "quarantine", "ids", "hits"]
@@ -143,11 +143,9 @@ def test_a_file_that_comes_between_removal_and_creation_is_not_taken_over(
 
 def change_line(job: Job, number: int, change: Callable[[Any], None]) -> None:
     """Change a line of the journal, which stays a whole one."""
-    lines = work(job, "journal").read_bytes().splitlines()
-    entry = json.loads(lines[number])
-    change(next(iter(entry.values())))
-    lines[number] = json.dumps(entry, separators=(",", ":")).encode()
-    work(job, "journal").write_bytes(b"".join(line + b"\n" for line in lines))
+    lines = entries(work(job, "journal"))
+    change(next(iter(lines[number].values())))
+    work(job, "journal").write_bytes(as_journal(lines))
 
 
 OPTIONS = ["model_sha256", "provider", "runtime", "top_k"]
@@ -195,16 +193,60 @@ def test_a_length_that_is_not_there_is_seen_before_a_checksum_is_computed(job: J
         do(resumed)
 
 
+CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "a count that nothing else tells": lambda data: data.replace(b'"bytes_lost":0', b'"bytes_lost":9', 1),
+    "a shard's version": lambda data: re.sub(rb'"begun":\[(\d+),\d+', rb'"begun":[\1,7', data, count=1),
+    "a line that stands twice": lambda data: b"".join(
+        line * (1 + (i == 1)) for i, line in enumerate(data.splitlines(True))
+    ),
+    "no checksums": lambda data: re.sub(rb',"crc32c":"[0-9a-f]{8}"', b"", data),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_journal_that_was_changed_is_damaged(job: Job, change: str) -> None:
+    resumed = stopped(job)
+    data = work(job, "journal").read_bytes()
+    changed = CHANGES[change](data)
+    assert changed != data
+    work(job, "journal").write_bytes(changed)
+    with pytest.raises(ResumeError, match=r"journal: line \d is damaged"):
+        do(resumed)
+
+
+@pytest.mark.parametrize("kind", ["partial", "quarantine"])
+def test_rows_that_changed_before_a_resumed_rename_are_not_published(
+    job: Job, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A complete job is not scored again, but its bytes are looked at."""
+    shards.damage_payload(job.shards[1].address, 3)
+    skipping = replace(job, on_error="skip", resume_policy="resume")
+    with monkeypatch.context() as patch:
+        patch.setattr(file_sink.FileSink, "_move_all", failing)
+        with pytest.raises(DeviceError):
+            do(skipping)
+    shards.flip_bit(work(job, kind), 50)
+    with pytest.raises(ResumeError, match=f"{kind}: it is not what was committed"):
+        do(skipping)
+    assert not Path(job.output).exists()
+    shards.flip_bit(work(job, kind), 50)
+    do(skipping)
+
+
+def failing(*arguments: object) -> None:
+    raise DeviceError("the device fell off")
+
+
 def test_a_record_without_a_commit_is_refused(job: Job) -> None:
     whole = do(job).record.to_json()
     resumed = stopped(job)
-    first = work(job, "journal").read_bytes().splitlines(keepends=True)[0]
-    work(job, "journal").write_bytes(first + json.dumps({"complete": whole}).encode() + b"\n")
+    first = entries(work(job, "journal"))[0]
+    work(job, "journal").write_bytes(as_journal([first, {"complete": whole}]))
     with pytest.raises(ResumeError, match="do not belong together"):
         do(resumed)
 
 
-@pytest.mark.parametrize("start", [b"", b'{"job":', b'{"job":{}}\n', b"[" * 100_000 + b"\n"])
+@pytest.mark.parametrize("start", [b"", b'{"job":', b'{"job":{"format":2}}\n', b"[" * 100_000 + b"\n"])
 @pytest.mark.parametrize("size", [1 << 20, 1 << 40])
 def test_an_endless_journal_is_refused(job: Job, start: bytes, size: int) -> None:
     work(job, "journal").write_bytes(start)
