@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import warnings
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,17 +67,6 @@ def read(
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
     """Features (n, width) each, mapped; labels (n, P) and n ids in memory. Raises InputError for a damaged cache."""
     try:
-        return _read(folder, widths, labels_below)
-    except _MALFORMED as error:
-        raise InputError(f"{folder}: damaged cache: {error}", remedy="delete it") from None
-
-
-def _read(
-    folder: Path, widths: Sequence[int], labels_below: int
-) -> tuple[list[NDArray[np.float32]], NDArray[np.int32], list[bytes]]:
-    """As `read`; raises one of _MALFORMED."""
-    with warnings.catch_warnings(action="ignore"):  # of NumPy about headers, which are what is checked
-        # mode "c" makes pages private once written: PyTorch wants memory that it may write to
         labels: NDArray[np.int32] = _array(folder / "labels.npy", np.int32, 2)
         ends: NDArray[np.int64] = _array(folder / "ends.npy", np.int64, 1)
         ids = _own(folder / "ids").read_bytes()
@@ -92,6 +81,8 @@ def _read(
             raise ValueError("labels out of range")
         if json.loads(_own(folder / "digests.json").read_text()) != _digests(features, labels, ends, ids):
             raise ValueError("its contents have other digests")
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{folder}: damaged cache: {error}", remedy="delete it") from None
     edges = [0, *ends.tolist()]
     return features, labels, [ids[start:end] for start, end in pairwise(edges)]
 
@@ -103,16 +94,24 @@ def _own(path: Path) -> Path:
 
 
 def _array(path: Path, dtype: type[np.generic], axes: int, *, mapped: bool = False) -> NDArray:
-    """Raises OSError, ValueError for anything else than an array of the type and so many axes."""
-    array: NDArray
-    if mapped:
-        array = np.lib.format.open_memmap(_own(path), "c")
-    else:
-        with _own(path).open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype != dtype or array.ndim != axes or not array.flags.c_contiguous:
-        raise ValueError(f"{path.name} is no array of {np.dtype(dtype)} with {axes} axes")
-    return array
+    """The array in a file of NumPy's format 1.0, as `np.save` writes it. Raises OSError, ValueError for anything else.
+
+    NumPy's own reader takes minutes over headers that were made for that, and raises whatever its tokenizer does.
+    """
+    with open(path, "rb", opener=lambda name, flags: open_own(Path(name), flags)) as file:
+        found = _HEADER.match(file.read(_LONGEST_HEADER))
+        kind = np.dtype(dtype)
+        if found is None or found["type"].decode() != kind.str:
+            raise ValueError(f"{path.name} is no array of {kind}")
+        shape, start = tuple(map(int, found["shape"].split(b", "))), found.end()
+        if len(shape) != axes or int.from_bytes(found["size"], "little") != start - _MAGIC_BYTES:
+            raise ValueError(f"{path.name} is no array with {axes} axes")
+        if start + math.prod(shape) * kind.itemsize != os.fstat(file.fileno()).st_size:
+            raise ValueError(f"{path.name} has not the size of its array")
+        if mapped:  # mode "c" makes pages private once written: PyTorch wants memory that it may write to
+            return np.memmap(file, kind, "c", start, shape)
+        file.seek(start)
+        return np.fromfile(file, kind).reshape(shape)
 
 
 def _digests(
@@ -129,5 +128,10 @@ def _digests(
 
 
 _ROWS = 4096
-_MALFORMED = (OSError, ValueError, EOFError, TypeError, OverflowError, RecursionError, MemoryError, TokenError)
-"""What comes of files that nobody here wrote; the last one of a header that numpy.lib.format takes for Python 2's."""
+_MAGIC_BYTES, _LONGEST_HEADER = 10, 512
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<size>..){'descr': '(?P<type><[fi][48])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>\d{1,15}(, \d{1,15})?),?\), } *\n",
+    re.DOTALL,
+)
+"""Of numpy.lib.format: before the array, what it is."""
