@@ -33,12 +33,13 @@ from benchmarks.split import add_split
 from scorer.errors import Yt8mError
 from scorer.inputs.discover import find_shards
 from train.config import YOUTUBE_8M, TrainConfig
-from train.data import Videos, fisher_ratios, load
+from train.data import Videos, load
 from train.devices import bf16_is_fast, choose_device, use_all_cores
 from train.evaluate import Record, evaluate
 from train.gather import Resident
 from train.layers import Scaling, count_parameters, scalings
 from train.losses import bce, targets_of
+from train.measures import fisher_ratios
 from train.training import learning_rate
 
 LABELS = 3862

@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,11 +47,13 @@ class Videos:
     features: float32 (n, width) each, in the order of the model's inputs.
     labels: int32 (n, P), ascending and distinct, padded with -1.
     ids: n ids.
+    ratios: their Fisher ratios once these are known (train/measures.py), for all that ask.
     """
 
     features: list[NDArray[np.float32]]
     labels: NDArray[np.int32]
     ids: list[bytes]
+    ratios: list[Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -271,51 +272,3 @@ def padded(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.i
     matrix = np.full((len(counts), max(1, int(distinct.max(initial=0)))), -1, np.int32)
     matrix[np.arange(matrix.shape[1]) < distinct[:, None]] = keys % labels
     return matrix
-
-
-def statistics(videos: Videos) -> list[tuple[Tensor, Tensor]]:
-    """Mean and standard deviation of each feature, float32 (width,) each, per input; a constant has deviation 1."""
-    pairs = []
-    for values in videos.features:
-        mean, std = values.mean(axis=0, dtype=np.float64), values.std(axis=0, dtype=np.float64)
-        std[std < 1e-6] = 1
-        pairs.append((torch.from_numpy(mean).float(), torch.from_numpy(std).float()))
-    return pairs
-
-
-FISHER_VIDEOS = 20
-FISHER_FLOOR = 1e-4
-
-
-def fisher_ratios(videos: Videos) -> list[Tensor]:
-    """Fisher's criterion of each feature, float32 (width,) each, per input: how much of its variance lies between
-    labels (Fisher 1936; Duda, Hart and Stork 2001, section 3.8.2).
-
-    For feature f it is sum_l n_l (m_lf - m_f)^2 / (N v_f) - L / N: n_l videos of label l with mean m_lf, over the L
-    labels with at least FISHER_VIDEOS videos, N the sum of these n_l, m_f and v_f the mean and variance over all
-    videos. L / N is what chance alone would give. At least FISHER_FLOOR; all 1 where no label is frequent enough.
-    """
-    rows, columns = np.nonzero(videos.labels >= 0)
-    labels = videos.labels[rows, columns]
-    counts = np.bincount(labels, minlength=1)
-    order = np.argsort(labels, kind="stable")
-    edges = np.concatenate([[0], np.cumsum(counts)])
-    frequent = np.flatnonzero(counts >= FISHER_VIDEOS)
-    ratios = []
-    for values in videos.features:
-        mean, variance = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64) + 1e-12
-        between = np.zeros_like(mean)
-        for label in frequent:
-            members = rows[order[edges[label] : edges[label + 1]]]
-            between += len(members) * (values[members].mean(axis=0, dtype=np.float64) - mean) ** 2
-        total = max(1, int(counts[frequent].sum()))
-        ratio = between / (total * variance) - len(frequent) / total
-        ratios.append(torch.from_numpy(np.maximum(ratio, FISHER_FLOOR)).float())
-    return ratios
-
-
-def log_odds(videos: Videos, labels: int) -> Tensor:
-    """log(p / (1 - p)) of each label, float32 (labels,), p being its share of the videos, at least 1e-5."""
-    counts = np.bincount(videos.labels[videos.labels >= 0], minlength=labels)
-    share = np.clip(counts / max(1, len(videos)), 1e-5, 1 - 1e-5)
-    return torch.from_numpy(np.log(share / (1 - share))).float()

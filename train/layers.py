@@ -21,7 +21,7 @@ class Scaling(nn.Module):
     "raw" changes nothing. "l2" divides each vector by its root mean square: the L2-normalised vector times sqrt(F),
     so that what enters the first Dense is of order 1 whatever the width. "standard" subtracts the training videos'
     mean per feature and divides by their deviation. "fisher" multiplies each feature by the root of its Fisher ratio
-    (train/data.py), then does what "l2" does: YouTube-8M's features are whitened, so that in their raw form the many
+    (measures.py), then does what "l2" does: YouTube-8M's features are whitened, so that in their raw form the many
     that tell labels apart badly weigh as much as the few that do it well. What is measured on the training videos is
     held in buffers that the training sets (`set_statistics`, `set_weight`).
     """

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from scorer.errors import Hint, TrainingError
 from train.config import ModelConfig, TrainConfig
 from train.cpu import keep_freed_memory, optimize_for_cpu
-from train.data import Videos, fisher_ratios, log_odds, statistics
+from train.data import Videos
 from train.devices import bf16_is_fast
 from train.distillation.cache import cached_soft_labels
 from train.distillation.soft_labels import At, SoftLabels, point
@@ -33,6 +33,7 @@ from train.facts import trained_on
 from train.gather import TRAIN_SHARE, VALID_SHARE, Resident, placed, sent
 from train.layers import count_parameters, scalings, set_he, set_prior
 from train.losses import LOSSES, Targets, as_weighed, mixed, targets_of
+from train.measures import fisher_ratios, log_odds, statistics
 from train.registry import build
 from train.state import State
 
@@ -119,7 +120,9 @@ class Training:
         if config.weights == "he":
             set_he(self.model)
         self.model.to(device)
-        _measure(self.model, model, config, data.train)
+        with world.in_turn():
+            if world.first:  # the others get its model from DistributedDataParallel
+                _measure(self.model, model, config, data.train)
         average = deepcopy(self.model) if config.ema else self.model
         losses = torch.zeros(self.plan.steps, device=device)
         optimizer = _optimizer(self.model, config)

@@ -16,7 +16,7 @@ from scorer.errors import Hint, InputError, OutputError, RecordError, TrainingEr
 from tests.shards import example, sequence_example, sources, starts, write_shard
 from tests.train.shards import INPUTS, LABELS, videos, write
 from train import data
-from train.data import Split, label_count, load, padded, statistics
+from train.data import Split, label_count, load, padded
 from train.gather import Resident, Streamed
 
 SPLITS: tuple[Split, Split] = ("train", "valid")
@@ -257,15 +257,6 @@ def test_more_than_memory_asks_for_a_cache(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(TrainingError, match=r"need 0\.0 GB") as caught:
         load(sources([write(tmp_path / "a.tfrecord", 30)]), INPUTS, LABELS)
     assert caught.value.hints == (Hint.ON_DISK,)
-
-
-def test_statistics() -> None:
-    made = videos(50)
-    made.features[1][:, 0] = 3
-    (mean, std), (_, constant) = statistics(made)
-    torch.testing.assert_close(mean, torch.from_numpy(made.features[0]).mean(0))
-    torch.testing.assert_close(std, torch.from_numpy(made.features[0]).std(0, correction=0))
-    assert constant[0] == 1
 
 
 @pytest.mark.parametrize("kind", [Resident, Streamed])

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorer.system.memory import available_memory
-from train.data import Videos, fisher_ratios
+from train.data import Videos
 from train.devices import bf16_is_fast
 from train.distillation.correlation import SOFT_LABELS
 from train.distillation.kernel import Speed, Teacher, weighted
 from train.distillation.tiles import Work
+from train.measures import fisher_ratios
 
 MOST_VIDEOS = 45_000
 """Videos that a teacher learns from, at most: time grows with their third power."""

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from tests.train.shards import LABELS, videos
-from train.data import Videos, fisher_ratios
+from train.data import Videos
 from train.distillation import soft_labels
 from train.distillation.cache import cached_soft_labels
 from train.distillation.kernel import NEIGHBOURS, Teacher, weighted
 from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, most_videos, parts_of
+from train.measures import fisher_ratios
 
 
 def compute(made: Videos) -> SoftLabels:
