@@ -66,8 +66,11 @@ def _translated() -> Iterator[None]:
     except (ImportError, TransientError):
         raise
     except (NotImplementedError, ValueError) as error:
-        raise OSError(_first_line(error)) from None
+        unknown = str(error).startswith("Protocol not known")
+        raise (FileNotFoundError if unknown else OSError)(_first_line(error)) from None
     except Exception as error:
+        if "libhdfs" in str(error):
+            raise ImportError("Hadoop's libhdfs is not found (HADOOP_HOME, CLASSPATH)") from None
         raise TransientError(_first_line(error)) from None
 
 

@@ -21,13 +21,18 @@ from scorer.inputs.stores import MAGIC, TransientError
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL")
 _PIECE = 1 << 20
-_STATUS = re.compile(r"status code: (\d+)")
+_STATUS = re.compile(r"status code: (\d+)([A-Za-z ]*)")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 _TRY_AGAIN = {408, 425, 429}
 
 
 def open_store(root: str, **options: Any) -> Any:
     """obstore's store of `root`, scheme://bucket."""
-    plain = any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS)  # the user's own choice
+    endpoints = {name: value for name in _ENDPOINTS if (value := os.environ.get(name)) is not None}
+    for name, value in endpoints.items():
+        if not value.startswith(("http://", "https://")):
+            raise OSError(f"{name} is {value!r}, no address of a server")
+    plain = any(value.startswith("http://") for value in endpoints.values())  # the user's own choice
     client = {"allow_http": plain, "connect_timeout": "10s", "read_timeout": "30s", "timeout": "300s"}
     opened: Any = from_url  # its overloads tell stores apart by options that are not given here
     with translated():
@@ -42,16 +47,30 @@ def translated() -> Iterator[None]:
     except FileNotFoundError:
         raise FileNotFoundError("no such object") from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise PermissionError(f"the store refuses it: {_first_line(error)}") from None
+        raise PermissionError(f"the store refuses it: {_reason(error)}") from None
     except BaseError as error:
-        found = _STATUS.search(str(error))
-        status = int(found[1]) if found else 0
-        kind = OSError if 400 <= status < 500 and status not in _TRY_AGAIN else TransientError
-        raise kind(_first_line(error)) from None
+        raise _kind(error)(_reason(error)) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].removesuffix(": ").strip()
+def _kind(error: Exception) -> type[OSError]:
+    found = _STATUS.search(str(error))
+    status = int(found[1]) if found else 0
+    if status in (401, 403):
+        return PermissionError
+    if status == 404:  # of a listing
+        return FileNotFoundError
+    return OSError if 400 <= status < 500 and status not in _TRY_AGAIN else TransientError
+
+
+def _reason(error: Exception) -> str:
+    """What the store answered, in a few words, or what obstore says of it."""
+    text = str(error)
+    found, code = _STATUS.search(text), _CODE.search(text)
+    if not found:
+        line = re.sub(r"^Generic \w+ error: | in [0-9.]+\S+(?= - )", "", text.splitlines()[0])
+        return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).removesuffix(": ").strip()  # a query may have a key
+    answer = f"HTTP status {found[1]}{found[2]}".rstrip()
+    return f"{answer} ({code[1]})" if code else answer
 
 
 class ObjectStore:
@@ -81,7 +100,7 @@ class ObjectStore:
                 return [(url, self.stat(url))]
             except FileNotFoundError:
                 pass
-        with translated():
+        with self._listing():
             inside = obstore.list_with_delimiter(self._store, folder or None)
         if not inside["objects"] and not inside["common_prefixes"]:
             raise FileNotFoundError("no such file")
@@ -91,9 +110,22 @@ class ObjectStore:
         """What a pattern matches: `*` and `?` within a folder, `**` over folders."""
         plain = MAGIC.split(pattern, maxsplit=1)[0].rpartition("/")[0]
         matches = glob_pattern(pattern).fullmatch
-        with translated():
+        with self._listing():
             found = [meta for some in obstore.list(self._store, plain or None) for meta in some]
         return self._named(meta for meta in found if matches(meta["path"]))
+
+    def check_bucket(self, url: str) -> None:
+        """Raise FileNotFoundError where there is no bucket for `url`, OSError where that cannot be found out."""
+        with self._listing():
+            next(iter(obstore.list(self._store, self._key(url), chunk_size=1)), None)
+
+    @contextmanager
+    def _listing(self) -> Iterator[None]:
+        try:
+            with translated():
+                yield
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no {self._root}") from None
 
     def _named(self, objects: Iterable[Any]) -> list[tuple[str, FileStat]]:
         return sorted((f"{self._root}/{meta['path']}", _stat(meta)) for meta in objects)

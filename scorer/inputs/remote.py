@@ -62,7 +62,9 @@ def find(url: str, output: str | None = None) -> list[RemoteSource]:
     except FileNotFoundError as error:
         raise InputError(f"{address}: {error}", remedy="check the address") from None
     except OSError as error:
-        raise InputError(f"{address}: {_shown(error, url)}", remedy="check the address and the credentials") from None
+        credentials = isinstance(error, PermissionError)
+        remedy = "check the credentials" if credentials else "check the address and the connection"
+        raise InputError(f"{address}: {_shown(error, url)}", remedy=remedy) from None
     if not found and MAGIC.search(url):
         raise InputError(f"{address}: no file matches", remedy="check the address")
     if [each for each, _ in found] != [url] and not MAGIC.search(url):
@@ -240,7 +242,7 @@ def _shown(error: Exception, url: str) -> str:
 
 
 def store_of(url: str) -> Store:
-    """The store that keeps `url`. Raises InputError where a package for it is not installed."""
+    """The store that keeps `url`. Raises InputError where a package for it is not installed, or settings lack."""
     scheme = scheme_of(url)
     try:
         if scheme in OBJECT_SCHEMES and "::" not in url:
@@ -251,6 +253,8 @@ def store_of(url: str) -> Store:
     except ImportError as error:
         reason = f"{error.name} is not installed" if error.name else str(error)
         raise InputError(f"{redacted(url)}: {reason}", remedy=install_command("remote")) from None
+    except OSError as error:
+        raise InputError(f"{redacted(url)}: {error}", remedy="set the environment's variables for it") from None
 
 
 @cache

@@ -40,13 +40,22 @@ def check_object(address: str) -> None:
     if not _key(address) or address.endswith("/"):
         raise OutputError(f"{shown} names no object", remedy="name one, such as s3://bucket/preds.csv")
     try:
-        store_of(address).stat(address)
-    except FileNotFoundError:
-        pass
+        _check_place(address)
     except Yt8mError as error:
         raise OutputError(error.message, remedy=error.remedy) from None
     except OSError as error:
         raise _refused(address, error) from None
+
+
+def _check_place(address: str) -> None:
+    """Raise OSError where the address may not be read, or has no bucket; who may not list one is believed."""
+    try:
+        store_of(address).stat(address)
+    except FileNotFoundError:
+        from scorer.inputs.object_store import ObjectStore
+
+        with suppress(PermissionError):
+            ObjectStore(_root(address)).check_bucket(address)
 
 
 def work_folder(address: str) -> Path:
@@ -77,16 +86,15 @@ def _publish(address: str, paths: OutputPaths, files: Mapping[Path, Path], recor
     """Send the output's files and then its record. See scorer.outputs.file.Publish."""
     from scorer.inputs.object_store import open_store
 
-    root = f"{scheme_of(address)}://{urlsplit(address).netloc}"
     try:
-        store = open_store(root, retry_config=_RETRIES)
+        store = open_store(_root(address), retry_config=_RETRIES)
         stale = {paths.done, paths.final_quarantine} - files.keys()  # what describes an older output
         _delete(store, [_beside(address, paths, name) for name in stale])
         for name, path in files.items():
             _send(store, address, _beside(address, paths, name), path)
         _put(store, _beside(address, paths, paths.done), record, use_multipart=False)
     except OSError as error:
-        raise _refused(address, error) from None
+        raise _refused(address, error, Hint.RESUME_LATER) from None
 
 
 def _beside(address: str, paths: OutputPaths, name: Path) -> str:
@@ -141,10 +149,15 @@ def _put(store: Any, key: str, content: Any, **options: Any) -> None:
         obstore.put(store, key, content, **options)
 
 
-def _refused(address: str, error: OSError) -> OutputError:
-    remedy = "check the credentials" if isinstance(error, PermissionError) else "check the connection"
+def _root(address: str) -> str:
+    return f"{scheme_of(address)}://{urlsplit(address).netloc}"
+
+
+def _refused(address: str, error: OSError, *hints: Hint) -> OutputError:
+    kinds = {PermissionError: "check the credentials", FileNotFoundError: "check the address"}
+    remedy = kinds.get(type(error), "check the connection")
     reason = f"{redacted(address)}: cannot be written: {error.strerror or error}"
-    return OutputError(reason, remedy=remedy, hints=(Hint.RESUME_LATER,))
+    return OutputError(reason, remedy=remedy, hints=hints)
 
 
 def _key(address: str) -> str:

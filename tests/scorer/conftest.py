@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from scorer.inputs import remote
 from tests.stores import s3
+from tests.stores.proxy import google_environment, proxy
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,13 @@ def s3_server(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     remote._object_store.cache_clear()
     yield s3_url
     remote._object_store.cache_clear()
+
+
+@pytest.fixture
+def gs_server(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of the S3 server, whose buckets gs:// means too."""
+    with proxy(s3_server, lambda method, path: "") as url:
+        for name, value in google_environment(url, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        remote._object_store.cache_clear()
+        yield s3_server

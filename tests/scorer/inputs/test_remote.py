@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import pickle
 import sys
@@ -25,6 +26,7 @@ from scorer.job.spec import Job
 from tests.scorer.fakes import do_as_found, write_shards
 from tests.stores import s3
 from tests.stores.object_server import FAULTS, ObjectServer
+from tests.stores.proxy import google_environment
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
 RANGE = 16_000
@@ -51,15 +53,18 @@ def url(server: ObjectServer) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["http", "s3"])
-def folder(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a folder, by which either client reaches the same objects at /bucket."""
+@pytest.fixture(params=["http", "s3", "gs", "az"])
+def folder(request: pytest.FixtureRequest, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a folder, by which each client reaches the same objects at /bucket."""
     if request.param == "http":
         return f"{url}/bucket"
     pytest.importorskip("obstore", reason="obstore is not installed")
-    for name, value in s3.environment(url).items():
+    key = base64.b64encode(b"not-shown-secret").decode()
+    azure = {"AZURE_ENDPOINT": url, "AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_ACCOUNT_KEY": key}
+    environments = {"s3": s3.environment(url), "gs": google_environment(url, tmp_path), "az": azure}
+    for name, value in environments[request.param].items():
         monkeypatch.setenv(name, value)
-    return "s3://bucket"
+    return f"{request.param}://bucket"
 
 
 def read_all(address: str, piece: int = 7000) -> bytes:
@@ -264,6 +269,45 @@ def test_what_cannot_be_found(server: ObjectServer, url: str) -> None:
             find_shards([f"{url}/{name}"])
     with pytest.raises(InputError, match="nosuch"):
         find_shards(["nosuch://x/y"])
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "says"),
+    [
+        ("s4://b/x", {}, "Protocol not known: s4; check the address"),
+        ("htps://b/x", {}, "Protocol not known: htps; check the address"),
+        (
+            "s3://b/x",
+            {"AWS_ENDPOINT_URL": "localhost:9000"},
+            "AWS_ENDPOINT_URL is 'localhost:9000', no address of a server",
+        ),
+        (
+            "s3://b/x",
+            s3.environment("http://127.0.0.1:9"),
+            "sending request; check the address and the connection",
+        ),
+        ("az://b/x", {}, "Account must be specified; set the environment's variables for it"),
+        ("hdfs://b/x", {}, "install what reads it"),
+    ],
+)
+def test_what_cannot_be_reached_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str, settings: dict[str, str], says: str
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError) as error:
+        find_shards([address])
+    assert str(error.value).startswith(f"{address}: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_is_said_in_a_few_words(server: ObjectServer, folder: str) -> None:
+    server.status = 403
+    with pytest.raises(InputError, match=r"/x: [a-zA-Z :]*HTTP status 403 Forbidden; check the credentials$") as error:
+        find_shards([f"{folder}/x"])
+    assert "not-shown" not in str(error.value)
 
 
 def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

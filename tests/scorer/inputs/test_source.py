@@ -1,4 +1,4 @@
-"""What every source must do, run over local files, a toy, a web server, an S3 server, and files that fsspec reads.
+"""What every source must do, run over local files, a toy, a web server, object stores, and what fsspec reads.
 
 A new source is one more case in `SOURCES`: how to make one of some bytes, change it and take it away. What is read from
 an open one is read of each as it is and compressed in each way of `PACKED`.
@@ -73,13 +73,14 @@ class Case(Protocol):
 
 
 class S3Case:
-    """Objects in Amazon's protocol."""
+    """Objects in Amazon's protocol, or Google's."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, scheme: str) -> None:
         self._client, self._folder = s3.client(url), folder.name
+        self._root = f"{scheme}://{s3.BUCKET}/{folder.name}"
 
     def address(self, name: str) -> str:
-        return f"s3://{s3.BUCKET}/{self._folder}/{name}"
+        return f"{self._root}/{name}"
 
     def write(self, name: str, content: bytes) -> None:
         self._client.put_object(Bucket=s3.BUCKET, Key=f"{self._folder}/{name}", Body=content)
@@ -122,7 +123,7 @@ class FsspecCase:
         self._files.rm_file(f"/{self._folder}/{name}")
 
 
-LISTING = ("local file", "toy", "s3", "fsspec")
+LISTING = ("local file", "toy", "s3", "gs", "fsspec")
 SOURCES = (*LISTING, "http")
 HALF = len(CONTENT) // 2
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -146,7 +147,7 @@ def case_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Case:
     if kind == "http":
         request.getfixturevalue("monkeypatch").setenv("NO_PROXY", "*")
         return HttpCase(*request.getfixturevalue("web_server"))
-    return S3Case(folder, request.getfixturevalue("s3_server"))
+    return S3Case(folder, request.getfixturevalue(f"{kind}_server"), kind)
 
 
 @pytest.fixture(scope="module")

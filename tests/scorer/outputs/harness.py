@@ -182,13 +182,13 @@ class FileHarness:
 
 
 class ObjectHarness:
-    """An object of the S3 server at `url`, which s3:// means."""
+    """An object of the S3 server at `url`, which s3:// means, or another scheme too."""
 
-    def __init__(self, folder: Path, url: str, row_format: str = "pairs") -> None:
+    def __init__(self, folder: Path, url: str, row_format: str = "pairs", scheme: str = "s3") -> None:
         self._client, self._snapshots = s3.client(url), folder / "snapshots"
         self._format = row_format
         self._key = f"{folder.name}/{name_of(row_format)}"
-        self.address = f"s3://{s3.BUCKET}/{self._key}"
+        self.address = f"{scheme}://{s3.BUCKET}/{self._key}"
         self._work = work_folder(self.address)
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
@@ -257,7 +257,7 @@ HARNESSES: dict[str, Callable[[Path], Harness]] = {
     **{f"file, {name}": partial(FileHarness, row_format=name) for name in FORMATS},
     "toy": ToyHarness,
 }
-OBJECT_FORMATS = ["pairs", "labels.gz", "jsonl.zst", "parquet"]
+OBJECTS = [("s3", "pairs"), ("s3", "labels.gz"), ("s3", "jsonl.zst"), ("s3", "parquet"), ("gs", "jsonl")]
 
 
 def read_rows(row_format: str, content: bytes) -> list[tuple[bytes, list[int], list[float]]]:

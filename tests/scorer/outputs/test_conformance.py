@@ -11,7 +11,7 @@ from scorer.outputs.sink import ResumePolicy
 from tests.scorer.outputs.harness import (
     BAD,
     HARNESSES,
-    OBJECT_FORMATS,
+    OBJECTS,
     RECORDS,
     Driver,
     Harness,
@@ -29,12 +29,13 @@ def exactly(count: int) -> list[tuple[bytes, list[int], list[float]]]:
     return [(name, labels, [round(score, 6) for score in scores]) for name, labels, scores in rows(count)]
 
 
-@pytest.fixture(params=[*HARNESSES, *(f"object, {name}" for name in OBJECT_FORMATS)])
+@pytest.fixture(params=[*HARNESSES, *(f"{scheme}, {name}" for scheme, name in OBJECTS)])
 def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
     if request.param in HARNESSES:
         return HARNESSES[request.param](tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return ObjectHarness(tmp_path, request.getfixturevalue("s3_server"), request.param.partition(", ")[2])
+    scheme, row_format = request.param.split(", ")
+    return ObjectHarness(tmp_path, request.getfixturevalue(f"{scheme}_server"), row_format, scheme)
 
 
 def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:

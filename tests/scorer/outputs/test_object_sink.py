@@ -126,6 +126,8 @@ def test_what_cannot_be_an_output(s3_server: str, judged: list[Callable[[str, st
         with pytest.raises(OutputError, match=says):
             check_output(address)
     check_output("s3://bucket/absent/preds.csv")
+    with pytest.raises(OutputError, match=r"cannot be written: there is no s3://nobucket; check the address$"):
+        check_output("s3://nobucket/preds.csv")
     judged.append(lambda method, path: "403")
     with pytest.raises(OutputError, match=r"preds\.csv: cannot be written: .*; check the credentials"):
         check_output("s3://bucket/preds.csv")
