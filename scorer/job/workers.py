@@ -77,6 +77,7 @@ def connected(cluster: Cluster, log: Callable[[str], None]) -> Iterator[Any]:
     What Ray prints on standard output goes to `log` instead. Raises DeviceError.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would print on standard error, in between
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         import ray
@@ -99,15 +100,14 @@ def connected(cluster: Cluster, log: Callable[[str], None]) -> Iterator[Any]:
 
 
 class _Said(io.TextIOBase):
-    """Standard output as Ray prints on it, where rows may go: the first sentence of each line, for a log."""
+    """Standard output as Ray prints on it, where rows may go: the first sentence of each text, for a log."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
 
     def write(self, text: str) -> int:
-        for line in _ESCAPES.sub("", text).splitlines():
-            if sentence := line.strip().partition(". ")[0]:
-                self._log(f"Ray says: {sentence}")
+        if sentence := _ESCAPES.sub("", text).strip().partition("\n")[0].partition(". ")[0]:
+            self._log(f"Ray says: {sentence}")
         return len(text)
 
 
@@ -174,7 +174,8 @@ class Workers:
 
     def summary(self) -> str:
         """How many parts each node made."""
-        return ", ".join(f"{node.name}: {node.parts} parts" for node in self._nodes.values())
+        lost = {True: "", False: " (lost)"}
+        return ", ".join(f"{node.name}: {node.parts} parts{lost[node.alive]}" for node in self._nodes.values())
 
     def _look(self) -> None:
         first, self._looked = not self._nodes, time.monotonic()
