@@ -1,33 +1,46 @@
-"""How much of the slots' own throughput `score` reaches, end to end, in one run.
+"""How much of the slots' own throughput `score` reaches, end to end, and what a job costs beside the model.
 
     python -m benchmarks.pipeline --model models/bilstm.onnx '../shared/data/yt8m/*.tfrecord'
+    python -m benchmarks.pipeline --free-model --repeat 10 '../shared/data/yt8m/*.tfrecord'
 
-Rounds alternate: the model alone on batches that lie in memory, in its own slots, then the whole job from shards to the
-committed file. Printed are videos/s and core-microseconds a video of both, and the ratio of their medians.
+With a model rounds alternate: the model alone on batches that lie in memory, in its own slots, then the whole job from
+shards to the committed file. Printed are videos/s and core-microseconds a video of both, and their medians' ratio.
 
 Where the machine is not alone these vary by more than what is to be seen. So a third part takes the slots' own clocks,
 which stand still while others have the core: the core-microseconds a video that go into the model, and into reading and
 decoding between two batches of it, when it has emptied the caches.
+
+With a model that costs nothing all that is left is what feeds a fast one. Rounds alternate between one core and all of
+them, and between the shards as they are and in one file. By the threads' own clocks: what a video costs on all cores,
+and how much of that no second core can share, in the thread that writes and in whichever thread takes the next range.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from benchmarks.free import FreePredictor
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.discover import find_shards
+from scorer.inputs.position import Position
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.job.run import score
 from scorer.job.spec import Job
 from scorer.model.model import Model
+from scorer.model.predictor import Predictor
 from scorer.pipeline.ordered import in_order
+from scorer.pipeline.ranges import RangeReader
 from scorer.system.signals import StopRequest
 
 
@@ -60,12 +73,80 @@ def resident(model: Model, held: list[Batch]) -> int:
     return sum(len(batch) for batch in held)
 
 
-def whole(model: Model, shards: list[Source], workers: int) -> int:
+def whole(model: Predictor, shards: list[Source]) -> int:
     """Do a job."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(shards, str(Path(folder) / "preds.csv"), workers=workers)
+        job = Job(shards, str(Path(folder) / "preds.csv"))
         report = score(job, model, StopRequest(), lambda progress: None)
     return report.record.scored
+
+
+@dataclass(frozen=True)
+class Serial:
+    """A job with a free model: its speed, and of that the core-microseconds a video that no other core can share.
+
+    writing: in the thread that appends and commits. taking: of the thread that takes the next range.
+    """
+
+    speed: Speed
+    writing: float
+    taking: float
+
+    @classmethod
+    def of(cls, model: Predictor, shards: list[Source]) -> Serial:
+        taking, tasks = 0.0, RangeReader._tasks
+
+        def timed(reader: RangeReader[Any], start: Position) -> Generator[Any]:
+            nonlocal taking
+            found = tasks(reader, start)
+            while True:
+                began = time.thread_time()
+                task = next(found, None)
+                taking += time.thread_time() - began
+                if task is None:
+                    return
+                yield task
+
+        videos, began = 0, time.thread_time()
+
+        def job() -> int:
+            nonlocal videos
+            videos = whole(model, shards)
+            return videos
+
+        with mock.patch.object(RangeReader, "_tasks", timed):
+            speed = Speed.of(job)
+        return cls(speed, (time.thread_time() - began) / videos * 1e6, taking / videos * 1e6)
+
+    def __str__(self) -> str:
+        serial = self.writing + self.taking
+        return f"{self.speed}, of which serial {serial:.3f}: writing {self.writing:.3f}, taking {self.taking:.3f}"
+
+
+def free(shards: list[Source], batch_size: int, repeat: int, rounds: int) -> None:
+    """What a job costs beside the model, on one core and on all, from many shards and from one."""
+    cores, seen = sorted(os.sched_getaffinity(0)), defaultdict[str, list[Serial]](list)
+    with tempfile.TemporaryDirectory() as folder:
+        one = Path(folder) / "one.tfrecord"
+        with one.open("wb") as file:
+            for shard in shards:
+                file.write(Path(shard.address).read_bytes())
+        for _ in range(rounds):
+            for name, given in (("many shards", shards), ("one shard", find_shards([str(one)]))):
+                for some in (cores[:1], cores):
+                    os.sched_setaffinity(0, some)
+                    model = FreePredictor(batch_size=batch_size, slots=len(some))
+                    made = Serial.of(model, given * repeat)
+                    seen[f"{name}, cores: {len(some)}"].append(made)
+                    print(f"{name}, cores: {len(some)}  {made}", flush=True)
+    print(f"medians of {rounds}, batches of {batch_size:,}:")
+    for name, found in seen.items():
+        middle = [statistics.median(column) for column in zip(*map(_figures, found), strict=True)]
+        print(f"{name:<22} {Serial(Speed(*middle[:2]), *middle[2:])}")
+
+
+def _figures(serial: Serial) -> tuple[float, float, float, float]:
+    return serial.speed.rate, serial.speed.cost, serial.writing, serial.taking
 
 
 def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:
@@ -74,7 +155,7 @@ def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:
 
     def source() -> Generator[Batch]:
         nonlocal decoding, videos
-        found = batches(shards, Schema(model.facts.inputs), model.batch_size, depth=model.slots)
+        found = batches(shards, Schema(model.facts.inputs), model.batch_size)
         while True:
             began = time.thread_time()
             batch = next(found, None)
@@ -98,12 +179,17 @@ def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+")
-    parser.add_argument("--model", required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model")
+    which.add_argument("--free-model", action="store_true", help="one that costs nothing")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--repeat", type=int, default=1, help="times that the shards are read, with a free model")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    if options.free_model:
+        free(find_shards(options.shards), options.batch_size or 4096, options.repeat, options.rounds)
+        return
     model = Model.open(options.model, threads=options.threads, batch_size=options.batch_size)
     shards = find_shards(options.shards)
     held = list(batches(shards, Schema(model.facts.inputs), model.batch_size))
@@ -111,7 +197,7 @@ def main() -> None:
     alone, jobs, clocks = [], [], []
     for _ in range(options.rounds):
         alone.append(Speed.of(lambda: resident(model, held)))
-        jobs.append(Speed.of(lambda: whole(model, shards, options.workers)))
+        jobs.append(Speed.of(lambda: whole(model, shards)))
         clocks.append(clocked(model, shards))
         print(f"model alone {alone[-1]}   job {jobs[-1]}", flush=True)
     ratio = statistics.median(job.rate for job in jobs) / statistics.median(speed.rate for speed in alone)

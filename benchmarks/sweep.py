@@ -1,4 +1,4 @@
-"""How batch size, threads and decoding workers change the speed of `score`, one at a time around its own choice.
+"""How batch size and threads change the speed of `score`, one at a time around its own choice.
 
     python -m benchmarks.sweep --model models/bilstm.int8.onnx --data '../shared/data/yt8m/*.tfrecord'
 
@@ -27,7 +27,6 @@ from scorer.system.cores import usable_cores
 from scorer.system.signals import StopRequest
 
 BATCHES = (64, 128, 256, 512, 1024, 2048, 4096)
-WORKERS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Point:
 
     batch_size: int | None = None
     threads: int | None = None
-    workers: int | None = None
 
     def __str__(self) -> str:
         given = [f"{name} {value}" for name, value in vars(self).items() if value is not None]
@@ -49,7 +47,6 @@ def points(threads: list[int]) -> list[Point]:
         own,
         *(replace(own, batch_size=size) for size in BATCHES),
         *(replace(own, threads=count) for count in threads),
-        *(replace(own, workers=count) for count in WORKERS),
     ]
 
 
@@ -58,7 +55,7 @@ def rate(path: str, shards: list[Source], point: Point) -> float:
     model = Model.open(path, threads=point.threads, batch_size=point.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "preds.csv")
-        job = Job(shards, output, workers=point.workers)
+        job = Job(shards, output)
         report = score(job, model, StopRequest(), lambda progress: None)
     return report.record.scored / report.seconds
 

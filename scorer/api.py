@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, get_args
 
 from numpy.typing import ArrayLike
@@ -18,7 +17,8 @@ from scorer.model.arguments import as_features, check_finite, check_whole_number
 from scorer.model.find import open_model
 from scorer.model.model import Model
 from scorer.model.predictor import Predictions
-from scorer.pipeline.predict import MOST_WORKERS, OnError, PredictionBatch, PredictionStream
+from scorer.outputs.sink import Chunk
+from scorer.pipeline.predict import OnError, PredictionStream
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PredictionIterator(Iterator[Prediction]):
     quarantined: the bad records before and among those given so far, a few batches ahead of them (on_error="skip").
     """
 
-    def __init__(self, predicted: Generator[list[PredictionBatch]], names: Sequence[str] | None) -> None:
+    def __init__(self, predicted: Generator[Chunk], names: Sequence[str] | None) -> None:
         self.quarantined: list[Quarantined] = []
         self._videos = _videos(predicted, names, self.quarantined)
 
@@ -62,12 +62,12 @@ class PredictionIterator(Iterator[Prediction]):
 
 
 def _videos(
-    predicted: Generator[list[PredictionBatch]], names: Sequence[str] | None, quarantined: list[Quarantined]
+    predicted: Generator[Chunk], names: Sequence[str] | None, quarantined: list[Quarantined]
 ) -> Generator[Prediction]:
     with closing(predicted):
-        for batch in chain.from_iterable(predicted):
-            quarantined += batch.batch.quarantined
-            rows = zip(batch.batch.ids, batch.labels.tolist(), batch.scores.tolist(), strict=True)
+        for chunk in predicted:
+            quarantined += chunk.quarantined
+            rows = zip(chunk.ids.split(), chunk.labels.tolist(), chunk.scores.tolist(), strict=True)
             for id, labels, scores in rows:
                 named = tuple(names[label] for label in labels) if names else None
                 yield Prediction(id.decode(), tuple(labels), tuple(scores), named)
@@ -140,7 +140,6 @@ class Scorer:
         paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         *,
         k: int = 10,
-        workers: int | None = None,
         on_error: OnError = "fail",
     ) -> PredictionIterator:
         """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
@@ -148,7 +147,6 @@ class Scorer:
         Shards are read while the model works; memory does not grow with them. Closing what is returned ends that.
 
         Args:
-            workers: decoding processes; started when the model outruns the decoder by default.
             on_error: "skip" leaves bad records out, and lists them in `quarantined` of what is returned.
 
         Raises:
@@ -163,13 +161,11 @@ class Scorer:
         """
         facts = self.model.facts
         check_whole_number("k", k, 1, facts.labels, f"the labels of {facts.path}")
-        if workers is not None:
-            check_whole_number("workers", workers, 0, MOST_WORKERS)
         if on_error not in get_args(OnError):
             raise UsageError(f"on_error is {on_error!r}", remedy="choose 'fail' or 'skip'")
         given = [paths] if isinstance(paths, str | os.PathLike) else paths
         shards = find_shards([os.fspath(path) for path in given])
-        stream = PredictionStream(self.model, shards, k, workers=workers, on_error=on_error)
+        stream = PredictionStream(self.model, shards, k, on_error=on_error)
         return PredictionIterator(stream.from_position(), facts.names)
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> Predictions:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Self
 
 PARTIAL_SUCCESS = 10
 BROKEN_PIPE = 141
@@ -49,7 +49,6 @@ class Hint(Enum):
     RESUME_LATER = auto()  # resume it once the cause is gone
     RESTART = auto()  # discard an unfinished run
     NO_RESUME = auto()  # there is nothing to resume
-    IN_PROCESS = auto()  # decode without other processes
     ON_CPU = auto()  # run the model on the CPU
     OTHER_MODEL = auto()  # choose a model
     EMBEDDINGS = auto()  # export a model with embeddings
@@ -114,6 +113,11 @@ class _LocatedError(Yt8mError):
         self.reason = reason
         self.record = record
         self.offset = offset
+
+    def moved(self, by: int) -> Self:
+        """The same of the record so many further on, for one whose number was counted from another."""
+        where = {"record": self.record + by, "offset": self.offset}
+        return type(self)(self.path, self.reason, **where, remedy=self.remedy, hints=self.hints)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _located, (type(self), self.path, self.reason, self.record, self.offset), self.__dict__

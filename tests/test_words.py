@@ -11,7 +11,7 @@ Some retired names are plain English too, or the right name of something else, a
 - fingerprint: of videos (train/data.py); a model file is hashed.
 - hits: predictions that are true, and the name on disk of the file of metric records.
 - notes: of a predictor alone, what a user should know about a run. tally: counts of a test (tests/fuzz, crash.py).
-- fill: of a batch, in `_Batcher.fill`, and of a part file, in train/files.py.
+- fill: of a batch, in `Batcher`, and of a part file, in train/files.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NAMES = {
 }
 # whole names, as they were
 WHOLE_NAMES = {
-    "Answer": "PredictionBatch",
+    "Answer": "Chunk",
     "Answers": "Predictor, PredictionStream",
     "Filled": "NativeDecoder",
     "Growing": "AppendFile",

@@ -55,7 +55,7 @@ def test_so_are_the_console_scripts(folder: Path, script: str) -> None:
 def test_a_whole_job_with_a_decoding_process(folder: Path) -> None:
     """A process of ours starts others, which must find our packages too."""
     samples = str(ROOT / "samples" / "samples0000.tfrecord")
-    given = ["score", samples, "-o", "preds.csv", "--workers", "1", "--quiet"]
+    given = ["score", samples, "-o", "preds.csv", "--threads", "1", "--quiet"]
     done = python(folder, "-m", "yt8m", *given)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (folder / "preds.csv").read_text().count("\n") == 65

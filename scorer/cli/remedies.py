@@ -13,11 +13,10 @@ SCORE = {
     Hint.RESUME_LATER: "then resume with --resume",
     Hint.RESTART: "or start again with --restart",
     Hint.NO_RESUME: "leave --resume out",
-    Hint.IN_PROCESS: "or decode in this process with --workers 0",
     Hint.ON_CPU: "or use --device cpu",
     Hint.OTHER_MODEL: "or choose a model with --model",
     Hint.EMBEDDINGS: "as `yt8m export --embeddings` does",
-    Hint.SMALLER_BATCH: "or use a smaller --batch-size or fewer --workers",
+    Hint.SMALLER_BATCH: "or use a smaller --batch-size or fewer --threads",
 }
 """In the order of an error's hints they follow its remedy: see `Yt8mError.line`."""
 

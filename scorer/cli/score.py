@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scorer.job.workers import Cluster
     from scorer.model.model import Model
 
-_MOST_VIDEOS, _MOST_THREADS, _MOST_WORKERS = 1 << 30, 256, 64  # a slip of the pen must not exhaust the machine
+_MOST_VIDEOS, _MOST_THREADS = 1 << 30, 256  # a slip of the pen must not exhaust the machine
 _MOST_PARTS = 1_000_000
 
 _EPILOG = """\
@@ -174,12 +174,6 @@ def _add_speed_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--batch-size", type=_at_least(1, _MOST_VIDEOS), metavar="N", help="videos per run of the model")
     group.add_argument(
         "--threads", type=_at_least(1, _MOST_THREADS), metavar="N", help="CPU threads that compute [all usable cores]"
-    )
-    group.add_argument(
-        "--workers",
-        type=_at_least(0, _MOST_WORKERS),
-        metavar="N",
-        help="decoding processes [none until the model waits]",
     )
 
 
@@ -389,7 +383,6 @@ def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str,
         shards=shards,
         output=options.output,
         top_k=options.top_k,
-        workers=options.workers,
         on_error=options.on_error,
         level=options.level,
         columns=options.columns,

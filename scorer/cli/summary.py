@@ -84,8 +84,7 @@ def _quality(record: CompletionRecord) -> str:
 
 
 def _how(report: Report) -> str:
-    workers = f", {report.workers} decoding processes" if report.workers else ""
-    return f"batches of {report.batch_size:,}{workers}"
+    return f"batches of {report.batch_size:,}"
 
 
 def _counts(record: CompletionRecord) -> str:

@@ -27,7 +27,7 @@ _CONTEXT, _ENTRY = 0x0A, 0x0A
 class BareReader:
     """One open file: see scorer.inputs.records.RecordReader."""
 
-    decode_into = staticmethod(decode_nothing)
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     def __init__(self, schema: Schema, source: Source, reader: Reader) -> None:
         self._schema, self._source, self._reader = schema, source, reader

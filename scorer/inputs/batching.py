@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Literal
@@ -17,13 +17,14 @@ from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import DecodedBlock, DecodedRun, RecordReader, Rows, Schema
-from scorer.inputs.source import Source
+from scorer.inputs.source import UNKNOWN_SIZE, Source
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
 MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
 MAX_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
+_DEPTH = 3  # buffers that `batches` keeps
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Batch:
     ids: n ids, UTF-8 bytes.
     label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
     labelled: whether any record of the batch had a `labels` feature.
-    end: where a resumed run continues after this batch.
+    start: its first record. end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
     label_faults: what is wrong with the labels of videos that are here without them, up to MAX_QUARANTINED.
     unread_frames: whether some are of a shard that has frames too, beside their means.
@@ -58,7 +59,7 @@ class Batch:
     records and with MAX_LABEL_BYTES of labels.
     """
 
-    def __init__(self, pool: _BufferPool, start: Position) -> None:
+    def __init__(self, pool: BufferPool, start: Position) -> None:
         self._pool = pool
         self._count = 0
         self._users, self._users_lock = 1, threading.Lock()
@@ -67,7 +68,7 @@ class Batch:
         self._sizes = RowSizes(pool.size)  # without compiled loops the last two are not used
         self._label_bytes = 0
         self.labelled = False
-        self.end = start
+        self.start = self.end = start
         self.quarantined: list[Quarantined] = []
         self.label_faults: list[ShardError | RecordError] = []
         self.unread_frames = False
@@ -132,11 +133,13 @@ class Batch:
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True
 
-    def decode(self, reader: RecordReader, position: Position) -> DecodedRun:
-        """Append records from `position` on, leaving out bad ones; returns what `reader` decoded."""
+    def decode(self, reader: RecordReader, position: Position, stop: int) -> DecodedRun:
+        """Append the records from `position` on that start before byte `stop`, leaving out bad ones; returns what
+        `reader` decoded.
+        """
         here, buffers = self._count, [*self._buffers.values()]
         rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
-        run = reader.decode_into(position, buffers, self._sizes, rows, label_bytes)
+        run = reader.decode_into(position, buffers, self._sizes, rows, label_bytes, stop)
         if run.bad:
             good = np.delete(np.arange(here, here + run.records), [*run.bad])
             for values in (*buffers, *self._sizes.matrix):
@@ -148,6 +151,15 @@ class Batch:
 
     def add_label_faults(self, faults: Iterable[ShardError | RecordError]) -> None:
         self.label_faults += islice(faults, MAX_QUARANTINED - len(self.label_faults))
+
+    def count_from(self, record: int, address: str) -> None:
+        """Renumber the records of the first shard, which has this address: the first one has the number `record`."""
+        first, by = self.start.shard, record - self.start.record
+        self.quarantined = [replace(bad, record=bad.record + by * (bad.path == address)) for bad in self.quarantined]
+        self.label_faults = [fault.moved(by * (fault.path == address)) for fault in self.label_faults]
+        self.finished = [(index, records + by * (index == first)) for index, records in self.finished]
+        self.end = replace(self.end, record=self.end.record + by * (self.end.shard == first))
+        self.start = replace(self.start, record=record)
 
     def _add(self, count: int, ids: bytes, labels: bytes) -> None:
         self._ids.append(ids)
@@ -166,16 +178,20 @@ def packed(batches: Sequence[Batch]) -> tuple[PackedStrings, PackedStrings]:
     )
 
 
-class _BufferPool:
-    """Buffers for batches, reused because touching fresh memory costs more than decoding into it."""
+class BufferPool:
+    """Buffers for batches of up to `size` videos, reused because touching fresh memory costs more than decoding into
+    it. At most `depth` that nobody uses are kept. Threads may share it.
+    """
 
     def __init__(self, schema: Schema, size: int, depth: int) -> None:
+        if size < 1:
+            raise ValueError("a batch holds at least one video")
         self.size = size
         self._inputs, self._depth = dict(schema.inputs), depth
         self._free: list[dict[str, NDArray[np.float32]]] = []
 
     def acquire(self) -> dict[str, NDArray[np.float32]]:
-        if self._free:
+        with suppress(IndexError):  # there may be none, or another thread takes the last
             return self._free.pop()
         return {name: np.empty((self.size, width), np.float32) for name, width in self._inputs.items()}
 
@@ -184,22 +200,44 @@ class _BufferPool:
             self._free.append(buffers)
 
 
-class _Batcher:
-    """Puts blocks of decoded records into batches, in order."""
+class Batcher:
+    """Puts decoded records into batches, in order. Faults are skipped, or raised.
 
-    def __init__(self, schema: Schema, size: int, depth: int, start: Position, skip: bool) -> None:
-        self._pool, self._skip = _BufferPool(schema, size, depth), skip
-        self._batch = Batch(self._pool, start)
+    Memory is that of the batches in use and of one block of records and what is made of it, however large or many
+    the shards and whatever is in them.
+    """
 
-    def fill(self, reader: RecordReader, position: Position) -> Generator[Batch, None, Position]:
-        """Decode a shard from `position` on straight into batches; yields those that became full.
+    def __init__(self, pool: BufferPool, start: Position, *, skip: bool) -> None:
+        self._pool, self._skip = pool, skip
+        self._batch = Batch(pool, start)
 
-        Returns where that ended: at a record that is one for `RecordReader.block`, or at the next shard.
+    def read(self, reader: RecordReader, position: Position, stop: int = UNKNOWN_SIZE) -> Generator[Batch]:
+        """Take the records of an open shard from `position` on, up to the first that starts at byte `stop` or after
+        it; yields the batches that became full. Raises InputError, and the first fault unless faults are skipped.
         """
-        while position.offset < reader.size:
+        index = position.shard
+        while position.shard == index and position.offset < stop:
+            position = yield from self._fill(reader, position, stop)
+            if position.shard == index and position.offset < stop:
+                block = reader.block(position).before(stop)
+                yield from self._add(block)
+                position = block.end
+
+    def rest(self) -> Iterator[Batch]:
+        """The last batch, unless nothing is in it; a new one begins."""
+        batch = self._batch
+        if len(batch) or batch.quarantined or batch.finished:
+            yield self._next()
+
+    def _fill(self, reader: RecordReader, position: Position, stop: int) -> Generator[Batch, None, Position]:
+        """Decode straight into batches; yields those that became full.
+
+        Returns where that ended: at a record that is one for `RecordReader.block`, at `stop`, or at the next shard.
+        """
+        while position.offset < min(reader.size, stop):
             if not self._batch.room:
                 yield self._next()
-            run = self._batch.decode(reader, position)
+            run = self._batch.decode(reader, position, stop)
             if not run.records:
                 return position
             for error in run.bad.values():
@@ -214,7 +252,7 @@ class _Batcher:
                 yield self._next()
         return position
 
-    def add(self, block: DecodedBlock) -> Iterator[Batch]:
+    def _add(self, block: DecodedBlock) -> Iterator[Batch]:
         """Take one block; yields the batches that became full. Raises its first fault unless faults are skipped.
 
         A full batch waits for what comes next in the block, so that it is the one to say that the shard ended with it.
@@ -243,11 +281,6 @@ class _Batcher:
         if not self._batch.room:
             yield self._next()
 
-    def rest(self) -> Iterator[Batch]:
-        """The last batch, unless nothing is in it."""
-        if len(self._batch) or self._batch.quarantined or self._batch.finished:
-            yield self._batch
-
     def _finish(self, index: int, records: int) -> Position:
         """Record that a shard ended; returns where the next one starts."""
         self._batch.finished.append((index, records))
@@ -272,46 +305,16 @@ def batches(
     *,
     start: Position = BEGINNING,
     on_error: Literal["fail", "skip"] = "fail",
-    workers: int = 0,
-    depth: int = 3,
-    fewer: Callable[[int, str], None] = lambda started, reason: None,
 ) -> Generator[Batch]:
-    """The videos of `shards` in order, `size` at a time, from `start` on.
+    """The videos of `shards` in order, `size` at a time, from `start` on, decoded in the calling thread.
 
-    size: the most videos in a batch, at least 1.
-    depth: how many released batches' buffers are kept for reuse; batches that are never released are never reused.
-    workers: decoding processes, for a model that outruns one decoder; 0 decodes in the calling thread. The batches are
-        the same, except for where one ends that holds MAX_LABEL_BYTES. They need a POSIX system, and about 45 MB each.
-    fewer: called where not all of these could be started, with how many were and the reason; the batches are the same.
-
-    Memory is that of the batches in use and of one block of records and what is made of it, however large or many
-    the shards and whatever is in them.
+    size: the most videos in a batch, at least 1. Batches that are never released are never reused.
 
     Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
-    if size < 1:
-        raise ValueError("a batch holds at least one video")
-    batcher = _Batcher(schema, size, depth, start, on_error == "skip")
-    if workers:
-        from scorer.inputs.workers import decoded_by_workers
-
-        with closing(decoded_by_workers(shards, schema, start, workers, fewer)) as blocks:
-            for block in blocks:
-                yield from batcher.add(block)
-    else:
-        yield from _decoded_here(batcher, shards, schema, start)
-    yield from batcher.rest()
-
-
-def _decoded_here(batcher: _Batcher, shards: Sequence[Source], schema: Schema, start: Position) -> Generator[Batch]:
-    """The full batches, decoded in the calling thread."""
+    batcher = Batcher(BufferPool(schema, size, _DEPTH), start, skip=on_error == "skip")
     with closing(RecordReaders(schema).opened(list(enumerate(shards))[start.shard :])) as opened:
         for index, reader in opened:
-            position = start if index == start.shard else Position(index, 0, 0)
-            while position.shard == index:
-                position = yield from batcher.fill(reader, position)
-                if position.shard == index:
-                    block = reader.block(position)
-                    yield from batcher.add(block)
-                    position = block.end
+            yield from batcher.read(reader, start if index == start.shard else Position(index, 0, 0))
+    yield from batcher.rest()

@@ -218,7 +218,7 @@ def _varint(label: int) -> bytes:
 class ColumnReader:
     """One open file of columns: see scorer.inputs.records.RecordReader. Raises InputError for columns that lack."""
 
-    decode_into = staticmethod(decode_nothing)
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     def __init__(self, schema: Schema, source: Source, reader: Reader, kind: type[_ParquetTable | _ArrowTable]) -> None:
         self._schema, self._address, self.size = schema, source.address, source.stat.size

@@ -57,7 +57,7 @@ class _NoRows:
 class EmptyReader:
     """The record reader of an EmptyShard."""
 
-    decode_into = staticmethod(decode_nothing)
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     size = 0
 

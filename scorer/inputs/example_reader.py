@@ -38,15 +38,17 @@ class NativeDecoder:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
+        stop: int,
     ) -> DecodedRun:
         """Decode records from `position` on into rows[0]..rows[1]-1, as many as come before one of these ends: the
-        shard, the rows, `label_bytes` of labels, some records of which one is irregular, what is whole and readable.
+        shard, byte `stop` of it, the rows, `label_bytes` of labels, some records of which one is irregular, what is
+        whole and readable.
 
         features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
         """
         window = shard.window(position.offset)
-        begin, end = position.offset - window.start, window.stop - window.start
-        where = window.descriptor, begin, end, shard.block.room
+        begin, last, end = (at - window.start for at in (position.offset, stop, window.stop))
+        where = window.descriptor, begin, last, end, shard.block.room
         found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
         run, start = DecodedRun(*found[:5]), found[5]
         if start is None:
@@ -85,7 +87,7 @@ class NativeRows:
 
     def __init__(self, schema: Schema, decoder: NativeDecoder) -> None:
         widths = schema.inputs.values()
-        self._size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(widths), 1))  # they fit a worker's slot
+        self._size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(widths), 1))
         self._decoder = decoder
         self._features = [np.empty((self._size, width), np.float32) for width in widths]
         self._sizes = RowSizes(self._size)
@@ -94,7 +96,9 @@ class NativeRows:
 
     def decode(self, shard: Shard, position: Position) -> NDArray[np.int64]:
         """Take the whole records from `position` on as far as there is room; returns DecodedBlock.bounds."""
-        run = self._decoder.decode(shard, position, self._features, self._sizes, (0, self._size), BLOCK_BYTES)
+        run = self._decoder.decode(
+            shard, position, self._features, self._sizes, (0, self._size), BLOCK_BYTES, shard.size
+        )
         id_sizes, self.label_sizes, labelled, sizes = self._sizes.matrix[:, : run.records]
         self.ids, self.labels = PackedStrings(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
         self.labelled, self.bad, self.label_faults = labelled.astype(bool), run.bad, run.label_faults
@@ -169,6 +173,7 @@ class ExampleReader:
     def __init__(self, opener: ExampleOpener, shard: Shard, *, unread_frames: bool) -> None:
         self._opener, self._shard, self._unread_frames = opener, shard, unread_frames
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
+        self.find_record = shard.find_record if opener.native and shard.is_file else None
 
     @property
     def size(self) -> int:
@@ -181,11 +186,12 @@ class ExampleReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
+        stop: int,
     ) -> DecodedRun:
         native = self._opener.native
         if native is None:
             return NOTHING
-        run = native.decode(self._shard, position, features, sizes, rows, label_bytes)
+        run = native.decode(self._shard, position, features, sizes, rows, label_bytes, stop)
         run.unread_frames = self._unread_frames
         return run
 

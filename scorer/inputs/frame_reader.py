@@ -34,7 +34,7 @@ class FrameRows:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self.size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(schema.inputs.values()), 1))  # a worker's slot
+        self.size = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(schema.inputs.values()), 1))
         self._features = [np.empty((self.size, width), np.float32) for width in schema.inputs.values()]
         self.bad: Faults = {}
         self.label_faults: Faults = {}
@@ -138,7 +138,7 @@ class FrameOpener:
 class FrameReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader."""
 
-    decode_into = staticmethod(decode_nothing)
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     def __init__(self, shard: Shard, rows: FrameRows) -> None:
         self._shard, self._rows = shard, rows

@@ -29,11 +29,6 @@ def register_format(new: RecordFormat) -> None:
     _registered.append(new)
 
 
-def registered_formats() -> list[RecordFormat]:
-    """Those that are not built in, for a decoding process to register too."""
-    return list(_registered)
-
-
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
     built_in: dict[Level, list[RecordFormat]] = {
@@ -72,7 +67,7 @@ class RecordReaders:
             return EmptyReader(reader)
         try:
             head = _head(reader)
-            if is_compressed(head) and not starts_with_record(head):
+            if not starts_with_record(head) and is_compressed(head):
                 reader = DecompressingReader(source, reader)
                 head = _head(reader)
             number = self._number(head)

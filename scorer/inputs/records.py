@@ -1,12 +1,12 @@
 """Bytes to examples: what a record format and its reader are.
 
-A format is one file that gives a `RecordFormat`. Batching, decoding processes and all above them know of none.
+A format is one file that gives a `RecordFormat`. Batching and all above it know of none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -101,6 +101,13 @@ class DecodedBlock:
         """Of the record of row `row`, which may be n."""
         return Position(self.index, self.record + row, self.offset + int(self.bounds[row]))
 
+    def before(self, stop: int) -> DecodedBlock:
+        """The part of it that starts before byte `stop`."""
+        count = int(np.searchsorted(self.bounds[:-1], stop - self.offset))
+        if count == len(self) and (self.lost is None or self.lost.offset < stop):
+            return self
+        return replace(self, bounds=self.bounds[: count + 1], last=False, lost=None)
+
     @property
     def end(self) -> Position:
         """Where what follows the block starts."""
@@ -134,6 +141,7 @@ def decode_nothing(
     sizes: RowSizes,
     rows: tuple[int, int],
     label_bytes: int,
+    stop: int,
 ) -> DecodedRun:
     """The `RecordReader.decode_into` of a format that is decoded a block at a time alone."""
     return NOTHING
@@ -153,8 +161,10 @@ class RecordReader(Protocol):
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
+        stop: int,
     ) -> DecodedRun:
-        """Decode records from `position` on straight into rows[0]..rows[1]-1, up to about `label_bytes` of labels.
+        """Decode the records from `position` on that start before byte `stop` straight into rows[0]..rows[1]-1, up to
+        about `label_bytes` of labels.
 
         It ends where it must, and gives NOTHING where the next record is one for `block`; a format that has no such
         way always does. features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
@@ -165,6 +175,12 @@ class RecordReader(Protocol):
 
         They take no more than BLOCK_BYTES of features, and are valid until the next call, here
         or of another reader of the same `Opener`.
+        """
+
+    @property
+    def find_record(self) -> Callable[[int, int], int | None] | None:
+        """Where the first record from one byte on and before another starts, by all appearances; None where none
+        seems to. None in the place of it where records can only be read one after the other.
         """
 
     def check_unchanged(self) -> None: ...
@@ -178,7 +194,7 @@ Opener: TypeAlias = Callable[[Source, Reader], RecordReader]
 
 
 class RecordFormat(Protocol):
-    """A kind of shard. It is sent to decoding processes by name: an object of a module or of a class of one."""
+    """A kind of shard."""
 
     def recognises(self, head: bytes) -> bool:
         """Whether a shard that starts with `head`, HEAD_BYTES or all that it has, is of this format."""

@@ -203,7 +203,7 @@ def _varint(value: int) -> bytes:
 class SegmentReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader."""
 
-    decode_into = staticmethod(decode_nothing)
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     def __init__(self, shard: Shard, rows: SegmentRows) -> None:
         self._shard, self._rows = shard, rows

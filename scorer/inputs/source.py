@@ -1,7 +1,7 @@
 """Where a shard's bytes come from: an address that is stat'ed once and read from any position.
 
-A `Source` is what commands find, what jobs, training and export take, and what a decoding process is sent. Whether its
-bytes are still those that were found is judged here: when it is opened, while it is read, and at its end.
+A `Source` is what commands find, and what jobs, training and export take. Whether its bytes are still those that were
+found is judged here: when it is opened, while it is read, and at its end.
 """
 
 from __future__ import annotations

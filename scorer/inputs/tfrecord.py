@@ -31,6 +31,7 @@ MAX_BLOCK_RECORDS = 4096
 
 _HEADER, _FOOTER = 12, 4
 _SLACK = 1 << 10
+_SEARCHED = 1 << 13  # bytes at a time that a record is looked for in
 _DOWNLOAD = "download the shard again"
 
 
@@ -139,6 +140,11 @@ class Shard:
     def close(self) -> None:
         self._reader.close()
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a local file, which any byte of is read as fast."""
+        return self._whole is not None
+
     def window(self, offset: int) -> Window:
         """A file with the bytes from `offset` on, all that there are or some MB of them. Raises InputError."""
         return self._whole or self.block.stage.window(self._reader, offset, self.size)
@@ -171,6 +177,23 @@ class Shard:
         size = self._read(offset, self.block.capacity)
         frames = self._scan(size, offset, record)
         return frames if len(frames) or frames.last else self._first(size, offset, record)
+
+    def find_record(self, offset: int, stop: int) -> int | None:
+        """Where the first record from byte `offset` on and before `stop` starts, by all appearances; None where none
+        seems to, and where it is more than a block away. Only with compiled loops.
+
+        One in 2^32 places looks like a record's start and is none, and a record may hold others: whoever reads up to
+        there will see. Raises InputError.
+        """
+        assert loops.active.find_header
+        stop = min(stop, offset + self.block.capacity)
+        while offset < min(stop, self.size - _HEADER):
+            size = self._read(offset, min(stop + _HEADER - 1, self.size, offset + _SEARCHED) - offset)
+            found = loops.active.find_header(self.block.view[:size])
+            if found >= 0:
+                return offset + found
+            offset += size - _HEADER + 1
+        return None
 
     def _scan(self, size: int, offset: int, record: int) -> FramedBlock:
         """The whole records at the start of the block's `size` bytes, payload CRCs checked."""

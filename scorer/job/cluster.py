@@ -22,7 +22,7 @@ from scorer.job.part_file import PartFile
 from scorer.job.run import open_output, options_of, predictions_of
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.workers import Cluster, Workers, connected
-from scorer.job.writer import JobWriter, chunks_of
+from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import make_format
 from scorer.outputs.paths import output_paths
@@ -67,7 +67,6 @@ def score_on_cluster(
             seconds=time.monotonic() - began,
             resumed=resumed,
             batch_size=predictor.batch_size,
-            workers=0,
         )
 
 
@@ -96,7 +95,7 @@ def _chunks(job: Job, workers: Workers, start: Position, stop: StopRequest) -> G
 
 
 def _predict(job: Job, start: Position, predictor: Predictor) -> Iterator[Chunk]:
-    return chunks_of(predictions_of(job, predictor, lambda line: None), start, StopRequest())
+    return predictions_of(job, predictor, lambda line: None).from_position(start)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from scorer.job.part_file import PartFacts, PartFile, open_part_file, part_path
 from scorer.job.record import CompletionRecord, ShardRecord
 from scorer.job.run import options_of, predictions_of
 from scorer.job.spec import Job, Progress
-from scorer.job.writer import JobWriter, chunks_of
+from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import check_name
 from scorer.outputs.paths import output_paths
@@ -54,8 +54,8 @@ def score_part(
         writer = JobWriter(sink, shards, facts.options, job.max_errors)
         resumed = writer.scored
         if sink.completed is None:
-            predictions = predictions_of(own, predictor, log)
-            writer.write(chunks_of(predictions, writer.end, stop), stop, watch, job.commit_seconds)
+            chunks = predictions_of(own, predictor, log).from_position(writer.end, stop)
+            writer.write(chunks, stop, watch, job.commit_seconds)
         records = [
             ShardRecord(shard.canonical, stat, count)
             for shard, (stat, count) in zip(shards, sink.finished, strict=True)

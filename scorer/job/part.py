@@ -22,7 +22,7 @@ from scorer.job.record import CompletionRecord, Options, ShardRecord, digest_of_
 from scorer.job.result import PartResult
 from scorer.job.run import open_output, options_of, predictions_of
 from scorer.job.spec import Job, Progress
-from scorer.job.writer import JobWriter, chunks_of
+from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
 from scorer.outputs.formats import make_format
 from scorer.outputs.memory import MemorySink
@@ -84,7 +84,7 @@ def run_part(
     ids = tuple(map(shard_id, part.shards))
     writer = JobWriter(sink, ids, options, job.max_errors)
     stop = stop or StopRequest()
-    chunks = chunks_of(predictions_of(own, predictor, log), writer.end, stop)
+    chunks = predictions_of(own, predictor, log).from_position(writer.end, stop)
     writer.write(chunks, stop, watch, job.commit_seconds)
     shards = tuple(
         ShardRecord(shard.canonical, stat, records) for shard, (stat, records) in zip(ids, sink.finished, strict=True)

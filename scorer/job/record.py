@@ -35,7 +35,7 @@ class OutputFacts:
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the bytes of the rows, and `on_error`. Batch size, workers and threads do not.
+    """What decides the bytes of the rows, and `on_error`. Batch size and threads do not.
 
     model_sha256: of the model's file. provider, runtime: the engine. top_k: labels a video. row_format: its name.
     on_error: "fail" or "skip". level: as scorer.inputs.records.Schema has it. threshold: least confidence that is

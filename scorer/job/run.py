@@ -13,7 +13,7 @@ from scorer.errors import UsageError
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
-from scorer.job.writer import JobWriter, chunks_of
+from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor, check_embeddings
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
@@ -37,7 +37,7 @@ def score(
     Args:
         stop: set it to end the job after the batch in hand.
         watch: called after every batch, or a few where they come fast.
-        log: called with a line when decoding processes are started later, or cannot be.
+        log: called with a line about what is not read.
 
     Raises:
         Yt8mError: whatever is wrong with the shards, the output or an earlier run; what was done is committed.
@@ -52,16 +52,15 @@ def score(
     with open_output(job.output, key, row_format, job.resume_policy, stop) as sink:
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
-        predictions = predictions_of(job, predictor, log)
         if sink.completed is None:
-            writer.write(chunks_of(predictions, writer.end, stop), stop, watch, job.commit_seconds)
+            chunks = predictions_of(job, predictor, log).from_position(writer.end, stop, row_format)
+            writer.write(chunks, stop, watch, job.commit_seconds)
         return Report(
             record=writer.complete(job.output),
             quarantine_place=sink.quarantine_place,
             seconds=time.monotonic() - began,
             resumed=resumed,
             batch_size=predictor.batch_size,
-            workers=predictions.workers,
         )
 
 
@@ -102,7 +101,6 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
         predictor,
         job.shards,
         job.top_k,
-        workers=job.workers,
         on_error=job.on_error,
         level=job.level,
         columns=job.columns,

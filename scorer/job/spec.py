@@ -19,7 +19,6 @@ class Job:
     shards: in the order of the rows.
     output: a file, a pipe or a device; "-" is standard output.
     top_k: labels per video.
-    workers: decoding processes; None to start them only when the model outruns the decoder.
     on_error: what a bad record does: end the job, or be quarantined.
     max_errors: more quarantined records than this end the job; None for no limit.
     resume_policy: what to do about an earlier run that did not finish.
@@ -36,7 +35,6 @@ class Job:
     shards: Sequence[Source]
     output: str
     top_k: int = 10
-    workers: int | None = None
     on_error: OnError = "fail"
     max_errors: int | None = None
     resume_policy: ResumePolicy = "refuse"
@@ -66,7 +64,7 @@ class Report:
     quarantine_place: where the quarantined records are listed, in words.
     seconds: of this run, from the first byte read to the last rename.
     resumed: videos that an earlier run had scored.
-    batch_size, workers: as they were at the end.
+    batch_size: as it was at the end.
     """
 
     record: CompletionRecord
@@ -74,7 +72,6 @@ class Report:
     seconds: float
     resumed: int
     batch_size: int
-    workers: int
 
 
 class Stopped(Exception):

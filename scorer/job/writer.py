@@ -17,50 +17,14 @@ import numpy as np
 from scorer.errors import Hint, NothingScoredError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
 from scorer.evaluation.duplicates import count_duplicates
 from scorer.evaluation.metrics import Metrics, read_metrics
-from scorer.inputs.batching import Quarantined, packed
-from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.batching import Quarantined
+from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecord
 from scorer.job.spec import Progress, Stopped
-from scorer.kernels import loops
-from scorer.kernels.packed import PackedStrings, metric_record, unpack_varints
-from scorer.outputs.memory import joined_embeddings
+from scorer.kernels.packed import metric_record
 from scorer.outputs.sink import Chunk, Commit, ShardId, Sink
-from scorer.pipeline.predict import PredictionBatch, PredictionStream
 from scorer.system.signals import StopRequest
-
-
-def chunks_of(predictions: PredictionStream, start: Position, stop: StopRequest) -> Generator[Chunk]:
-    """The predictions from `start` on, until `stop` is set. Raises what `predictions` does."""
-    with closing(predictions.from_position(start, stop)) as batches:
-        for some in batches:
-            yield chunk_of(some, predictions.known_labels)
-
-
-def chunk_of(predicted: list[PredictionBatch], known_labels: int) -> Chunk:
-    """Some batches in order, at least one, as one chunk; the model knows the labels below `known_labels`."""
-    batches = [some.batch for some in predicted]
-    ids, truth = packed(batches)
-    labels = np.concatenate([some.labels for some in predicted])
-    scores = np.concatenate([some.scores for some in predicted])
-    labelled = any(batch.labelled for batch in batches)
-    return Chunk(
-        ids=ids,
-        labels=labels,
-        scores=scores,
-        metric_records=loops.active.metric_records(labels, scores, truth) if labelled else b"",
-        quarantined=[bad for batch in batches for bad in batch.quarantined],
-        end=batches[-1].end,
-        finished=[shard for batch in batches for shard in batch.finished],
-        unknown_labels=_unknown(truth, known_labels) if labelled else 0,
-        embeddings=joined_embeddings([some.embeddings for some in predicted]),
-    )
-
-
-def _unknown(truth: PackedStrings, known_labels: int) -> int:
-    """How many of the true labels, varints, are none of 0 to `known_labels` - 1."""
-    values, _ = unpack_varints(truth)
-    return int(np.count_nonzero(values.view(np.uint64) >= known_labels))
 
 
 class JobWriter:

@@ -14,6 +14,7 @@ NAME = "compiled"
 
 _FUNCTIONS = (
     "decode",
+    "find_header",
     "check_predictions",
     "count_metrics",
     "metric_records",
@@ -30,6 +31,7 @@ if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editab
 def decode(
     file: int,
     offset: int,
+    stop: int,
     end: int,
     block: memoryview,
     inputs: tuple[tuple[bytes, int], ...],
@@ -39,7 +41,11 @@ def decode(
     sizes: RowSizes,
     enough: int,
 ) -> tuple[int, bytes, bytes, int, bool, int | None]:
-    return native.decode(file, offset, end, block, inputs, features, first, last, sizes.matrix, enough)
+    return native.decode(file, offset, stop, end, block, inputs, features, first, last, sizes.matrix, enough)
+
+
+def find_header(data: memoryview) -> int:
+    return native.find_header(data)
 
 
 def check_predictions(labels: NDArray[np.int64], scores: NDArray[np.float32], label_count: int) -> int:

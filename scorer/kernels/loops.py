@@ -6,6 +6,7 @@ instruction for CRC32C.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -19,7 +20,8 @@ Scores: TypeAlias = NDArray[np.float32]
 
 
 class Decode(Protocol):
-    """Decodes whole records of a file, from byte `offset` on up to byte `end`, into the rows first..last-1.
+    """Decodes whole records of a file from byte `offset` on into the rows first..last-1: those that start before byte
+    `stop` and end before byte `end`.
 
     block: what the bytes of the file are read to. inputs: (name, width) of the features; features: float32 (n, width)
     of each. sizes: those of these n rows. A record that fails its CRC or is irregular is left out: its row is spoilt,
@@ -34,6 +36,7 @@ class Decode(Protocol):
         self,
         file: int,
         offset: int,
+        stop: int,
         end: int,
         block: memoryview,
         inputs: tuple[tuple[bytes, int], ...],
@@ -56,6 +59,12 @@ class Loops(Protocol):
     @property
     def decode(self) -> Decode | None:
         """None in NumPy, whose calls cost too much for one record: scorer.inputs.example takes a block at a time."""
+
+    @property
+    def find_header(self) -> Callable[[memoryview], int] | None:
+        """Where the first 8 bytes lie that are followed by their CRC, as a record of a TFRecord file starts; -1 where
+        none are. None in NumPy, as `decode`.
+        """
 
     def check_predictions(self, labels: Labels, scores: Scores, label_count: int, /) -> int:
         """The first row with a label outside 0..label_count-1 or one that stands there twice, or with scores that are

@@ -83,13 +83,16 @@ WITH_CRC static void check_payloads(const uint8_t *block, const int64_t *places,
     }
 }
 
-/* The whole records at the start of `size` bytes, at most `most`; places[n] is where record n starts. */
-WITH_CRC static int64_t find_records(const uint8_t *block, int64_t size, int64_t most, int64_t *places) {
+/* Whether a header starts at `at`: a length with its CRC. */
+WITH_CRC static bool is_header(const uint8_t *at) { return masked(~(uint32_t)CRC_WORD(~0u, u64(at))) == u32(at + 8); }
+
+/* The whole records at the start of `size` bytes, at most `most`, that start before byte `stop`; places[n] is where
+ * record n starts. */
+static int64_t find_records(const uint8_t *block, int64_t size, int64_t stop, int64_t most, int64_t *places) {
     int64_t count = 0, place = places[0] = 0;
-    while (count < most && size - place >= HEADER + FOOTER) {
+    while (count < most && place < stop && size - place >= HEADER + FOOTER) {
         uint64_t length = u64(block + place);
-        if (length > (uint64_t)(size - place - HEADER - FOOTER)) break;
-        if (masked(~crc_bytes(~0u, block + place, block + place + 8)) != u32(block + place + 8)) break;
+        if (length > (uint64_t)(size - place - HEADER - FOOTER) || !is_header(block + place)) break;
         place += HEADER + (int64_t)length + FOOTER;
         places[++count] = place;
     }
@@ -283,6 +286,7 @@ static bool copy_finite(const uint8_t *source, uint8_t *target, int64_t size) {
 
 enum { ID, LABELS, LABELLED, RECORD, SIZES }; /* the rows of scorer.kernels.packed.RowSizes */
 enum { AT_ONCE = 1 << 17 }; /* bytes read: they stay in the core's own cache until they are decoded */
+enum { BEYOND = 1 << 14 }; /* bytes read of what follows the last record's start, which most records have fewer of */
 
 typedef struct { uint8_t *data; int64_t size, room; } Text; /* grows */
 typedef struct {
@@ -339,14 +343,15 @@ static void leave_row(Batch *batch) {
     batch->left = true;
 }
 
-/* Decode the whole records at the start of `size` bytes, as far as there are rows; how many bytes they have. */
-static int64_t decode_rows(const uint8_t *block, int64_t size, Batch *batch) {
+/* Decode the whole records at the start of `size` bytes that start before byte `stop`, as far as there are rows; how
+ * many bytes they have. */
+static int64_t decode_rows(const uint8_t *block, int64_t size, int64_t stop, Batch *batch) {
     int64_t place = 0;
     while (batch->row < batch->last) {
         int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER;
         uint8_t bad[TOGETHER];
         const uint8_t *from = block + place;
-        int64_t some = find_records(from, size - place, most, places);
+        int64_t some = find_records(from, size - place, stop - place, most, places);
         check_payloads(from, places, some, bad);
         for (int64_t i = 0; i < some; i++, batch->row++) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
@@ -371,21 +376,22 @@ static bool read_all(int file, uint8_t *to, int64_t size, int64_t offset) {
     return true;
 }
 
-/* Decode whole records from byte `offset` of the file on, up to byte `end`, by way of the block of `room` bytes.
+/* Decode whole records from byte `offset` of the file on, those that start before byte `stop` and end before byte `end`,
+ * by way of the block of `room` bytes.
  *
  * That ends where the rows are full, with a part that left a record out, with `enough` bytes of labels, and before what
  * cannot be read or is no whole record. Returns where in the file the bytes that are in the block then start. */
-static int64_t decode_from(int file, int64_t offset, int64_t end, uint8_t *block, int64_t room, int64_t enough,
-                         Batch *batch) {
-    int64_t start = offset, at_once = AT_ONCE < room ? AT_ONCE : room;
-    while (batch->row < batch->last && offset < end && !batch->left && batch->labels.size < enough) {
-        int64_t size = end - offset < at_once ? end - offset : at_once;
+static int64_t decode_from(int file, int64_t offset, int64_t stop, int64_t end, uint8_t *block, int64_t room,
+                           int64_t enough, Batch *batch) {
+    int64_t start = offset, at_once = AT_ONCE < room ? AT_ONCE : room, near = end - stop > BEYOND ? stop + BEYOND : end;
+    while (batch->row < batch->last && offset < stop && offset < end && !batch->left && batch->labels.size < enough) {
+        int64_t size = near - offset < at_once ? near - offset : at_once;
         if (!read_all(file, block, size, offset)) break;
         start = offset;
-        offset += decode_rows(block, size, batch);
+        offset += decode_rows(block, size, stop - offset, batch);
         if (offset > start) continue;
-        if (size == end - offset || at_once == room) break;
-        at_once = room; /* a long record */
+        if (size == end - offset || (at_once == room && near == end)) break;
+        at_once = room, near = end; /* a long record */
     }
     return start;
 }
@@ -457,16 +463,16 @@ static PyObject *decoded(const Batch *batch, int64_t first, int64_t start) {
 
 static PyObject *decode(PyObject *self, PyObject *args) {
     Py_buffer block, sizes, held[MAX_INPUTS];
-    Py_ssize_t offset, end, first, last, enough, holds = 0;
+    Py_ssize_t offset, stop, end, first, last, enough, holds = 0;
     PyObject *given, *arrays, *result = NULL;
     Input inputs[MAX_INPUTS];
     uint8_t *rows[MAX_INPUTS];
     int file;
-    if (!PyArg_ParseTuple(args, "innw*O!O!nnw*n", &file, &offset, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
+    if (!PyArg_ParseTuple(args, "innnw*O!O!nnw*n", &file, &offset, &stop, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
                           &arrays, &first, &last, &sizes, &enough))
         return NULL;
     Py_ssize_t count = read_inputs(given, inputs), most = sizes.len / 8 / SIZES;
-    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= first && first <= last && last <= most;
+    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= stop && 0 <= end && 0 <= first && first <= last && last <= most;
     for (; fits && holds < count; holds++) {
         if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
         rows[holds] = held[holds].buf;
@@ -478,7 +484,7 @@ static PyObject *decode(PyObject *self, PyObject *args) {
                        .sizes = sizes.buf};
         int64_t start;
         Py_BEGIN_ALLOW_THREADS
-        start = decode_from(file, offset, end, block.buf, block.len, enough, &batch);
+        start = decode_from(file, offset, stop, end, block.buf, block.len, enough, &batch);
         Py_END_ALLOW_THREADS
         result = batch.no_memory ? PyErr_NoMemory() : decoded(&batch, first, start);
         free(batch.ids.data);
@@ -487,6 +493,17 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     while (holds) PyBuffer_Release(&held[--holds]);
     PyBuffer_Release(&block); PyBuffer_Release(&sizes);
     return result;
+}
+
+static PyObject *find_header(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    if (!PyArg_ParseTuple(args, "y*", &data)) return NULL;
+    Py_ssize_t place = 0, last = data.len - HEADER;
+    Py_BEGIN_ALLOW_THREADS
+    while (place <= last && !is_header((const uint8_t *)data.buf + place)) place++;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return PyLong_FromSsize_t(place <= last ? place : -1);
 }
 
 /* ---- predictions ---- */
@@ -907,6 +924,7 @@ static PyObject *sum_frames(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS, NULL},
+    {"find_header", find_header, METH_VARARGS, NULL},
     {"check_predictions", check_predictions, METH_VARARGS, NULL},
     {"count_metrics", count_metrics, METH_VARARGS, NULL},
     {"metric_records", metric_records, METH_VARARGS, NULL},

@@ -10,6 +10,7 @@ LIMITS: dict[str, int]
 def decode(
     file: int,
     offset: int,
+    stop: int,
     end: int,
     block: memoryview,
     inputs: tuple[tuple[bytes, int], ...],
@@ -20,6 +21,7 @@ def decode(
     enough: int,
     /,
 ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
+def find_header(data: memoryview, /) -> int: ...
 def check_predictions(labels: NDArray[Any], scores: NDArray[Any], rows: int, label_count: int, /) -> int: ...
 def count_metrics(
     records: NDArray[Any], k: int, up_to: NDArray[Any], first: NDArray[Any], histogram: NDArray[Any], /

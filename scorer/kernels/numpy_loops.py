@@ -19,6 +19,7 @@ __all__ = [
     "count_metrics",
     "crc32c",
     "decode",
+    "find_header",
     "format_rows",
     "id_keys",
     "metric_records",
@@ -31,6 +32,7 @@ Floats32: TypeAlias = NDArray[np.float32]
 NAME = "numpy"
 
 decode = None
+find_header = None
 
 _UNKNOWN = 1 << 31  # labels from here on belong to no model
 _TRUTHS_AT_ONCE = 1 << 16

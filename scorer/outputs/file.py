@@ -82,7 +82,7 @@ class FileSink:
 
     def append(self, chunk: Chunk) -> None:
         data = {
-            "rows": self._format.rows(chunk.ids, chunk.labels, chunk.scores),
+            "rows": chunk.rows(self._format),
             "quarantine": chunk.kept("quarantine"),
             "ids": chunk.kept("ids"),
             "hits": chunk.kept("hits"),

@@ -1,7 +1,7 @@
 """One output, one owner: a lock that the kernel drops when its holder dies, however it dies.
 
-A POSIX record lock (fcntl), since it belongs to the process: decoding workers that outlive a killed parent do not
-inherit it, and it holds on network file systems that support locks at all. Such a lock does not keep out another thread
+A POSIX record lock (fcntl), since it belongs to the process: one that outlives a killed parent does not inherit it, and
+it holds on network file systems that support locks at all. Such a lock does not keep out another thread
 of its own process, and goes with the first descriptor of its file that is closed; so the process itself keeps a list of
 what it holds, and opens none of it twice.
 """

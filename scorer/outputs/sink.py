@@ -8,9 +8,9 @@ every resumable kind goes through tests/scorer/outputs/test_conformance.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat, Source
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.append import Checkpoint
+from scorer.outputs.row_format import RowFormat
 
 ResumePolicy: TypeAlias = Literal["refuse", "resume", "restart"]
 """What to do about an unfinished earlier run. One that committed nothing is no obstacle under any of them."""
@@ -60,6 +61,7 @@ class Chunk:
     end: where to continue after it. finished: index and number of records of every shard that ended within it.
     unknown_labels: true labels of these videos that the model does not know.
     embeddings: float32 (n, width), where the job asks for them.
+    made: bytes that were made of it once, for `rows` and `kept`.
     """
 
     ids: PackedStrings
@@ -71,9 +73,14 @@ class Chunk:
     finished: Sequence[tuple[int, int]]
     unknown_labels: int = 0
     embeddings: NDArray[np.float32] | None = None
+    made: dict[object, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, row_format: RowFormat) -> bytes:
+        """Its rows. They are made once, by a thread that predicts where some do. Raises as `RowFormat.rows`."""
+        return self._once(row_format, lambda: row_format.rows(self.ids, self.labels, self.scores))
 
     @property
     def bytes_lost(self) -> int:
@@ -82,10 +89,15 @@ class Chunk:
     def kept(self, what: Kept) -> bytes:
         """What a sink keeps of it beside the rows."""
         if what == "ids":
-            return id_keys(self.ids)
+            return self._once(what, lambda: id_keys(self.ids))
         if what == "hits":
             return self.metric_records
         return b"".join(json.dumps(asdict(bad)).encode() + b"\n" for bad in self.quarantined)
+
+    def _once(self, what: object, make: Callable[[], bytes]) -> bytes:
+        if what not in self.made:
+            self.made[what] = make()
+        return self.made[what]
 
 
 @dataclass(frozen=True)

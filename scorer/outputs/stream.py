@@ -39,7 +39,7 @@ class StreamSink:
         self._sent = NOTHING
 
     def append(self, chunk: Chunk) -> None:
-        rows = self._format.rows(chunk.ids, chunk.labels, chunk.scores)
+        rows = chunk.rows(self._format)
         if rows:
             self._send(rows if self._sent.length else self._format.header + rows)
         with _scratch():

@@ -78,7 +78,7 @@ def compiled(payloads: Sequence[bytes], schema: Schema, decoder: example_reader.
         file.flush()
         with Shard(LocalFile.at(file.name), BLOCK) as shard:
             while place.record < len(payloads):
-                run = decoder.decode(shard, place, features, sizes, (place.record, len(payloads)), 1)
+                run = decoder.decode(shard, place, features, sizes, (place.record, len(payloads)), 1, shard.size)
                 assert run.records
                 ids, labels = ids + run.ids, labels + run.labels
                 bad |= {place.record + row for row in run.bad}

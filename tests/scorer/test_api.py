@@ -157,8 +157,6 @@ def test_features_that_cannot_be(model: str, features: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": -1}, "workers is -1; choose 0 to 64"),
-        ({"workers": 1.5}, "workers is 1.5"),
         ({"on_error": "ignore"}, "on_error is 'ignore'; choose 'fail' or 'skip'"),
         ({"k": 3.5}, "k is 3.5"),
     ],

@@ -25,18 +25,17 @@ PATH = entry("clip/data_path", bytes_feature(b"/tmp/video.mp4"))
 PLAIN = sequence_example(None, None, FRAMES, [PATH])
 
 
-def read(path: Path, content: bytes, level: Level = "auto", workers: int = 0) -> Batch:
+def read(path: Path, content: bytes, level: Level = "auto") -> Batch:
     path.write_bytes(content)
     schema = Schema(INPUTS, level)
-    (batch,) = batches(shards.sources([str(path)]), schema, 9, on_error="skip", workers=workers)
+    (batch,) = batches(shards.sources([str(path)]), schema, 9, on_error="skip")
     return batch
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("level", ["auto", "frame"])
-def test_it_is_a_video_called_as_the_file(tmp_path: Path, level: Level, workers: int) -> None:
+def test_it_is_a_video_called_as_the_file(tmp_path: Path, level: Level) -> None:
     for content in (PLAIN, gzip.compress(PLAIN)):
-        batch = read(tmp_path / "cats.features.pb", content, level, workers)
+        batch = read(tmp_path / "cats.features.pb", content, level)
         assert (batch.ids, batch.labelled, batch.finished) == ([b"cats"], False, [(0, 1)])
         assert batch.features["mean_rgb"].tolist() == [[8, 9, 10, 11]]
 

@@ -213,14 +213,13 @@ def test_a_record_is_no_compressed_file_though_its_length_looks_like_one(tmp_pat
     assert batch.ids == [b"v"]
 
 
-@pytest.mark.parametrize("workers", [None, 2])
-def test_a_job_over_compressed_shards(tmp_path: Path, workers: int | None) -> None:
+def test_a_job_over_compressed_shards(tmp_path: Path) -> None:
     plain = write_shards(tmp_path / "plain", [9, 14, 7])
     packed = [str(tmp_path / f"{number}") for number in range(3)]
     for path, to in zip(plain, packed, strict=True):
         Path(to).write_bytes(gzip.compress(Path(path).read_bytes()))
     expected = do(Job(shards.sources(plain), str(tmp_path / "plain.csv"))).record
-    record = do(Job(shards.sources(packed), str(tmp_path / "packed.csv"), workers=workers)).record
+    record = do(Job(shards.sources(packed), str(tmp_path / "packed.csv"))).record
     assert (tmp_path / "packed.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
     assert [shard.records for shard in record.shards] == [shard.records for shard in expected.shards]
     assert record.metrics == expected.metrics

@@ -71,17 +71,16 @@ KINDS = {
 }
 
 
-def read(path: Path, workers: int = 0) -> None:
-    for _ in batches(shards.sources([str(path)]), SCHEMA, 4, workers=workers):
+def read(path: Path) -> None:
+    for _ in batches(shards.sources([str(path)]), SCHEMA, 4):
         pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_other_files_are_named(tmp_path: Path, kind: str, workers: int) -> None:
+def test_other_files_are_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x").write_bytes(KINDS[kind])
     with pytest.raises(ShardError) as error:
-        read(tmp_path / "x", workers)
+        read(tmp_path / "x")
     assert str(error.value) == f"{tmp_path / 'x'}: record 0 at byte 0: not a TFRecord file but {kind}"
 
 
@@ -101,11 +100,10 @@ def frame_level(id: str, frames: int, **context: list[float]) -> bytes:
     return shards.example_of(entries) + shards.field(2, b"".join(lists))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_frame_level_shard_is_named(tmp_path: Path, workers: int) -> None:
+def test_a_frame_level_shard_is_named(tmp_path: Path) -> None:
     shards.write_shard(tmp_path / "x", [frame_level("a", 5), frame_level("b", 6)])
     with pytest.raises(RecordError) as error:
-        read(tmp_path / "x", workers)
+        read(tmp_path / "x")
     says = "a frame-level record (a SequenceExample of 'audio', 'rgb'), not a video-level tf.Example"
     assert str(error.value) == f"{tmp_path / 'x'}: record 0 at byte 0: {says}; give video-level shards"
     assert error.value.hints == (), "no option helps"

@@ -29,15 +29,14 @@ def beside(number: int, *more: bytes) -> bytes:
     return example_of(more) + payload(number)
 
 
-def read_all(path: Path, workers: int = 0) -> list[Batch]:
-    return list(batches(shards.sources([str(path)]), SCHEMA, 9, on_error="skip", workers=workers))
+def read_all(path: Path) -> list[Batch]:
+    return list(batches(shards.sources([str(path)]), SCHEMA, 9, on_error="skip"))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_in_a_record_does_not_matter(tmp_path: Path, workers: int) -> None:
+def test_a_picture_in_a_record_does_not_matter(tmp_path: Path) -> None:
     records = [payload(0), beside(1, PICTURE), payload(2) + example_of([PICTURE]), payload(3)]
     shards.write_shard(tmp_path / "x", records)
-    (batch,) = read_all(tmp_path / "x", workers)
+    (batch,) = read_all(tmp_path / "x")
     assert rows(batch) == [video(number) for number in range(4)]
     assert not batch.quarantined
     assert batch.finished == [(0, 4)]

@@ -97,10 +97,10 @@ def write(folder: Path, forms: Sequence[str]) -> list[Source]:
     return shards.sources(str(folder / f"{shard}.shard") for shard in range(len(forms)))
 
 
-def contents(found: Sequence[Source], workers: int = 0, start: Position = BEGINNING) -> list[Any]:
+def contents(found: Sequence[Source], start: Position = BEGINNING) -> list[Any]:
     return [
         (batch.ids, [v.tolist() for v in batch.features.values()], batch.label_values.tolist(), batch.labelled)
-        for batch in batches(found, SCHEMA, 4, workers=workers, start=start)
+        for batch in batches(found, SCHEMA, 4, start=start)
     ]
 
 
@@ -114,12 +114,11 @@ def test_what_is_written_is_read(tmp_path: Path, form: str) -> None:
     assert batch.finished == [(0, 7)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("among", [[0], [1], [0, 2]])
-def test_batches_do_not_depend_on_the_format(tmp_path: Path, form: str, workers: int, among: list[int]) -> None:
+def test_batches_do_not_depend_on_the_format(tmp_path: Path, form: str, among: list[int]) -> None:
     expected = contents(write(tmp_path / "plain", ["tfrecord"] * 3))
     forms = [form if shard in among else "tfrecord" for shard in range(3)]
-    assert contents(write(tmp_path / "mixed", forms), workers) == expected
+    assert contents(write(tmp_path / "mixed", forms)) == expected
 
 
 def test_reading_resumes_after_every_batch(tmp_path: Path, form: str) -> None:

@@ -318,15 +318,14 @@ def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["as they are", "compressed"])
-@pytest.mark.parametrize("workers", [0, 2])
 def test_a_job_over_remote_shards_gives_the_bytes_of_a_local_one(
-    server: ObjectServer, folder: str, tmp_path: Path, workers: int, pack: Callable[[bytes], bytes]
+    server: ObjectServer, folder: str, tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     paths = write_shards(tmp_path / "shards", [300, 5, 40])
     addresses = put(server, folder, paths, pack)
     do_as_found(Job(find_shards(paths), str(tmp_path / "local.csv")))
     server.faults.extend(["", "cut", "503", ""] * 3)
-    do_as_found(Job(find_shards(addresses), str(tmp_path / "remote.csv"), workers=workers))
+    do_as_found(Job(find_shards(addresses), str(tmp_path / "remote.csv")))
     assert (tmp_path / "remote.csv").read_bytes() == (tmp_path / "local.csv").read_bytes()
 
 

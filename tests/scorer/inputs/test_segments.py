@@ -49,8 +49,8 @@ def path(tmp_path: Path) -> str:
     return shards.write_shard(tmp_path / "x", [video(number, judged) for number, judged in enumerate(MANY)])
 
 
-def read(path: str, start: Position = BEGINNING, size: int = 3, workers: int = 0) -> list[Batch]:
-    return list(batches(shards.sources([path]), SCHEMA, size, start=start, on_error="skip", workers=workers))
+def read(path: str, start: Position = BEGINNING, size: int = 3) -> list[Batch]:
+    return list(batches(shards.sources([path]), SCHEMA, size, start=start, on_error="skip"))
 
 
 def contents(found: list[Batch]) -> list[tuple[bytes, list[float], list[int]]]:
@@ -62,9 +62,8 @@ def contents(found: list[Batch]) -> list[tuple[bytes, list[float], list[int]]]:
     return rows
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_rows_are_segments(path: str, workers: int) -> None:
-    found = contents(read(path, workers=workers))
+def test_rows_are_segments(path: str) -> None:
+    found = contents(read(path))
     assert [id.decode() for id, _, _ in found] == [
         *("v0:5", "v0:20", "v2:0"),
         *(f"v5:{start}" for start in range(0, 40, 5)),

@@ -14,6 +14,7 @@ from scorer.errors import InputError, ShardError
 from scorer.inputs import tfrecord
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Shard
+from scorer.kernels import loops
 from tests import shards
 
 PAYLOADS = [b"first", b"", b"third" * 100]
@@ -179,3 +180,18 @@ def test_resume_at_the_end(path: str) -> None:
     with Shard(LocalFile.at(path)) as shard:
         (frames,) = shard.blocks(offset=shard.size, record=3)
     assert (len(frames), frames.last, frames.lost) == (0, True, None)
+
+
+@pytest.mark.skipif(loops.active.find_header is None, reason="records are looked for by the compiled loops alone")
+def test_records_are_found_from_any_byte(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = shards.starts(path)
+    for searched in (12, 13, 40, 1 << 13):
+        monkeypatch.setattr(tfrecord, "_SEARCHED", searched)
+        with Shard(LocalFile.at(path)) as shard:
+            for offset in range(shard.size + 2):
+                following = next((start for start in starts[:-1] if start >= offset), None)
+                assert shard.find_record(offset, shard.size) == following
+                assert shard.find_record(offset, offset) is None
+                if following is not None:
+                    assert shard.find_record(offset, following) is None
+                    assert shard.find_record(offset, following + 1) == following

@@ -28,6 +28,8 @@ class JsonLines:
 
 
 class JsonReader:
+    find_record = None
+
     def __init__(self, inputs: Mapping[str, int], source: Source, reader: Reader) -> None:
         self._inputs, self._source, self._reader = inputs, source, reader
         self.check_unchanged, self.close, self.size = reader.check_unchanged, reader.close, source.stat.size
@@ -39,6 +41,7 @@ class JsonReader:
         sizes: RowSizes,
         rows: tuple[int, int],
         label_bytes: int,
+        stop: int,
     ) -> DecodedRun:
         return NOTHING
 

@@ -3,7 +3,7 @@
     python -m tests.scorer.job.crash --kills 200 '../shared/data/yt8m/validate00[01]*.tfrecord'
 
 Every run commits after each batch, so that kills land between, before and within commits, and takes another batch size
-and another number of threads and of decoding processes. A run that ends before it is killed is compared and the next
+and another number of threads. A run that ends before it is killed is compared and the next
 one starts again.
 """
 
@@ -71,7 +71,7 @@ def _one_job(
     """Begin a job, kill and resume it until it ends by itself, compare, and clear up."""
     while True:
         options = ["--resume", "--batch-size", str(chance.choice((1, 7, 64, 150)))]
-        options += ["--threads", chance.choice("12"), "--workers", chance.choice("002")]
+        options += ["--threads", chance.choice("12")]
         process = _start(shards, model, output, *options)
         if tally.kills < kills:
             if chance.random() < AT_WORK:

@@ -113,7 +113,7 @@ def _one_job(store: _Store, output: str, seconds: float, kills: int, tally: Stor
     """Kill and resume a job until it ends by itself, after MOST kills or `kills` in all at the latest."""
     most, said = min(kills, tally.kills + MOST), ""
     while True:
-        options = ["--resume", "--batch-size", str(chance.choice((7, 64, 150))), "--workers", chance.choice("002")]
+        options = ["--resume", "--batch-size", str(chance.choice((7, 64, 150)))]
         process = store.start(output, *options)
         if tally.kills < most:
             pattern = chance.choice(("", "*.journal", "*.sending"))

@@ -98,7 +98,7 @@ def test_a_memory_limit(command: list[str], whole: dict[str, bytes], tmp_path: P
     limit = 4 << 30
     code, says = score(enormous, output, limit=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     assert code == 7
-    assert says == "score: out of memory; use a smaller --batch-size or fewer --workers\n"
+    assert says == "score: out of memory; use a smaller --batch-size or fewer --threads\n"
     assert files_of(output) == {}
     assert score(command, output) == (0, "")
     assert files_of(output) == whole

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ import numpy as np
 import pytest
 
 from scorer.errors import InputError, NothingScoredError, RecordError, ResumeError, ShardError, UsageError
-from scorer.inputs.batching import Batch, batches
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress
 from scorer.model.predictor import Features, Predictions
 from scorer.outputs.file import FileSink
 from scorer.outputs.sink import Commit
-from scorer.pipeline import predict
 from scorer.system.signals import StopRequest
 from tests import shards
 from tests.scorer.fakes import INPUTS, FakePredictor, do, files_of, write_shards
@@ -225,53 +222,6 @@ def test_no_file_or_thread_stays_open(job: Job) -> None:
         do(other(job, "other.csv"))
     assert threading.active_count() == threads
     assert not [name for name in files_of(Path(job.output)) if name.endswith(".lock")]
-
-
-def test_decoding_processes_are_started_once_one_decoder_is_too_slow(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def recorded(*arguments: Any, workers: int, **options: Any) -> Iterator[Batch]:
-        asked.append(workers)
-        return batches(*arguments, workers=0, **options)
-
-    monkeypatch.setattr(predict, "batches", recorded)
-    monkeypatch.setattr(predict, "usable_cores", lambda: 4)
-    monkeypatch.setattr(predict, "_WORTH_WORKERS", 0)
-    monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
-    told: list[str] = []
-    report = score(job, FakePredictor(), StopRequest(), lambda progress: None, told.append)
-    assert asked == [0, 3]
-    assert told == ["the model outruns one decoder: 3 decoding processes from here on"]
-    assert report.workers == 3
-    calm = other(job, "calm.csv", workers=0)
-    do(calm)
-    assert rows_of(calm) == rows_of(job)
-    assert asked == [0, 3, 0]
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_decoding_processes_that_cannot_be_started_are_a_line(
-    job: Job, later: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the start, or once the model outruns one decoder: the job is done without them."""
-    calm = other(job, "calm.csv", workers=0)
-    do(calm)
-
-    def limited(*arguments: Any, **options: Any) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("subprocess.Popen", limited)
-    monkeypatch.setattr(predict, "usable_cores", lambda: 3)
-    monkeypatch.setattr(predict, "_WORTH_WORKERS", 0)
-    monkeypatch.setattr(predict, "_TRIAL_SECONDS", 0.0)
-    monkeypatch.setattr(predict, "_TOO_BUSY", 0.0)
-    told: list[str] = []
-    given = replace(job, workers=None if later else 2)
-    report = score(given, FakePredictor(), StopRequest(), lambda progress: None, told.append)
-    assert told[later:] == ["2 of 2 decoding processes could not be started: Too many open files"]
-    assert report.workers == 0
-    assert rows_of(calm) == rows_of(job)
 
 
 def test_labels_that_are_none_are_said_once_and_the_videos_scored(job: Job) -> None:

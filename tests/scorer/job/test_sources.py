@@ -57,11 +57,10 @@ def test_a_job_stats_each_local_shard_so_often(
     assert seen == dict.fromkeys(paths, STATS)
 
 
-@pytest.mark.parametrize("workers", [None, 0])
-def test_a_toy_source_is_scored_as_files_are(paths: list[str], tmp_path: Path, workers: int | None) -> None:
+def test_a_toy_source_is_scored_as_files_are(paths: list[str], tmp_path: Path) -> None:
     for path in paths:
         toy_source.CONTENT[f"shards/{Path(path).name}"] = 1, Path(path).read_bytes()
-    files = Job(find_shards(paths), str(tmp_path / "out" / "files.csv"), workers=workers)
+    files = Job(find_shards(paths), str(tmp_path / "out" / "files.csv"))
     toys = replace(files, shards=find_shards(["toy://shards"]), output=str(tmp_path / "out" / "toys.csv"))
     record = do_as_found(toys).record
     do_as_found(files)

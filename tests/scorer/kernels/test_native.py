@@ -227,6 +227,6 @@ def test_a_block_and_rows_that_another_thread_changes() -> None:
         ):
             for _ in range(50):
                 found = native.decode(
-                    file.fileno(), 0, size, memoryview(block), ((b"x", 3),), (rows,), 0, 2000, sizes, 10**6
+                    file.fileno(), 0, size, size, memoryview(block), ((b"x", 3),), (rows,), 0, 2000, sizes, 10**6
                 )
                 assert 0 <= found[0] <= 2000

@@ -1,0 +1,262 @@
+"""Batches that threads decode and work on side by side, in order: each thread its own range of the records.
+
+Where records start is not known before those in front of them were read. So a thread takes a range of bytes, looks for
+the first place in it that looks like a record's start, and decodes up to the first record that starts behind the range.
+What comes of that counts where the records before it ended at that very place. Where they did not, because a record
+holds what looks like another or because the shard is damaged, and where a range has more than a batch takes, the rest
+of the range is decoded in turn. So all is as one decoder gives it, except for the number of videos in each batch.
+
+Short files are never cut. Sources that are no files, and long files whose records can only be read one after the other,
+are decoded in turn, by the thread that takes a batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Generic, TypeAlias, TypeVar
+
+from scorer.errors import Yt8mError
+from scorer.inputs.batching import Batch, Batcher, BufferPool
+from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.readers import RecordReaders
+from scorer.inputs.records import Schema
+from scorer.inputs.source import UNKNOWN_SIZE, LocalFile, Source
+from scorer.pipeline.ordered import in_order
+from scorer.system.signals import StopRequest
+
+R = TypeVar("R")
+Place: TypeAlias = tuple[int, int]
+"""Index of a shard, and a byte there."""
+
+WORTH_RANGES = 8 << 20
+"""Bytes to read; fewer are decoded in turn, in milliseconds."""
+_FULL = 0.99  # of a batch is what a range is to hold: its records may be shorter than those that were seen
+_LESS = 0.9  # of their length is expected after a range that had more than a batch takes
+
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """A batch, and what came of it."""
+
+    batch: Batch
+    result: R
+
+
+@dataclass(frozen=True)
+class _Range:
+    """The records that start at `start` or after it and before `stop`. exact: a record does start at `start`."""
+
+    start: Position
+    stop: Place
+    exact: bool
+
+
+@dataclass(frozen=True)
+class _Attempt(Generic[R]):
+    """What a thread made of a range: its first batch, if there is one."""
+
+    range: _Range
+    done: Done[R] | None
+
+
+class RangeReader(Generic[R]):
+    """Reads shards in `threads` threads, each of which also does `work` with the batches that it decoded.
+
+    size: the most videos in a batch. skip: whether faults are put into `Batch.quarantined`, or raised.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Source],
+        schema: Schema,
+        size: int,
+        work: Callable[[Batch], R],
+        *,
+        threads: int,
+        skip: bool = False,
+    ) -> None:
+        self._shards, self._schema, self._size, self._work = shards, schema, size, work
+        self._threads, self._skip = threads, skip
+        self._pool = BufferPool(schema, size, threads + 1)
+        self._own = threading.local()
+        self._record_bytes = 4.0 * max(1, sum(schema.inputs.values()))  # few have less; later, what was seen last
+
+    def read(
+        self,
+        start: Position = BEGINNING,
+        max_in_flight: int | None = None,
+        stop: StopRequest | None = None,
+        coalesce: int = 1,
+    ) -> Generator[list[Done[R]]]:
+        """All batches from `start` on, in order; the other arguments are those of `in_order`.
+
+        Raises InputError, what `work` raises, and, where faults are not skipped, ShardError or RecordError at the first
+        of them; what comes before the batch of an error is given first.
+        """
+        at, most = start, max_in_flight or 2 * self._threads
+        with closing(in_order(self._do, self._tasks(start), self._threads, most, stop, coalesce)) as results:
+            for some in results:
+                at = yield from self._accepted(some, at)
+
+    def _tasks(self, start: Position) -> Generator[_Range | Batch]:
+        """What the threads are to do, made by one at a time: ranges to decode, or batches that are decoded already."""
+        ranges = self._threads > 1 and self._bytes_between(start, (len(self._shards), 0)) >= WORTH_RANGES
+        shards = list(enumerate(self._shards))[start.shard :]
+        for cut, some in groupby(shards, lambda shard: ranges and isinstance(shard[1], LocalFile)):
+            if cut:
+                yield from self._cut(some, start)
+            else:
+                yield from self._in_turn(some, start)
+
+    def _cut(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[_Range | Batch]:
+        """Local files in ranges, except for long ones that cannot be cut."""
+        cutter, index = _Cutter(self._shards, start, self._range_bytes, self._splits), 0
+        for index, source in shards:
+            if not (yield from cutter.take(index)):
+                yield from self._in_turn([(index, source)], start)
+        yield from cutter.rest(index + 1)
+
+    def _in_turn(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[Batch]:
+        """Batches of shards that are decoded one after the other."""
+        batcher = Batcher(self._pool, start, skip=self._skip)
+        with closing(self._readers.opened(shards)) as opened:
+            for index, reader in opened:
+                yield from batcher.read(reader, start if index == start.shard else Position(index, 0, 0))
+        yield from batcher.rest()
+
+    def _splits(self, index: int) -> bool:
+        """Whether a shard can be read from any byte on; not where it cannot be read at all, as will be seen in turn."""
+        try:
+            with closing(self._readers.open(self._shards[index])) as reader:
+                return reader.find_record is not None
+        except Yt8mError:
+            return False
+
+    def _do(self, task: _Range | Batch) -> Done[R] | _Attempt[R]:
+        if isinstance(task, Batch):
+            return self._worked(task)
+        try:
+            batch = self._first_batch(task)
+        except Yt8mError:
+            batch = None  # the error is raised where it comes up in turn, if it does
+        return _Attempt(task, self._worked(batch) if batch else None)
+
+    def _worked(self, batch: Batch) -> Done[R]:
+        return Done(batch, self._work(batch))
+
+    def _first_batch(self, task: _Range) -> Batch | None:
+        with closing(self._batches(task)) as batches:
+            batch = next(batches, None)
+        if batch and (records := len(batch) + len(batch.quarantined)):
+            end = batch.end.shard, batch.end.offset
+            whole = end >= task.stop
+            seen = self._bytes_between(batch.start, end) / records if whole else _LESS * self._record_bytes
+            self._record_bytes = max(1, seen)
+        return batch
+
+    def _batches(self, task: _Range) -> Generator[Batch]:
+        """The records of a range, decoded in the calling thread; where none is known to be first, from the first that
+        seems to be one, whose number is 0 then.
+        """
+        batcher: Batcher | None = None
+        for index in range(task.start.shard, task.stop[0] + (task.stop[1] > 0)):
+            first = task.start if index == task.start.shard else Position(index, 0, 0)
+            stop = task.stop[1] if index == task.stop[0] else UNKNOWN_SIZE
+            with closing(self._readers.open(self._shards[index])) as reader:
+                if first.offset and not task.exact:
+                    found = reader.find_record and reader.find_record(first.offset, stop)
+                    if found is None:
+                        continue
+                    first = Position(index, 0, found)
+                batcher = batcher or Batcher(self._pool, first, skip=self._skip)
+                yield from batcher.read(reader, first, stop)
+        if batcher:
+            yield from batcher.rest()
+
+    def _accepted(self, some: list[Done[R] | _Attempt[R]], at: Position) -> Generator[list[Done[R]], None, Position]:
+        """What counts of some results where all before them ended `at`, and what they lack; returns where they end."""
+        ready: list[Done[R]] = []
+        for made in some:
+            done = made if isinstance(made, Done) else self._true(made, at)
+            if done is not None:
+                ready.append(done)
+                at = done.batch.end
+            if isinstance(made, _Attempt) and (at.shard, at.offset) < made.range.stop:
+                if ready:
+                    yield ready
+                ready = []
+                for batch in self._batches(_Range(at, made.range.stop, exact=True)):
+                    at = batch.end
+                    yield [self._worked(batch)]
+        if ready:
+            yield ready
+        return at
+
+    def _true(self, made: _Attempt[R], at: Position) -> Done[R] | None:
+        """What an attempt has if a record does start where it began, its records numbered as they are in the shard."""
+        done = made.done
+        if done is None or (done.batch.start.shard, done.batch.start.offset) != (at.shard, at.offset):
+            return None
+        done.batch.count_from(at.record, self._shards[at.shard].address)
+        return done
+
+    @property
+    def _readers(self) -> RecordReaders:
+        """The calling thread's: they share buffers."""
+        if not hasattr(self._own, "readers"):
+            self._own.readers = RecordReaders(self._schema)
+        readers: RecordReaders = self._own.readers
+        return readers
+
+    def _range_bytes(self) -> int:
+        return max(1, int(_FULL * self._size * self._record_bytes))
+
+    def _bytes_between(self, start: Position, stop: Place) -> int:
+        return sum(shard.stat.size for shard in self._shards[start.shard : stop[0]]) - start.offset + stop[1]
+
+
+class _Cutter:
+    """Cuts shards that come one after the other, from `start` on, into ranges of about so many `bytes`.
+
+    splits: whether the shard of an index may be cut.
+    """
+
+    def __init__(
+        self, shards: Sequence[Source], start: Position, bytes: Callable[[], int], splits: Callable[[int], bool]
+    ) -> None:
+        self._shards, self._start, self._bytes, self._splits = shards, start, bytes, splits
+        self._open: _Range | None = None  # the range that is not full; its `stop` is not known
+        self._room = 0
+
+    def take(self, index: int) -> Generator[_Range, None, bool]:
+        """Take a shard; yields the ranges that became full. False, and there is none left, where it is too long."""
+        size = self._shards[index].stat.size
+        first = self._start if index == self._start.shard else Position(index, 0, 0)
+        at = first.offset
+        splits = size - at > self._room and self._splits(index)
+        if size - at > self._room and not splits:
+            yield from self.rest(index)
+        if self._open is None:
+            self._begin(first, exact=True)
+        if size - at > self._room and not splits:
+            self._open = None
+            return False
+        while size - at > self._room:
+            at += self._room
+            yield from self.rest(index, at)
+            self._begin(Position(index, 0, at), exact=False)
+        self._room -= size - at
+        return True
+
+    def rest(self, index: int, at: int = 0) -> Generator[_Range]:
+        """The range that is not full, if there is one, up to byte `at` of a shard."""
+        if self._open is not None:
+            yield _Range(self._open.start, (index, at), self._open.exact)
+        self._open, self._room = None, 0
+
+    def _begin(self, start: Position, *, exact: bool) -> None:
+        self._open, self._room = _Range(start, (0, 0), exact), self._bytes()

@@ -1,0 +1,219 @@
+"""Threads that each decode a range of the records give what one decoder gives, whatever is in the shards."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scorer.errors import Yt8mError
+from scorer.inputs import batching, tfrecord
+from scorer.inputs.batching import Batch, batches
+from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.source import Source
+from scorer.pipeline import ranges
+from scorer.pipeline.ranges import RangeReader
+from tests import shards
+from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, rows, write
+from tests.scorer.inputs.toy_source import CONTENT, find
+
+
+@pytest.fixture(autouse=True)
+def however_little_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "WORTH_RANGES", 0)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+class Read(NamedTuple):
+    """All that a reader gave, apart from where its batches ended."""
+
+    videos: list[Any]
+    quarantined: list[Any]
+    label_faults: list[str]
+    finished: list[tuple[int, int]]
+    end: Position
+    error: str
+
+
+def everything(found: Iterator[Batch]) -> Read:
+    read = Read([], [], [], [], BEGINNING, "")
+    try:
+        for batch in found:
+            read.videos.extend(rows(batch))
+            read.quarantined.extend(batch.quarantined)
+            read.label_faults.extend(map(str, batch.label_faults))
+            read.finished.extend(batch.finished)
+            read = read._replace(end=batch.end)
+            batch.release()
+    except Yt8mError as error:
+        read = read._replace(error=str(error))
+    return read
+
+
+def in_ranges(found: Sequence[Source], size: int, threads: int, *, skip: bool, start: Position = BEGINNING) -> Read:
+    reader = RangeReader(found, SCHEMA, size, lambda batch: None, threads=threads, skip=skip)
+    return everything(done.batch for some in reader.read(start) for done in some)
+
+
+def in_turn(found: Sequence[Source], size: int, *, skip: bool, start: Position = BEGINNING) -> Read:
+    return everything(batches(found, SCHEMA, size, start=start, on_error="skip" if skip else "fail"))
+
+
+def with_more(number: int, more: bytes) -> bytes:
+    """A good record with a feature that nobody asks for."""
+    return shards.example_of(
+        [
+            shards.entry("more", shards.bytes_feature(more)),
+            shards.entry("id", shards.bytes_feature(b"more%d" % number)),
+            shards.entry("labels", shards.int64_feature([number])),
+            shards.entry("rgb", shards.float_feature([number, 1, 2])),
+            shards.entry("audio", shards.float_feature([3])),
+        ]
+    )
+
+
+def nested(number: int) -> bytes:
+    """One that holds whole records of a TFRecord file, good ones and a bad one."""
+    return with_more(number, b"".join(map(shards.frame, [payload(500 + number), b"", payload(600 + number)])))
+
+
+KINDS = [*kinds_of_payload(0), *["plain"] * 12, "nested", "nested", "very long"]
+
+
+def made(number: int, kind: str) -> bytes:
+    if kind == "nested":
+        return nested(number)
+    if kind == "very long":
+        return with_more(number, b"x" * 3000)
+    return kinds_of_payload(number)[kind]
+
+
+@given(
+    kinds=st.lists(st.lists(st.sampled_from(KINDS), max_size=40), max_size=5),
+    damage=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["flip", "cut"]), st.integers(0, 20_000)), max_size=3),
+    size=st.integers(1, 12),
+    threads=st.integers(2, 4),
+    block=st.integers(1000, 4000),
+    skip=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_ranges_give_what_one_decoder_gives(
+    tmp_path_factory: pytest.TempPathFactory,
+    kinds: list[list[str]],
+    damage: list[tuple[int, str, int]],
+    size: int,
+    threads: int,
+    block: int,
+    skip: bool,
+    data: st.DataObject,
+) -> None:
+    folder = tmp_path_factory.mktemp("ranges")
+    numbers = [*accumulate(map(len, kinds), initial=0)]
+    paths = [
+        shards.write_shard(folder / f"{i}", [made(first + n, kind) for n, kind in enumerate(shard)])
+        for i, (first, shard) in enumerate(zip(numbers, kinds, strict=False))
+    ]
+    for index, how, byte in damage:
+        if index < len(paths) and (length := Path(paths[index]).stat().st_size):
+            shards.flip_bit(paths[index], byte % length) if how == "flip" else shards.truncate(
+                paths[index], byte % length
+            )
+    found = shards.sources(paths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        patch.setattr(batching, "MAX_QUARANTINED", 4)
+        expected = in_turn(found, size, skip=skip)
+        given = in_ranges(found, size, threads, skip=skip)
+        if expected.error:  # how much of what comes before is dropped with the error's batch depends on the batches
+            assert given.error == expected.error
+            most = in_turn(found, 1, skip=skip)
+            assert given.videos == most.videos[: len(given.videos)]
+            return
+        assert given == expected
+        ends = [batch.end for batch in batches(found, SCHEMA, size, on_error="skip")]
+        if ends and skip:
+            start = data.draw(st.sampled_from(ends))
+            assert (
+                in_ranges(found, size, threads, skip=True, start=start)[:4]
+                == in_turn(found, size, skip=True, start=start)[:4]
+            )
+
+
+def test_threads_decode_all_of_a_long_shard_and_of_many_short_ones(tmp_path: Path) -> None:
+    """And not the caller, as it does what could not be decoded in ranges."""
+    paths = write(tmp_path, [400, *[7] * 40])
+    made: list[tuple[str, int]] = []
+
+    def note(batch: Batch) -> None:
+        made.append((threading.current_thread().name, len(batch)))
+
+    reader = RangeReader(shards.sources(paths), SCHEMA, 50, note, threads=3)
+    assert everything(done.batch for some in reader.read() for done in some).end == Position(41, 0, 0)
+    assert sum(count for _, count in made) == 680
+    assert {name.split()[0] for name, _ in made} == {"predict"}
+    assert len(made) > 680 // 50
+
+
+def frame_level(path: Path) -> str:
+    frames = {"rgb": np.full((2, 3), 7, np.uint8), "audio": np.full((2, 1), 9, np.uint8)}
+    return shards.write_shard(path, [shards.sequence_example(f"frames{i}", [i], frames) for i in range(30)])
+
+
+def test_formats_and_sources_that_are_decoded_in_turn_stand_between_ranges(tmp_path: Path) -> None:
+    paths = write(tmp_path / "plain", [30, 5, 40])
+    packed = tmp_path / "packed.tfrecord"
+    packed.write_bytes(gzip.compress(Path(paths[0]).read_bytes(), 0))
+    CONTENT["between/x.tfrecord"] = 1, Path(paths[1]).read_bytes()
+    (toy,) = find("toy://between/x.tfrecord")
+    first, second, third = shards.sources(paths)
+    extra = shards.sources([frame_level(tmp_path / "frames"), str(packed)])
+    found = [toy, first, extra[0], toy, toy, second, extra[1], third, extra[0], toy]
+    for size in (4, 11, 100):
+        given, expected = in_ranges(found, size, 3, skip=True), in_turn(found, size, skip=True)
+        assert given == expected
+        assert len(given.videos) == 4 * 5 + 30 + 5 + 30 + 40
+        assert len(given.quarantined) == 2 * 30  # the schema has no means of frames
+
+
+def test_a_shard_that_is_gone_is_an_error_after_what_comes_before_it(tmp_path: Path) -> None:
+    paths = write(tmp_path, [30, 30, 30])
+    found = shards.sources(paths)
+    Path(paths[1]).unlink()
+    for skip in (True, False):
+        given = in_ranges(found, 4, 3, skip=skip)
+        assert "001.tfrecord: cannot be opened" in given.error
+        assert given.videos == in_turn(found[:1], 4, skip=True).videos
+
+
+def test_nothing_compiled_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.inputs.example_reader.native_decoder", lambda schema: None)
+    found = shards.sources(write(tmp_path, [30, 30]))
+    assert in_ranges(found, 4, 3, skip=False) == in_turn(found, 4, skip=False)
+
+
+def test_closing_early_ends_the_threads(tmp_path: Path) -> None:
+    reader = RangeReader(shards.sources(write(tmp_path, [500])), SCHEMA, 4, lambda batch: None, threads=3)
+    found = reader.read()
+    next(found)
+    found.close()
+
+
+def test_little_is_decoded_in_full_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "WORTH_RANGES", 1 << 20)
+    reader = RangeReader(shards.sources(write(tmp_path, [30, 2])), SCHEMA, 8, len, threads=3)
+    assert [done.result for some in reader.read() for done in some] == [8, 8, 8, 8]
