@@ -115,7 +115,7 @@ def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list
     with _elsewhere(_plain_steps, model, config, paths, options, device) as plain_rate:
         next(ours)
         for _ in range(options.rounds):
-            rates["peak"].append(_peak(device, training.bf16))
+            rates["peak"].append(_peak(device, training.half or torch.float32))
             rates["ours"].append(_rate(ours, steps, device))
             rates["plain"].append(plain_rate(max(1, steps // 10)))
     flops = _flops(training, model)
@@ -230,9 +230,8 @@ def _rate(steps: Iterator[int], count: int, device: torch.device) -> float:
     return videos / (time.perf_counter() - start)
 
 
-def _peak(device: torch.device, bf16: bool) -> float:
+def _peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large matrix product: the best of a few."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
     matrix = torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype)
     repeats = 20 if device.type == "cuda" else 2
 

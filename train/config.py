@@ -167,10 +167,10 @@ class TrainConfig:
         "of initial weights, order, dropout and mixup",
         range=(lambda value: 0 <= value < 2**63, "at least 0 and less than 2**63"),
     )
-    precision: Literal["auto", "fp32", "bf16"] = setting(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto",
-        "of matrix products: bf16 autocast, none, or bf16 where the device is fast at it",
-        choices=("auto", "fp32", "bf16"),
+        "of matrix products: autocast to bf16, to fp16 with losses scaled, none, or what the device is fast at",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = setting(False, "run torch.compile: worth its minute of compilation for long runs on a GPU")
 

@@ -23,6 +23,19 @@ def bf16_is_fast(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def fast_half(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type whose matrices the device multiplies faster than float32's; None where there is none.
+
+    bfloat16 where `bf16_is_fast`, which on GPUs is from Ampere on; float16 on those with tensor cores before it, Volta
+    and Turing (compute capability 7.0 and 7.5).
+    """
+    if bf16_is_fast(device):
+        return torch.bfloat16
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0):
+        return torch.float16
+    return None
+
+
 def choose_device(name: str, local: int) -> torch.device:
     """The device for "auto", "cpu", "cuda" or "cuda:N"; `local` picks the GPU of a process. Raises DeviceError.
 

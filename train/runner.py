@@ -30,7 +30,7 @@ from train.layers import count_parameters
 from train.overrides import Overrides, differences, overridden
 from train.registry import build, config_from_json, spec
 from train.state import CURVES
-from train.training import Data, Training, TrainingStopped
+from train.training import HALF, Data, Training, TrainingStopped
 from train.view import TrialView, log, print_table, view
 
 TRIAL_EPOCHS = 2
@@ -249,7 +249,7 @@ def _enough_memory(name: str) -> Iterator[None]:
 
 
 def _describe(training: Training, data: Data) -> str:
-    precision = "bf16" if training.bf16 else "fp32"
+    precision = next(name for name, half in HALF.items() if half is training.half)
     plan, progress, labels = training.plan, training.state.progress, training.state.model_config.labels
     largest = int(data.train.labels.max(initial=0))
     whose = f", as {VOCABULARIES[labels]} has" if labels in VOCABULARIES else ""

@@ -2,7 +2,8 @@
 
 A state file (last.safetensors) holds the weights, Adam's moments and the weight average as tensors `model.*`,
 `exp_avg.*`, `exp_avg_sq.*`, `average.*`, the losses of the epoch under way, and in its metadata both configurations,
-the videos' fingerprint and the progress. It holds no random generator: whatever is random is seeded by the run's seed
+the videos' fingerprint and the progress. Where losses are scaled (float16) there is `scaling` too, float64 (3,): the
+scale, steps since it last changed, and steps that the optimiser has taken. It holds no random generator: whatever is random is seeded by the run's seed
 and the number of the epoch or step.
 """
 
@@ -70,6 +71,7 @@ class State:
     losses: Tensor
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     best_weights: dict[str, Tensor] | None = None
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     saved: float = field(default_factory=time.monotonic)
 
     def best(self) -> Record:
@@ -117,7 +119,14 @@ class State:
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             tensors |= {f"{kind}.{name}": moments[kind] for kind in ("exp_avg", "exp_avg_sq") if kind in moments}
-        return tensors | {"losses": self.losses}
+        return tensors | {"losses": self.losses} | self._scaling()
+
+    def _scaling(self) -> dict[str, Tensor]:
+        if not self.scaler.is_enabled():
+            return {}
+        scaling = self.scaler.state_dict()
+        taken = next((float(moments["step"]) for moments in self.optimizer.state.values()), 0.0)
+        return {"scaling": torch.tensor([scaling["scale"], scaling["_growth_tracker"], taken], dtype=torch.float64)}
 
     def _metadata(self) -> dict[str, str]:
         return {
@@ -137,12 +146,20 @@ class State:
             if self.config.ema:
                 self.average.load_state_dict(_under("average.", tensors))
             self.losses.copy_(tensors["losses"])
-            self._restore_moments(tensors)
+            self._restore_moments(tensors, self._restore_scaling(tensors))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise ModelError(f"damaged training state: {error}", hints=(Hint.RESTART,)) from None
 
-    def _restore_moments(self, tensors: dict[str, Tensor]) -> None:
+    def _restore_scaling(self, tensors: dict[str, Tensor]) -> float:
+        """The steps that the optimiser has taken: all that are done, unless losses are scaled and some overflowed."""
         done = float(self.progress.epoch * len(self.losses) + self.progress.step)
+        if not self.scaler.is_enabled() or "scaling" not in tensors:
+            return done
+        scale, growing, taken = tensors["scaling"].tolist()
+        self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growing)})
+        return min(float(taken), done)
+
+    def _restore_moments(self, tensors: dict[str, Tensor], done: float) -> None:
         for name, parameter in self.model.named_parameters():
             if done and parameter.requires_grad:
                 self.optimizer.state[parameter] = {

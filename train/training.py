@@ -24,7 +24,7 @@ from scorer.errors import Hint, TrainingError
 from train.config import ModelConfig, TrainConfig
 from train.cpu import keep_freed_memory, optimize_for_cpu
 from train.data import Videos
-from train.devices import bf16_is_fast
+from train.devices import fast_half
 from train.distillation.cache import cached_soft_labels
 from train.distillation.soft_labels import At, SoftLabels, point
 from train.distributed import World, wrap_ddp
@@ -37,6 +37,8 @@ from train.measures import fisher_ratios, log_odds, statistics
 from train.registry import build
 from train.state import State
 
+HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type of matrix products by its name in a recipe; None for float32."""
 _AGREE_EVERY = 20
 _SAVED = "what was saved before it stands"
 
@@ -109,7 +111,7 @@ class Training:
     def __init__(self, model: ModelConfig, config: TrainConfig, data: Data, device: torch.device, world: World) -> None:
         self.config, self.device, self.world = config, device, world
         self.plan = Plan.of(len(data.train), config.batch, world)
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
+        self.half = fast_half(device) if config.precision == "auto" else HALF[config.precision]
         half = torch.float16 if device.type == "cuda" else torch.float32
         self.train_data = placed(data.train, device, TRAIN_SHARE, half)
         self.valid_data = placed(data.valid, device, VALID_SHARE)
@@ -128,8 +130,9 @@ class Training:
         optimizer = _optimizer(self.model, config)
         facts = trained_on(data.train, model.inputs)
         self.state = State(model, config, data.fingerprint(), facts, self.model, average, optimizer, losses)
+        self.state.scaler = torch.amp.GradScaler(device.type, enabled=self.half is torch.float16)
         if device.type == "cpu":
-            optimize_for_cpu(self.model, bf16=self.bf16)
+            optimize_for_cpu(self.model, bf16=self.half is torch.bfloat16)
             keep_freed_memory()
         forward = wrap_ddp(self.model) if world.size > 1 else self.model
         self.forward = torch.compile(forward) if config.compile else forward
@@ -217,11 +220,13 @@ class Training:
         _set_rate(self.state.optimizer, learning_rate(self.config, done, self.config.epochs * self.plan.steps))
         if self.config.mixup and self.soft is None:
             inputs, targets = self._mix(inputs, targets, done)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None):
             logits = self.forward(*inputs)
         loss = LOSSES[self.config.loss](logits, targets)
-        loss.backward()
-        self.state.optimizer.step()
+        scaler = self.state.scaler
+        scaler.scale(loss).backward()
+        scaler.step(self.state.optimizer)
+        scaler.update()
         self.state.optimizer.zero_grad(set_to_none=True)
         self._update_average(done)
         return loss.detach()

@@ -51,6 +51,7 @@ class FakeCuda:
     asked: list[tuple[str, int]] = field(default_factory=list)
     used_on: list[str] = field(default_factory=list)
     thread: threading.local = field(default_factory=threading.local)
+    capability: tuple[int, int] = (9, 0)
     main: Stream = field(default_factory=lambda: Stream(torch.device("cuda", 1), "main"))
 
     @property
@@ -116,7 +117,8 @@ def install(patch: pytest.MonkeyPatch) -> FakeCuda:
         "Stream": Stream,
         "current_stream": lambda device: fake.main,
         "mem_get_info": mem_get_info,
-        "is_bf16_supported": fake.ask("is_bf16_supported", True),
+        "is_bf16_supported": lambda **options: fake.ask("is_bf16_supported", fake.capability >= (8, 0))(),
+        "get_device_capability": lambda device: fake.capability,
     }.items():
         patch.setattr(torch.cuda, name, replacement)
     patch.setattr(Tensor, "to", to)

@@ -8,7 +8,7 @@ import torch
 from scorer.errors import DeviceError
 from tests.train import fake_cuda
 from tests.train.fake_cuda import FakeCuda
-from train.devices import bf16_is_fast, choose_device
+from train.devices import bf16_is_fast, choose_device, fast_half
 
 
 @pytest.fixture
@@ -34,6 +34,16 @@ def test_what_a_gpu_can_is_asked_of_that_gpu(cuda: FakeCuda) -> None:
     assert bf16_is_fast(torch.device("cuda", 1))
     assert cuda.asked == [("is_bf16_supported", 1)]
     assert cuda.current == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "half"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), torch.float16), ((6, 1), None)]
+)
+def test_gpus_without_bfloat16_train_in_float16(
+    capability: tuple[int, int], half: torch.dtype | None, cuda: FakeCuda
+) -> None:
+    cuda.capability = capability
+    assert fast_half(torch.device("cuda", 1)) is half
 
 
 @pytest.mark.parametrize("name", ["cuda:2", "cuda:x", "gpu", "cuda:-1"])

@@ -74,7 +74,9 @@ class Waiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("settings", [{"mixup": 0.4, "soft": False, "ema": 0.9}, {"soft": True}], ids=["own", "soft"])
+@pytest.mark.parametrize(
+    "settings", [{"mixup": 0.4, "soft": False, "ema": 0.9}, {"soft": True, "precision": "fp16"}], ids=["own", "soft"]
+)
 def test_no_step_waits_for_the_device(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     run = Training(*recipe("dmrnet", **settings), Data(videos(100), videos(20, seed=1)), CPU, World())
     run.model.train()

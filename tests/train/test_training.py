@@ -107,6 +107,41 @@ def test_a_stopped_run_resumes_to_the_same_weights(name: str, stop: int, data: D
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
+def overflowing(data: Data) -> Training:
+    """A run in float16 whose losses are scaled by so much that its first steps overflow."""
+    run = training("dmrnet", data, precision="fp16", soft=False)
+    run.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26, growth_interval=4)
+    return run
+
+
+def test_steps_in_float16_that_overflow_change_nothing(data: Data, tmp_path: Path) -> None:
+    run = overflowing(data)
+    before = run.model.get_parameter("classify.weight").clone()
+    (inputs, targets), *_ = run.batches(run._order(0).unbind(), 0)
+    run._step(inputs, targets, 0)
+    assert torch.equal(run.model.get_parameter("classify.weight"), before)
+    run = training("dmrnet", data, precision="fp16", epochs=25, lr=0.01)
+    run.run(tmp_path, Silent(), never)
+    first, last = run.state.progress.log[0], run.state.progress.log[-1]
+    assert last["loss"] < first["loss"]
+    assert last["train_MAP@10"] > 0.5
+
+
+def test_a_stopped_run_in_float16_resumes_to_the_same_weights_and_scale(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    overflowing(data).run(tmp_path / "whole", Silent(), never)
+    with pytest.raises(TrainingStopped):
+        overflowing(data).run(tmp_path / "cut", Silent(), after(9))
+    resumed = overflowing(data)
+    resumed.state.restore(*checkpoint.read(tmp_path / "cut" / checkpoint.LAST))
+    resumed.run(tmp_path / "cut", Silent(), never)
+    assert same(tmp_path / "whole", tmp_path / "cut")
+    scale, _, taken = checkpoint.read(tmp_path / "cut" / checkpoint.LAST)[0]["scaling"].tolist()
+    assert scale < 2.0**26
+    assert 0 < taken < 21
+
+
 def test_another_seed_gives_other_weights(data: Data, tmp_path: Path) -> None:
     for seed in (0, 1):
         run_to_the_end("lstm", data, tmp_path / str(seed), seed=seed, epochs=1)
