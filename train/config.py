@@ -172,7 +172,11 @@ class TrainConfig:
         "of matrix products: autocast to bf16, to fp16 with losses scaled, none, or what the device is fast at",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    compile: bool = setting(False, "run torch.compile: worth its minute of compilation for long runs on a GPU")
+    compile: bool = setting(
+        False,
+        "run torch.compile, on one GPU with CUDA graphs: worth its minute of compilation for long runs there, "
+        "above all at small batches",
+    )
 
     def __post_init__(self) -> None:
         _check(self)

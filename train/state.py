@@ -3,8 +3,8 @@
 A state file (last.safetensors) holds the weights, Adam's moments and the weight average as tensors `model.*`,
 `exp_avg.*`, `exp_avg_sq.*`, `average.*`, the losses of the epoch under way, and in its metadata both configurations,
 the videos' fingerprint and the progress. Where losses are scaled (float16) there is `scaling` too, float64 (3,): the
-scale, steps since it last changed, and steps that the optimiser has taken. It holds no random generator: whatever is random is seeded by the run's seed
-and the number of the epoch or step.
+scale, steps since it last changed, and steps that the optimiser has taken. It holds no random generator: whatever is
+random is seeded by the run's seed and the number of the epoch or step.
 """
 
 from __future__ import annotations
