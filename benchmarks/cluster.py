@@ -3,10 +3,11 @@
     python -m benchmarks.cluster '../shared/data/yt8m/*.tfrecord' --model bundled --videos 200000 --rounds 3
 
 The shards are copied again and again into a folder until they hold so many videos. Everything of a run, the command and
-the nodes, is bound to the same cores. CPU seconds are those of all processes: of Ray's the command, its workers and the
-nodes' own. A job of a shard a core is measured beside each, so that what starting costs stands apart from what a
-video costs. Efficiency is CPU a video of `score` over that of `score --ray`; by the clock it says something on a
-machine that does nothing else, and so does videos/s.
+the nodes, is bound to the same cores. CPU seconds are those of the command and, of Ray's, its workers. What the nodes'
+own processes take goes by the clock, whether they have work or not, and stands apart as a share of one core. A job of
+a shard a core is measured beside each, so that what starting costs stands apart from what a video costs. Efficiency is
+CPU a video of `score` over that of `score --ray`; by the clock it says something on a machine that does nothing else,
+and so does videos/s.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Run:
-    """One run: CPU seconds of all processes, those of the command alone, and seconds by the clock."""
+    """One run: CPU seconds of the command and its workers, of the command alone, and of the nodes' own processes;
+    seconds by the clock.
+    """
 
     cpu: float
     command: float
+    nodes: float
     seconds: float
 
 
@@ -68,19 +72,23 @@ class Counted:
 
     def __init__(self, roots: Sequence[int]) -> None:
         self._roots, self._cpu, self._first = {*roots}, dict[int, float](), dict[int, float]()
+        self._workers: set[int] = set()
         self._done = threading.Event()
         self._look(self._first)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def seconds(self) -> float:
+    def seconds(self) -> tuple[float, float]:
+        """Of the workers, Ray's name for which begins with "ray::", and of the others."""
         self._done.set()
         self._thread.join()
         self._look(self._cpu)
-        return sum(cpu - self._first.get(pid, 0.0) for pid, cpu in self._cpu.items())
+        spent = {pid: cpu - self._first.get(pid, 0.0) for pid, cpu in self._cpu.items()}
+        workers = sum(cpu for pid, cpu in spent.items() if pid in self._workers)
+        return workers, sum(spent.values()) - workers
 
     def _watch(self) -> None:
-        while not self._done.wait(0.1):
+        while not self._done.wait(0.2):
             self._look(self._cpu)
 
     def _look(self, into: dict[int, float]) -> None:
@@ -94,6 +102,9 @@ class Counted:
         for pid, cpu in found.items():
             if self._belongs(pid, parents):
                 into[pid] = cpu
+                with suppress(OSError):
+                    if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                        self._workers.add(pid)
 
     def _belongs(self, pid: int, parents: dict[int, int]) -> bool:
         while pid not in self._roots:
@@ -128,24 +139,28 @@ def run(shards: Path, model: str, cores: Sequence[int], output: Path, ray: tuple
     began = time.monotonic()
     command = ["taskset", "-c", ",".join(map(str, cores)), *plain, "--device", "cpu", "--restart", *more]
     process = subprocess.Popen(command)
-    counted = Counted([process.pid, *(ray[1] if ray else [])])
+    counted = Counted(ray[1] if ray else [])
     _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"score ended with {process.returncode}")
-    return Run(counted.seconds(), usage.ru_utime + usage.ru_stime, time.monotonic() - began)
+    command_cpu = usage.ru_utime + usage.ru_stime
+    workers, nodes = counted.seconds()
+    return Run(workers + command_cpu, command_cpu, nodes, seconds)
 
 
 @dataclass(frozen=True)
 class Pair:
     """Medians over rounds: seconds that a job of a shard a core takes; CPU microseconds of a video, of the command
-    alone too; videos/s.
+    alone too; the nodes' own, of a core; videos/s.
     """
 
     start: float
     start_cpu: float
     each: float
     command: float
+    nodes: float
     rate: float
 
 
@@ -156,7 +171,8 @@ def judged(small: Sequence[Run], large: Sequence[Run], videos: int) -> Pair:
         return _median(large, name) - _median(small, name)
 
     each, command = more("cpu") / videos * 1e6, more("command") / videos * 1e6
-    return Pair(_median(small, "seconds"), _median(small, "cpu"), each, command, videos / more("seconds"))
+    nodes = _median(large, "nodes") / _median(large, "seconds")
+    return Pair(_median(small, "seconds"), _median(small, "cpu"), each, command, nodes, videos / more("seconds"))
 
 
 def _median(runs: Sequence[Run], name: str) -> float:

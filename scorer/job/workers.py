@@ -77,7 +77,6 @@ def connected(cluster: Cluster, log: Callable[[str], None]) -> Iterator[Any]:
     What Ray prints on standard output goes to `log` instead. Raises DeviceError.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it would print on standard error, in between
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         import ray
