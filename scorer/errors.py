@@ -51,7 +51,7 @@ class Hint(Enum):
     NO_RESUME = auto()  # there is nothing to resume
     ON_CPU = auto()  # run the model on the CPU
     OTHER_MODEL = auto()  # choose a model
-    EMBEDDINGS = auto()  # export a model with embeddings
+    EMBEDDINGS = auto()  # export a model with embeddings, or say where they go
     SMALLER_BATCH = auto()  # fewer videos at a time
     ON_DISK = auto()  # keep decoded videos on a disk
     LOWER_RATE = auto()  # a lower learning rate

@@ -75,6 +75,8 @@ def _show(text: str) -> None:
 
 def as_json(model: Model) -> dict[str, Any]:
     """The contract and all metadata, JSON entries parsed, keys without their `yt8m.`."""
+    width = model.facts.embeddings
+    embeddings = {"embeddings": f"float32 [batch, {width}]"} if width else {}
     entries = {key.removeprefix(_PREFIX): _parsed(value) for key, value in sorted(model.facts.metadata.items())}
     return {
         "path": model.facts.path,
@@ -82,7 +84,7 @@ def as_json(model: Model) -> dict[str, Any]:
         "sha256": model.facts.sha256,
         "inputs": model.facts.inputs,
         "dtype": model.facts.dtype,
-        "outputs": {"scores": "float32 [batch, k]", "labels": "int64 [batch, k]"},
+        "outputs": {"scores": "float32 [batch, k]", "labels": "int64 [batch, k]", **embeddings},
         "metadata": entries,
     }
 

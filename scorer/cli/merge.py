@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("parts", nargs="+", metavar="PART", help="part file of score --part, or quoted pattern")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="predictions; - for standard output")
     parser.add_argument(
+        "--embeddings", metavar="FILE", default="", help="where those go of parts that have them, as for score"
+    )
+    parser.add_argument(
         "--max-errors", type=_whole, metavar="N", help="stop when more than N records of all parts are quarantined"
     )
     either = parser.add_mutually_exclusive_group()
@@ -79,6 +82,7 @@ def _merge(options: argparse.Namespace, stop: StopRequest) -> int:
                 max_errors=options.max_errors,
                 stop=stop,
                 watch=watch,
+                embeddings=options.embeddings,
             )
     except Stopped as stopped:
         print_stderr(f"merge: {stopped.scored:,} videos are kept; merge again with --resume")

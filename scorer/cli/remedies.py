@@ -22,4 +22,7 @@ SCORE = {
 
 INSPECT = {Hint.OTHER_MODEL: "or name a model"}
 
-MERGE = {hint: SCORE[hint] for hint in (Hint.MORE_ERRORS, Hint.RESUME, Hint.RESUME_LATER, Hint.RESTART, Hint.NO_RESUME)}
+MERGE = {
+    **{hint: SCORE[hint] for hint in (Hint.MORE_ERRORS, Hint.RESUME, Hint.RESUME_LATER, Hint.RESTART, Hint.NO_RESUME)},
+    Hint.EMBEDDINGS: "with --embeddings",
+}

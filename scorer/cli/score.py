@@ -37,6 +37,7 @@ examples:
   find /data -name '*.tfrecord' -print0 | sort -z | yt8m score @- -o preds.csv
   yt8m score shards -o - | head
   yt8m score shards -o preds.jsonl.gz --names --threshold 0.5
+  yt8m score shards -o preds.csv --embeddings videos.npy
   yt8m score shards -o preds.csv --part 3/16
 
 exit codes:
@@ -123,6 +124,12 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         "--format",
         metavar="NAME",
         help="pairs, labels (both .csv), jsonl or parquet; all but the last also .gz or .zst [by the name, else pairs]",
+    )
+    group.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="what the model's last layer reads of each video, in the order of the rows, to .npy or .parquet (of "
+        "models that are exported with --embeddings)",
     )
     group.add_argument("--names", action="store_true", help="the labels' names too, in jsonl and parquet")
     group.add_argument(
@@ -285,10 +292,11 @@ def _gibibytes(text: str) -> int:
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start a thread a core, which spins and has no work
 
-    from scorer.inputs.discover import find_shards
+    from scorer.inputs.discover import check_shards_apart, find_shards
     from scorer.model.find import check_model_apart, find_model, open_model
+    from scorer.outputs.embeddings import embedding_output
     from scorer.outputs.formats import check_format, format_of
-    from scorer.outputs.open import check_output
+    from scorer.outputs.open import check_embeddings, check_output
 
     _check_scale(options)
     if options.max_errors is not None and options.on_error == "fail":
@@ -296,7 +304,12 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     with end_on_signals():  # a list may come from a terminal, an address from a server
         shards = find_shards(options.shards, options.output, allow_empty=options.allow_empty)
     check_output(options.output)  # what is wrong with it is said before anything is opened
-    check_model_apart(find_model(options.model)[0], options.output)
+    model_path = find_model(options.model)[0]
+    check_model_apart(model_path, options.output)
+    if options.embeddings:
+        check_shards_apart(shards, options.embeddings)
+        check_model_apart(model_path, options.embeddings)
+        check_embeddings(options.output, embedding_output(options.embeddings))
     row_format = format_of(options.output, options.format)
     check_format(row_format, names=options.names or bool(options.vocabulary))
 
@@ -391,6 +404,7 @@ def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str,
         row_format=row_format,
         threshold=options.threshold,
         names=names,
+        embeddings=options.embeddings or "",
     )
 
 

@@ -33,7 +33,7 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
     if record.unknown_labels:
         known = f"the {model.facts.labels:,} labels of the model"
         lines.append(("note", f"{record.unknown_labels:,} true labels are none of {known}: another vocabulary?"))
-    lines.append(("written", f"{output} ({record.output.bytes:,} bytes)"))
+    lines += _written(record, output)
     if record.quarantined:
         lines.append(("quarantined", f"listed {report.quarantine_place}, {record.bytes_lost:,} bytes lost with them"))
     print_lines(lines)
@@ -75,8 +75,15 @@ def print_merge_summary(record: CompletionRecord, output: str) -> None:
         lines.append(("quality", _quality(record)))
     if record.unknown_labels:
         lines.append(("note", f"{record.unknown_labels:,} true labels are none of the model's: another vocabulary?"))
-    lines.append(("written", f"{output} ({record.output.bytes:,} bytes)"))
-    print_lines(lines)
+    print_lines([*lines, *_written(record, output)])
+
+
+def _written(record: CompletionRecord, output: str) -> list[tuple[str, str]]:
+    lines = [("written", f"{output} ({record.output.bytes:,} bytes)")]
+    if record.embeddings is not None:
+        width, size = record.options.embeddings, record.embeddings.bytes
+        lines.append(("embeddings", f"{record.embeddings.name} ({size:,} bytes), {width:,} numbers a video"))
+    return lines
 
 
 def _quality(record: CompletionRecord) -> str:

@@ -41,7 +41,9 @@ def find_shards(names: Sequence[str], output: str | None = None, *, allow_empty:
         UsageError: a shard given twice, under whatever name, or one that is also the output.
     """
     shards = [shard for name in expand_lists(names) for shard in _expand(name, output)]
-    _check_distinct(shards, output)
+    _check_distinct(shards)
+    if output is not None:
+        check_shards_apart(shards, output)
     return [EmptyShard(shard) if allow_empty and not shard.stat.size else shard for shard in shards]
 
 
@@ -85,12 +87,17 @@ def _files(paths: Iterable[str]) -> Iterator[LocalFile]:
             yield LocalFile.at(path, status)
 
 
-def _check_distinct(shards: Iterable[Source], output: str | None) -> None:
-    seen: dict[Hashable, str] = {}
-    target: Hashable = None if output is None else output if is_address(output) else identity(output)
+def check_shards_apart(shards: Iterable[Source], output: str) -> None:
+    """Raises UsageError where the output would replace a shard."""
+    target: Hashable = output if is_address(output) else identity(output)
     for shard in shards:
-        if shard.identity == target:
+        if target is not None and shard.identity == target:
             raise UsageError(f"{shard.address} is a shard and the output {output} too", remedy="choose another output")
+
+
+def _check_distinct(shards: Iterable[Source]) -> None:
+    seen: dict[Hashable, str] = {}
+    for shard in shards:
         if shard.identity in seen:
             first = seen[shard.identity]
             raise UsageError(f"{shard.address} and {first} are the same shard", remedy="give it once")

@@ -19,7 +19,7 @@ from scorer.inputs.position import Position
 from scorer.job.job_array import PartReport, finished_part, own_part_path, score_part
 from scorer.job.part import Part, moved_chunk, plan
 from scorer.job.part_file import PartFile
-from scorer.job.run import open_output, options_of, predictions_of
+from scorer.job.run import embeddings_of, open_output, options_of, predictions_of
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.workers import Cluster, Workers, connected
 from scorer.job.writer import JobWriter
@@ -31,6 +31,7 @@ from scorer.outputs.sink import Chunk, JobKey, ResumePolicy, shard_id
 from scorer.system.signals import StopRequest
 
 _PART_BYTES = 64 << 20  # of shards: some 14,000 videos, whose predictions are 3 MB
+_FLOATS_A_VIDEO = 1_000  # about: so many more of embeddings, and parts are smaller
 _PARTS_A_SLOT = 4  # at least, where there are so many shards, so that none waits long for the last
 
 
@@ -49,17 +50,19 @@ def score_on_cluster(
         Yt8mError: what `scorer.job.run.score` raises.
     """
     options, shards = options_of(job, predictor), tuple(map(shard_id, job.shards))
-    began = time.monotonic()
+    began, key = time.monotonic(), JobKey(options.key(), shards)
+    embeddings = embeddings_of(job.embeddings, options)
     row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
     with (
-        open_output(job.output, JobKey(options.key(), shards), row_format, job.resume_policy, stop) as sink,
+        open_output(job.output, key, row_format, job.resume_policy, stop, embeddings) as sink,
         connected(cluster, log) as ray,
     ):
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
         if sink.completed is None:
             workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
-            writer.write(_chunks(job, workers, writer.end, stop), stop, watch, job.commit_seconds)
+            times = 1 + options.embeddings // _FLOATS_A_VIDEO
+            writer.write(_chunks(job, workers, writer.end, stop, times), stop, watch, job.commit_seconds)
             log(workers.summary())
         return Report(
             record=writer.complete(job.output),
@@ -70,10 +73,13 @@ def score_on_cluster(
         )
 
 
-def _chunks(job: Job, workers: Workers, start: Position, stop: StopRequest) -> Generator[Chunk]:
-    """The predictions from `start` on, a bounded number of parts at a time, in order, until `stop` is set."""
+def _chunks(job: Job, workers: Workers, start: Position, stop: StopRequest, times: int = 1) -> Generator[Chunk]:
+    """The predictions from `start` on, a bounded number of parts at a time, in order, until `stop` is set.
+
+    times: how much smaller parts are to be, because more comes of a video.
+    """
     left = job.shards[start.shard :]
-    size = sum(shard.stat.size for shard in left)
+    size = times * sum(shard.stat.size for shard in left)
     parts = plan(left, max(1, min(len(left), max(size // _PART_BYTES, workers.slots * _PARTS_A_SLOT))))
     todo = deque(part.shards for part in parts if part.shards)
     running: deque[tuple[int, Any]] = deque()

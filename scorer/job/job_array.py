@@ -102,6 +102,7 @@ def merge_files(
     max_errors: int | None = None,
     stop: StopRequest | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    embeddings: str = "",
 ) -> CompletionRecord:
     """Write the output of a job from its part files, as `found_parts` gives them. Raises what `merge` raises."""
     check_name(output, parts[0].facts.options.row_format)
@@ -115,6 +116,7 @@ def merge_files(
         names=parts[0].facts.names,
         stop=stop,
         watch=watch,
+        embeddings=embeddings,
     )
 
 

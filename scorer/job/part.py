@@ -20,7 +20,7 @@ from scorer.inputs.position import Position
 from scorer.inputs.source import Source
 from scorer.job.record import CompletionRecord, Options, ShardRecord, digest_of_names
 from scorer.job.result import PartResult
-from scorer.job.run import open_output, options_of, predictions_of
+from scorer.job.run import embeddings_of, open_output, options_of, predictions_of
 from scorer.job.spec import Job, Progress
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
@@ -125,6 +125,7 @@ def merge(
     stop: StopRequest | None = None,
     watch: Callable[[Progress], None] = lambda progress: None,
     commit_seconds: float = 1.0,
+    embeddings: str = "",
 ) -> CompletionRecord:
     """Write the output of a whole job from its parts, in order, one chunk in memory at a time.
 
@@ -135,6 +136,7 @@ def merge(
         shards: of the whole job, in order: those that were planned.
         max_errors, resume_policy, commit_seconds: as `Job` has them. stop, watch: as of `scorer.job.run.score`.
         names: as `Job` has them; those with which the parts were run.
+        embeddings: the file for those of the parts, as `Job` has it; given where the parts have them, and only there.
 
     Raises:
         InputError: a part that is of another job or has other options, or is missing, twice or out of order.
@@ -146,7 +148,12 @@ def merge(
         raise InputError("there are no parts to merge")
     ids, stop, options = tuple(shards), stop or StopRequest(), first.options
     row_format = _format_of(options, names)
-    with open_output(output, JobKey(options.key(), ids), row_format, resume_policy, stop) as sink:
+    if bool(embeddings) != bool(options.embeddings):
+        have = "have embeddings too" if options.embeddings else "were run without embeddings"
+        remedy = "name a file for them" if options.embeddings else "run them with these, or name no file for them"
+        raise UsageError(f"the parts {have}", remedy=remedy, hints=(Hint.EMBEDDINGS,) if options.embeddings else ())
+    own = embeddings_of(embeddings, options)
+    with open_output(output, JobKey(options.key(), ids), row_format, resume_policy, stop, own) as sink:
         writer = JobWriter(sink, ids, options, max_errors)
         if sink.completed is None:
             merger = _Merger(writer, ids, first.count, options)

@@ -98,6 +98,7 @@ class PartFileSink:
     """The `Sink` that is a part file, from `open_part_file`."""
 
     resumable = True
+    embeddings = None  # within its chunks
 
     def __init__(self, paths: OutputPaths, facts: PartFacts) -> None:
         self.quarantine_place = f"in {paths.final}"

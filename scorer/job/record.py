@@ -19,7 +19,7 @@ _PLAIN_LEVEL = "auto"
 
 @dataclass(frozen=True)
 class OutputFacts:
-    """The output: the last part of its name, and size and CRC32C of all of it."""
+    """A file that was written: the last part of its name, and size and CRC32C of all of it."""
 
     name: str
     bytes: int
@@ -127,6 +127,7 @@ class CompletionRecord:
     scored, quarantined: records; read, their sum, is all there were. bytes_lost: with the quarantined ones.
     duplicates: rows whose id stands in an earlier row too. metrics: by name, empty where no labels were known.
     unknown_labels: true labels that the model does not know; stated where there are any.
+    embeddings: the file of these, where one was asked for.
     """
 
     output: OutputFacts
@@ -138,6 +139,7 @@ class CompletionRecord:
     metrics: Mapping[str, float]
     shards: tuple[ShardRecord, ...]
     unknown_labels: int = 0
+    embeddings: OutputFacts | None = None
 
     @property
     def read(self) -> int:
@@ -148,6 +150,7 @@ class CompletionRecord:
         return {
             "format": _FORMAT,
             "output": self.output.to_json(),
+            **({} if self.embeddings is None else {"embeddings": self.embeddings.to_json()}),
             "options": self.options.to_json(),
             "read": self.read,
             "scored": self.scored,
@@ -173,6 +176,7 @@ class CompletionRecord:
                 metrics={text_of(name): float_of(metric) for name, metric in value["metrics"].items()},
                 shards=tuple(ShardRecord.from_json(shard) for shard in value["shards"]),
                 unknown_labels=count_of(value.get("unknown_labels", 0)),
+                embeddings=OutputFacts.from_json(value["embeddings"]) if "embeddings" in value else None,
             )
             if (
                 json.dumps(value) != json.dumps(record.to_json())

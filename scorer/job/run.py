@@ -15,6 +15,7 @@ from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor, check_embeddings
+from scorer.outputs.embeddings import EmbeddingOutput, embedding_output
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
 from scorer.outputs.row_format import RowFormat, RowOptions
@@ -49,7 +50,8 @@ def score(
     began = time.monotonic()
     key = JobKey(options.key(), shards)
     row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
-    with open_output(job.output, key, row_format, job.resume_policy, stop) as sink:
+    embeddings = embeddings_of(job.embeddings, options)
+    with open_output(job.output, key, row_format, job.resume_policy, stop, embeddings) as sink:
         writer = JobWriter(sink, shards, options, job.max_errors)
         resumed = writer.scored
         if sink.completed is None:
@@ -109,8 +111,20 @@ def predictions_of(job: Job, predictor: Predictor, log: Callable[[str], None]) -
     )
 
 
+def embeddings_of(name: str, options: Options) -> EmbeddingOutput | None:
+    """Where a job with these options writes its embeddings, as the user has named it. Raises what
+    `scorer.outputs.embeddings.embedding_output` raises.
+    """
+    return embedding_output(name, options.embeddings) if name else None
+
+
 def open_output(
-    output: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy, stop: StopRequest
+    output: str,
+    key: JobKey,
+    row_format: RowFormat,
+    policy: ResumePolicy,
+    stop: StopRequest,
+    embeddings: EmbeddingOutput | None = None,
 ) -> AbstractContextManager[Sink]:
     """As `open_sink`; Stopped is raised where `stop` is set while a pipe has no reader."""
 
@@ -118,4 +132,4 @@ def open_output(
         if stop.wait(_LOOK_SECONDS):
             raise Stopped(0)
 
-    return open_sink(output, key, row_format, policy, wait)
+    return open_sink(output, key, row_format, policy, wait, embeddings)

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,7 @@ class JobWriter:
                 for shard, (stat, records) in zip(self._shards, finished, strict=True)
             ),
             unknown_labels=self._unknown_labels,
+            embeddings=None if (file := self._sink.embeddings) is None else OutputFacts(file[0], *astuple(file[1])),
         )
 
     def _nothing_scored(self) -> NothingScoredError:

@@ -25,8 +25,42 @@ class Checkpoint:
         """The checkpoint after `data` more."""
         return Checkpoint(self.length + len(data), loops.active.crc32c(data, self.crc))
 
+    def with_start(self, old: bytes, new: bytes) -> Checkpoint:
+        """The checkpoint of the same bytes where these begin with `new` in the place of `old`, which is as long.
+
+        For any A, A' of one length, crc(A + B) ^ crc(A' + B) = (crc(A) ^ crc(A')) * x ** (8 * len(B)) modulo the CRC's
+        polynomial: the CRC is linear except for constants, which cancel.
+        """
+        if len(old) != len(new) or len(old) > self.length:
+            raise ValueError("another start is as long as the one before, and no longer than all")
+        change = loops.active.crc32c(old) ^ loops.active.crc32c(new)
+        return Checkpoint(self.length, self.crc ^ _shifted(change, self.length - len(old)))
+
 
 NOTHING = Checkpoint()
+
+_POLYNOMIAL = 0x82F63B78  # CRC32C's (RFC 3720), its bits reversed, as all that follows is
+_ONE = 1 << 31
+
+
+def _shifted(crc: int, zeros: int) -> int:
+    """`crc` * x ** (8 * zeros) modulo the polynomial: by squaring, as zlib's crc32_combine does."""
+    power = _ONE >> 8  # x ** 8
+    while zeros:
+        if zeros & 1:
+            crc = _product(crc, power)
+        power, zeros = _product(power, power), zeros >> 1
+    return crc
+
+
+def _product(a: int, b: int) -> int:
+    """`a` * `b` modulo the polynomial."""
+    product = 0
+    for place in range(32):
+        if a & (_ONE >> place):
+            product ^= b
+        b = b >> 1 ^ (_POLYNOMIAL if b & 1 else 0)
+    return product
 
 
 class AppendFile:
@@ -47,8 +81,10 @@ class AppendFile:
         return cls(path, descriptor, NOTHING)
 
     @classmethod
-    def reopen(cls, path: Path, checkpoint: Checkpoint) -> AppendFile:
+    def reopen(cls, path: Path, checkpoint: Checkpoint, start: bytes = b"") -> AppendFile:
         """The file as it was at `checkpoint`; whatever stands behind that is cut off.
+
+        start: what it began with, if `restart` may have changed that.
 
         Raises:
             ResumeError: the file is not there or does not start with what the checkpoint describes.
@@ -57,6 +93,8 @@ class AppendFile:
         descriptor = None
         try:
             descriptor = open_own(path)
+            if len(start) <= checkpoint.length:
+                os.pwrite(descriptor, start, 0)
             if not _starts_with(descriptor, checkpoint):
                 reason = f"its first {checkpoint.length} bytes are not what was committed"
                 raise ResumeError(f"{path}: {reason}", hints=(Hint.RESTART,))
@@ -74,6 +112,12 @@ class AppendFile:
         """Write `data`, all of it, at the end; `sync` makes it last."""
         write_all(self._descriptor, data)
         self.checkpoint = self.checkpoint.add(data)
+        self._synced = False
+
+    def restart(self, old: bytes, new: bytes) -> None:
+        """Let the file begin with `new`, where it begins with `old`, which is as long; no more is appended."""
+        self.checkpoint = self.checkpoint.with_start(old, new)
+        os.pwrite(self._descriptor, new, 0)
         self._synced = False
 
     def sync(self) -> None:

@@ -7,11 +7,12 @@ For an output `preds.csv` its folder holds, while a job runs or waits to be resu
     .preds.csv.ids                  one 64-bit key per row, to count duplicate ids
     .preds.csv.hits                 where labels are known, what the metrics need of each row
     .preds.csv.journal              the job, then every commit, then the completion record (scorer/outputs/journal.py)
+    .videos.npy.partial             where embeddings are asked for, those so far, beside the file that they become
     .preds.csv.packed               for a moment, where the format is packed in the end, the output made of the rows
     .preds.csv.lock                 who is at it (scorer/outputs/lock.py); gone when nobody is
 
 and once it is done `preds.csv`, `preds.csv.done.json` and, where records were quarantined,
-`preds.csv.quarantine.jsonl`.
+`preds.csv.quarantine.jsonl`; the file of embeddings takes its place before `preds.csv` does.
 
 A commit flushes the growing files to the disk and only then appends a line with their lengths and CRC32Cs to the
 journal, so the last whole line always describes bytes that are there; what stands behind them is cut off on resume.
@@ -28,7 +29,8 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -37,11 +39,15 @@ from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
 from scorer.outputs.append import NOTHING, AppendFile, Checkpoint, holds
 from scorer.outputs.atomic import replace_bytes, sync_folder, writing
+from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.journal import (
     APPEND_FILES,
+    EMBEDDINGS,
+    EMBEDDINGS_FILE,
     Journal,
     commit_line,
     complete_line,
+    embeddings_line,
     job_line,
     packed_line,
     read_journal,
@@ -65,8 +71,18 @@ class FileSink:
 
     resumable = True
 
-    def __init__(self, paths: OutputPaths, key: JobKey, row_format: RowFormat, publish: Publish | None = None) -> None:
-        self._publish = publish
+    def __init__(
+        self,
+        paths: OutputPaths,
+        key: JobKey,
+        row_format: RowFormat,
+        publish: Publish | None = None,
+        embeddings: EmbeddingOutput | None = None,
+    ) -> None:
+        self._publish, self._embeddings = publish, embeddings
+        self._work: dict[str, Path] = {name: getattr(paths, name) for name in APPEND_FILES}
+        if embeddings is not None:
+            self._work[EMBEDDINGS] = embeddings.paths.rows
         self.last: Commit | None = None
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
@@ -74,11 +90,18 @@ class FileSink:
         self._files: dict[str, AppendFile] = {}
         self._committed: Mapping[str, Checkpoint] = {}
         self._packed: Checkpoint | None = None
+        self._embedded: Checkpoint | None = None
         self._keep = True
 
     @property
     def quarantine_place(self) -> str:
         return f"in {self._paths.shown_quarantine}"
+
+    @property
+    def embeddings(self) -> tuple[str, Checkpoint] | None:
+        if self._embeddings is None or self._embedded is None:
+            return None
+        return self._embeddings.paths.final.name, self._embedded
 
     def append(self, chunk: Chunk) -> None:
         data = {
@@ -87,15 +110,17 @@ class FileSink:
             "ids": chunk.kept("ids"),
             "hits": chunk.kept("hits"),
         }
+        if self._embeddings is not None and chunk.embeddings is not None:
+            data[EMBEDDINGS] = self._embeddings.format.rows(chunk.ids, chunk.embeddings)
         with self._writing():
-            for name in APPEND_FILES:
+            for name in data:
                 self._files[name].append(data[name])
 
     def commit(self, commit: Commit) -> None:
         with self._writing():
-            for name in APPEND_FILES:
+            for name in self._work:
                 self._files[name].sync()
-            self._committed = {name: self._files[name].checkpoint for name in APPEND_FILES}
+            self._committed = {name: self._files[name].checkpoint for name in self._work}
             self._record(commit_line(commit, self._committed))
         self.finished += commit.finished
         self.last, self._keep = commit, True
@@ -105,16 +130,21 @@ class FileSink:
 
     @contextmanager
     def _kept(self, what: str) -> Iterator[BinaryIO]:
-        path = str(getattr(self._paths, what))  # as text it is the file's name: what is made of it goes beside it
+        path = str(self._work[what])  # as text it is the file's name: what is made of it goes beside it
         with self._writing(), open(path, "rb", opener=lambda name, flags: open_own(Path(name), flags)) as file:
             yield file
 
     def seal(self) -> Checkpoint:
+        if self._embeddings is not None and self._embedded is None:
+            with self._writing():
+                self._embedded = self._seal_embeddings(self._embeddings)
+                self._record(embeddings_line(self._embedded))
         if self._format.pack is None:
             return self._files["rows"].checkpoint
         if self._packed is None:
             with self._writing():
-                self._packed = self._pack(self._format.pack)
+                self._packed = self._pack("rows", self._format.pack, self._paths)
+                self._record(packed_line(self._packed))
         return self._packed
 
     def complete(self, record: Mapping[str, Any]) -> None:
@@ -131,15 +161,22 @@ class FileSink:
     def discard(self) -> None:
         self._keep = False
 
-    def _pack(self, pack: Pack) -> Checkpoint:
-        path = self._paths.packed
+    def _pack(self, what: str, pack: Pack, paths: OutputPaths) -> Checkpoint:
+        path = paths.packed
         _remove(path)  # one that a crash left
-        with self._kept("rows") as rows, closing(AppendFile.new(path, _mode_of(self._paths.final))) as packed:
-            pack(rows, packed.append)
+        with self._kept(what) as kept, closing(AppendFile.new(path, _mode_of(paths.final))) as packed:
+            pack(kept, packed.append)
             packed.sync()
         sync_folder(path.parent)
-        self._record(packed_line(packed.checkpoint))
         return packed.checkpoint
+
+    def _seal_embeddings(self, embeddings: EmbeddingOutput) -> Checkpoint:
+        if embeddings.format.pack is not None:
+            return self._pack(EMBEDDINGS, embeddings.format.pack, embeddings.paths)
+        file, rows = self._files[EMBEDDINGS], self.last.scored if self.last else 0
+        file.restart(embeddings.format.start(0), embeddings.format.start(rows))
+        file.sync()
+        return file.checkpoint
 
     def start(self) -> None:
         """Begin from nothing: what an earlier run left is removed."""
@@ -147,12 +184,19 @@ class FileSink:
         with self._writing():
             self._remove_work()
             mode = _mode_of(self._paths.final)
-            for name in APPEND_FILES:
-                self._files[name] = AppendFile.new(getattr(self._paths, name), mode)
+            for name, path in self._work.items():
+                own = _mode_of(self._embeddings.paths.final) if self._embeddings and name == EMBEDDINGS else mode
+                self._files[name] = AppendFile.new(path, own)
             self._files["journal"] = AppendFile.new(self._paths.journal, mode)
-            self._files["rows"].append(self._format.header)
+            self._begin()
             self._record(job_line(self._key))
-            sync_folder(self._paths.final.parent)
+            self._sync_folders()
+
+    def _begin(self) -> None:
+        """What stands before the first row."""
+        self._files["rows"].append(self._format.header)
+        if self._embeddings is not None:
+            self._files[EMBEDDINGS].append(self._embeddings.format.start(0))
 
     def resume(self, journal: Journal) -> None:
         """Continue after the last commit that a run over the shards of today would have reached too.
@@ -173,6 +217,7 @@ class FileSink:
         self.finished = journal.finished[: saved.commit.end.shard if saved else 0]
         self._committed = saved.files if saved else {}
         self._packed = journal.packed if journal.completed else None
+        self._embedded = journal.embeddings if journal.completed else None
         with self._writing():
             if self.completed is None:
                 self._reopen(saved.end if saved else journal.started)
@@ -180,16 +225,16 @@ class FileSink:
                 self._check_sealed()
 
     def _reopen(self, journal: Checkpoint) -> None:
-        for name in APPEND_FILES:
-            path = getattr(self._paths, name)
-            self._files[name] = AppendFile.reopen(path, self._committed.get(name, NOTHING))
+        for name, path in self._work.items():
+            start = self._embeddings.format.start(0) if self._embeddings and name == EMBEDDINGS else b""
+            self._files[name] = AppendFile.reopen(path, self._committed.get(name, NOTHING), start)
         self._files["journal"] = AppendFile.reopen(self._paths.journal, journal)
         if self.last is None:
-            self._files["rows"].append(self._format.header)
+            self._begin()
 
     def _check_sealed(self) -> None:
         """Of a job that came to its end: what still waits for its last rename is what was committed."""
-        for source, _, checkpoint in self._moves():
+        for source, _, checkpoint in [*self._moves_of_embeddings(), *self._moves()]:
             if os.path.lexists(source):
                 check_own(source)
                 if not holds(source, checkpoint):
@@ -215,7 +260,8 @@ class FileSink:
             if was != now:
                 raise self._refused(f"shard {index} was {was or 'not there'} and is now {now or 'not there'}")
         packed = journal.packed is not None or journal.completed is None or self._format.pack is None
-        if not (packed and journal.is_consistent()):
+        embedded = journal.embeddings is not None or journal.completed is None or self._embeddings is None
+        if not (packed and embedded and journal.is_consistent()):
             raise self._refused(f"the lines of {self._paths.journal} do not belong together")
 
     def _check_finished(self, journal: Journal) -> None:
@@ -234,24 +280,28 @@ class FileSink:
     def _finish(self, record: Mapping[str, Any]) -> None:
         """What completion does once its record is in the journal; may be repeated from the start after a crash."""
         paths, moves = self._paths, self._moves()
-        for move in moves:
+        embeddings = self._moves_of_embeddings()
+        for move in [*embeddings, *moves]:
             _check_there(*move)
         content = json.dumps(record, indent=2).encode() + b"\n"
         if self._publish is not None:
+            for move in embeddings:
+                _move(*move)
+            self._sync_folders()
             self._publish(paths, {target: source for source, target, _ in moves}, content)
         else:
-            self._move_all(moves, content)
+            self._move_all([*embeddings, *moves], content)
         self._remove_work()
         sync_folder(paths.final.parent)
 
     def _move_all(self, moves: Sequence[tuple[Path, Path, Checkpoint]], record: bytes) -> None:
         paths = self._paths
         _remove(paths.done)  # it describes an older file
-        if len(moves) == 1:
+        if not self._committed["quarantine"].length:
             _remove(paths.final_quarantine)
         for move in moves:
             _move(*move)
-        sync_folder(paths.final.parent)
+        self._sync_folders()
         replace_bytes(paths.done, record)
         sync_folder(paths.final.parent)  # or a power loss may keep the removals and lose the record
 
@@ -265,6 +315,18 @@ class FileSink:
             moves.insert(0, (paths.quarantine, paths.final_quarantine, files["quarantine"]))
         return moves
 
+    def _moves_of_embeddings(self) -> list[tuple[Path, Path, Checkpoint]]:
+        """As `_moves`: those where there are some."""
+        if self._embeddings is None or self._embedded is None:
+            return []
+        paths = self._embeddings.paths
+        source = paths.rows if self._embeddings.format.pack is None else paths.packed
+        return [(source, paths.final, self._embedded)]
+
+    def _sync_folders(self) -> None:
+        for folder in {path.parent for path in self._work.values()}:
+            sync_folder(folder)
+
     def _record(self, entry: bytes) -> None:
         journal = self._files["journal"]
         journal.append(sealed(entry, journal.checkpoint))
@@ -272,8 +334,10 @@ class FileSink:
 
     def _remove_work(self) -> None:
         _remove(self._paths.journal)  # first: without it the others mean nothing
-        for name in (*APPEND_FILES, "packed"):
-            _remove(getattr(self._paths, name))
+        for path in (*self._work.values(), self._paths.packed):
+            _remove(path)
+        if self._embeddings is not None:
+            _remove(self._embeddings.paths.packed)
 
     def _writing(self) -> AbstractContextManager[None]:
         return writing(self._paths.shown, hints=(Hint.RESUME_LATER,) if self.last else ())
@@ -281,17 +345,26 @@ class FileSink:
 
 @contextmanager
 def open_file(
-    paths: OutputPaths, key: JobKey, row_format: RowFormat, policy: ResumePolicy, publish: Publish | None = None
+    paths: OutputPaths,
+    key: JobKey,
+    row_format: RowFormat,
+    policy: ResumePolicy,
+    publish: Publish | None = None,
+    embeddings: EmbeddingOutput | None = None,
 ) -> Iterator[FileSink]:
-    """Lock the output, then begin or resume.
+    """Lock the output, and the file of embeddings where there is to be one, then begin or resume.
 
     Raises:
         ResumeError: an unfinished run under "refuse", one of another job or of another user under "resume", or another
             process at work.
         OutputError: a file that cannot be made, written, flushed or renamed.
     """
-    with owned(paths.lock, paths.shown):
-        sink = FileSink(paths, key, row_format, publish)
+    with ExitStack() as locks:
+        locks.enter_context(owned(paths.lock, paths.shown))
+        if embeddings is not None:
+            locks.enter_context(owned(embeddings.paths.lock, embeddings.paths.shown))
+            key = replace(key, options={**key.options, EMBEDDINGS_FILE: str(embeddings.paths.final)})
+        sink = FileSink(paths, key, row_format, publish, embeddings)
         with closing(sink):
             journal = None if policy == "restart" else _unfinished(paths)
             if journal is None:

@@ -26,6 +26,10 @@ from scorer.outputs.sink import Commit, JobKey
 from scorer.outputs.typed import count_of, version_of
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
+EMBEDDINGS = "embeddings"
+"""The file that grows beside these where a job asks for it; the journal's key for what came of it too."""
+EMBEDDINGS_FILE = "embeddings_file"
+"""The option of such a job that says where it is to go."""
 _FORMAT = 2  # of the journal; another is refused
 _SEAL = re.compile(rb',"crc32c":"([0-9a-f]{8})"}\n$')
 _LONGEST_LINE = 1 << 28
@@ -36,7 +40,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Saved:
-    """A commit on disk. files: how far each of APPEND_FILES counts. end: how far the journal does, itself included."""
+    """A commit on disk. files: how far each growing file counts. end: how far the journal does, itself included."""
 
     commit: Commit
     files: Mapping[str, Checkpoint]
@@ -49,6 +53,7 @@ class Journal:
 
     options, shards: the job. saved: the newest commit. before: the newest one that does not lie within the shard which
     `saved` lies within. finished: all finished shards. packed: of a format that is packed in the end, its output.
+    embeddings: the file of these, as it is in the end.
     completed: the completion record, if it came so far.
     started, end: how far the journal counts after its first line, and in all.
     """
@@ -59,6 +64,7 @@ class Journal:
     before: Saved | None = None
     finished: list[tuple[FileStat, int]] = field(default_factory=list)
     packed: Checkpoint | None = None
+    embeddings: Checkpoint | None = None
     completed: Mapping[str, Any] | None = None
     started: Checkpoint = NOTHING
     end: Checkpoint = NOTHING
@@ -73,6 +79,8 @@ class Journal:
             self._commit(Saved(_commit(value), _files(value["marks"]), self.end))
         elif key == "packed":
             self.packed = _checkpoint(*value)
+        elif key == EMBEDDINGS:
+            self.embeddings = _checkpoint(*value)
         elif key == "complete" and isinstance(value, dict):
             self.completed = value
         else:
@@ -97,6 +105,8 @@ class Journal:
             and commit.scored + commit.quarantined == records
             and files["ids"].length == 8 * commit.scored
             and files["rows"].length >= commit.scored
+            and (EMBEDDINGS in files) == (EMBEDDINGS_FILE in self.options)
+            and (EMBEDDINGS not in files or files[EMBEDDINGS].length >= 4 * commit.scored)
             and (files["quarantine"].length > 0) == (commit.quarantined > 0)
         )
 
@@ -194,7 +204,7 @@ def job_line(key: JobKey) -> bytes:
 
 
 def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
-    """The line of a commit at which each of APPEND_FILES is that long."""
+    """The line of a commit at which each of `files` is that long."""
     return _line(
         "commit",
         {
@@ -205,7 +215,7 @@ def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
             "finished": [[stat.size, stat.version, records] for stat, records in commit.finished],
             "begun": commit.partial and [commit.partial.size, commit.partial.version],
             **({"unknown_labels": commit.unknown_labels} if commit.unknown_labels else {}),
-            "marks": {name: [files[name].length, files[name].crc] for name in APPEND_FILES},
+            "marks": {name: [file.length, file.crc] for name, file in files.items()},
         },
     )
 
@@ -213,6 +223,11 @@ def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
 def packed_line(output: Checkpoint) -> bytes:
     """The line of an output that was packed from its rows and is flushed to the disk."""
     return _line("packed", [output.length, output.crc])
+
+
+def embeddings_line(file: Checkpoint) -> bytes:
+    """The line of embeddings that are as they are to be, and flushed to the disk."""
+    return _line(EMBEDDINGS, [file.length, file.crc])
 
 
 def complete_line(record: Mapping[str, Any]) -> bytes:
@@ -243,7 +258,8 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
 
 
 def _files(marks: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    return {name: _checkpoint(*marks[name]) for name in APPEND_FILES}
+    names = [*APPEND_FILES, EMBEDDINGS] if EMBEDDINGS in marks else APPEND_FILES
+    return {name: _checkpoint(*marks[name]) for name in names}
 
 
 def _checkpoint(length: object, crc: object) -> Checkpoint:

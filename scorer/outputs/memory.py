@@ -20,6 +20,7 @@ class MemorySink:
     """A sink that keeps the predictions themselves. The attributes are those of `Sink`."""
 
     resumable = False
+    embeddings = None
     quarantine_place = "in memory"
 
     def __init__(self, k: int) -> None:

@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from scorer.errors import Hint, OutputError, Yt8mError
 from scorer.inputs.addresses import redacted, scheme_of
 from scorer.inputs.remote import OBJECT_SCHEMES, store_of
+from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.file import FileSink, open_file
 from scorer.outputs.paths import OutputPaths
 from scorer.outputs.row_format import RowFormat
@@ -65,8 +67,14 @@ def work_folder(address: str) -> Path:
 
 
 @contextmanager
-def open_object(address: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy) -> Iterator[FileSink]:
-    """As `open_file`, for an output in a store."""
+def open_object(
+    address: str,
+    key: JobKey,
+    row_format: RowFormat,
+    policy: ResumePolicy,
+    embeddings: EmbeddingOutput | None = None,
+) -> Iterator[FileSink]:
+    """As `open_file`, for an output in a store; embeddings stay on this machine."""
     folder = work_folder(address)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,7 +83,8 @@ def open_object(address: str, key: JobKey, row_format: RowFormat, policy: Resume
         raise OutputError(reason, remedy="name another folder in XDG_STATE_HOME") from None
     paths = OutputPaths(folder / _key(address).rpartition("/")[2], redacted(address))
     try:
-        with open_file(paths, key, row_format, policy, lambda *made: _publish(address, *made)) as sink:
+        publish = partial(_publish, address)
+        with open_file(paths, key, row_format, policy, publish, embeddings) as sink:
             yield sink
     finally:
         with suppress(OSError):

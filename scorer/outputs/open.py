@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from scorer.errors import Hint, UsageError
 from scorer.inputs.addresses import is_address
+from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.file import open_file
 from scorer.outputs.object_sink import check_object, open_object
 from scorer.outputs.paths import output_paths
@@ -40,27 +41,45 @@ def check_output(output: str) -> None:
 
 
 def open_sink(
-    output: str, key: JobKey, row_format: RowFormat, policy: ResumePolicy, wait: Callable[[], None]
+    output: str,
+    key: JobKey,
+    row_format: RowFormat,
+    policy: ResumePolicy,
+    wait: Callable[[], None],
+    embeddings: EmbeddingOutput | None = None,
 ) -> AbstractContextManager[Sink]:
-    """The sink that writes `output` in this format; `wait` as for `open_stream`.
+    """The sink that writes `output` in this format, and embeddings where they are to go somewhere; `wait` as for
+    `open_stream`.
 
     Raises:
         OutputError: it cannot be written.
         ResumeError: as `open_file`.
-        UsageError: to resume what cannot be, or a format that only a file can have.
+        UsageError: to resume what cannot be, or a format or embeddings that only a file can have.
     """
+    if embeddings is not None:
+        check_embeddings(output, embeddings)
     if (opener := _opener(output)) is not None:
         return opener(output, key, row_format, policy)
     if is_address(output):
-        return open_object(output, key, row_format, policy)
+        return open_object(output, key, row_format, policy, embeddings)
     paths = output_paths(output)
     if paths is not None:
-        return open_file(paths, key, row_format, policy)
+        return open_file(paths, key, row_format, policy, embeddings=embeddings)
     if policy == "resume":
         raise UsageError(f"only a file can be resumed, and {output} is none", hints=(Hint.NO_RESUME,))
     if row_format.pack is not None:
         raise UsageError(f"{output} takes rows as they come, none that are packed", remedy="name a file")
     return open_stream(output, row_format, wait)
+
+
+def check_embeddings(output: str, embeddings: EmbeddingOutput) -> None:
+    """Say at once why embeddings cannot be written beside `output`. Raises UsageError."""
+    paths = None if is_address(output) else output_paths(output)
+    if _opener(output) is not None or (paths is None and not is_address(output)):
+        raise UsageError(f"embeddings are written beside a file, and {output} is none", remedy="name one")
+    own = embeddings.paths.final
+    if paths is not None and own in (paths.final, paths.done, paths.final_quarantine):
+        raise UsageError(f"embeddings and predictions are both to be {own}", remedy="name another file")
 
 
 def _opener(output: str) -> Opener | None:

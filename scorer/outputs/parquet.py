@@ -46,7 +46,7 @@ class Parquet:
         parquet = required("pyarrow.parquet", "parquet", "Parquet")
         listed = [name for name in ("labels", "names") if name in self._schema().names]
         with parquet.ParquetWriter(
-            _Target(write),
+            Target(write),
             self._schema(),
             compression="zstd",
             use_dictionary=[f"{name}.list.element" for name in listed],
@@ -83,10 +83,10 @@ class Parquet:
         """What each `rows` gave, and labels a video."""
         while prefix := rows.read(_PREFIX.size):
             n, k, id_bytes = _PREFIX.unpack(prefix)
-            ids = _exactly(rows, id_bytes)
-            sizes = np.frombuffer(_exactly(rows, 4 * n), "<i4")
-            labels = np.frombuffer(_exactly(rows, 4 * n * k), "<i4").reshape(n, k)
-            scores = np.frombuffer(_exactly(rows, 4 * n * k), "<f4").reshape(n, k)
+            ids = exactly(rows, id_bytes)
+            sizes = np.frombuffer(exactly(rows, 4 * n), "<i4")
+            labels = np.frombuffer(exactly(rows, 4 * n * k), "<i4").reshape(n, k)
+            scores = np.frombuffer(exactly(rows, 4 * n * k), "<f4").reshape(n, k)
             yield self._table(ids, sizes, labels, scores), k
 
     def _table(self, ids: bytes, sizes: NDArray[np.int32], labels: NDArray[np.int32], scores: Scores) -> Any:
@@ -96,7 +96,7 @@ class Parquet:
         kept = pa.array(labels[chosen])
         names = [] if self._names is None else [self._list(counts, self._names.take(kept))]
         columns = [
-            pa.StringArray.from_buffers(len(sizes), pa.py_buffer(_offsets(sizes)), pa.py_buffer(ids)),
+            pa.StringArray.from_buffers(len(sizes), pa.py_buffer(offsets(sizes)), pa.py_buffer(ids)),
             self._list(counts, kept),
             *names,
             self._list(counts, pa.array(scores[chosen])),
@@ -104,21 +104,21 @@ class Parquet:
         return pa.Table.from_arrays(columns, schema=self._schema())
 
     def _list(self, counts: NDArray[np.int64], values: Any) -> Any:
-        return self._arrow.ListArray.from_arrays(self._arrow.array(_offsets(counts)), values)
+        return self._arrow.ListArray.from_arrays(self._arrow.array(offsets(counts)), values)
 
 
-def _offsets(sizes: NDArray[np.int32] | NDArray[np.int64]) -> NDArray[np.int32]:
+def offsets(sizes: NDArray[np.int32] | NDArray[np.int64]) -> NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
         raise OutputError("the rows so far end within a batch: they changed meanwhile")
     return data
 
 
-class _Target(io.RawIOBase):
+class Target(io.RawIOBase):
     """What pyarrow writes to."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:

@@ -137,6 +137,10 @@ class Sink(Protocol):
         """Every finished shard that was committed, in input order, with its number of records."""
 
     @property
+    def embeddings(self) -> tuple[str, Checkpoint] | None:
+        """Once sealed, the file of embeddings: its name without a folder, its size and checksum; None for none."""
+
+    @property
     def completed(self) -> Mapping[str, Any] | None:
         """The completion record once there is one. Where a resumed job finds one, all it has to do is to complete."""
 

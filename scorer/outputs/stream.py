@@ -29,6 +29,7 @@ class StreamSink:
     """
 
     resumable = False
+    embeddings = None
     quarantine_place = "on standard error"
 
     def __init__(self, name: str, descriptor: int, ids: BinaryIO, row_format: RowFormat) -> None:

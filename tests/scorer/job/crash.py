@@ -41,19 +41,23 @@ class Tally:
         return f"{self.kills} kills ({found}), {self.compared} finished jobs compared, 0 bytes differ"
 
 
-def crash(shards: Sequence[str], model: str, folder: Path, kills: int, seed: int = 0) -> Tally:
+def crash(
+    shards: Sequence[str], model: str, folder: Path, kills: int, seed: int = 0, *, embeddings: bool = False
+) -> Tally:
     """Kill and resume until `kills` kills are survived and the job in hand has been finished and compared.
+
+    embeddings: have them written too, beside the output.
 
     Raises AssertionError when a byte differs or a run ends in an unexpected way.
     """
     chance = random.Random(seed)
     began = time.monotonic()
-    expected = _run_whole(shards, model, folder / "expected.csv", "--batch-size", "64")
+    expected = _run_whole(shards, model, folder / "expected.csv", "--batch-size", "64", embeddings=embeddings)
     seconds = time.monotonic() - began
     tally = Tally()
     output = folder / "preds.csv"
     while tally.kills < kills:
-        _one_job(shards, model, output, expected, seconds, kills, tally, chance)
+        _one_job(shards, model, output, expected, seconds, kills, tally, chance, embeddings)
         tally.compared += 1
     return tally
 
@@ -67,12 +71,13 @@ def _one_job(
     kills: int,
     tally: Tally,
     chance: random.Random,
+    embeddings: bool,
 ) -> None:
     """Begin a job, kill and resume it until it ends by itself, compare, and clear up."""
     while True:
         options = ["--resume", "--batch-size", str(chance.choice((1, 7, 64, 150)))]
         options += ["--threads", chance.choice("12")]
-        process = _start(shards, model, output, *options)
+        process = _start(shards, model, output, *options, embeddings=embeddings)
         if tally.kills < kills:
             if chance.random() < AT_WORK:
                 _wait_for_work(process, output)
@@ -119,14 +124,14 @@ def _state(output: Path, expected: dict[str, bytes]) -> str:
     return "before the first commit" if lines < 1 else "with commits to resume from"
 
 
-def _run_whole(shards: Sequence[str], model: str, output: Path, *options: str) -> dict[str, bytes]:
-    process = _start(shards, model, output, *options)
+def _run_whole(shards: Sequence[str], model: str, output: Path, *options: str, embeddings: bool) -> dict[str, bytes]:
+    process = _start(shards, model, output, *options, embeddings=embeddings)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     return _files_of(output)
 
 
-def _start(shards: Sequence[str], model: str, output: Path, *options: str) -> subprocess.Popen[str]:
+def _start(shards: Sequence[str], model: str, output: Path, *options: str, embeddings: bool) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -138,6 +143,7 @@ def _start(shards: Sequence[str], model: str, output: Path, *options: str) -> su
         model,
         "--quiet",
         *options,
+        *(["--embeddings", f"{output}.npy"] if embeddings else []),
     ]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
@@ -155,9 +161,11 @@ def main() -> None:
     parser.add_argument("--model", default=str(BUNDLED))
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--embeddings", action="store_true", help="of a model that has them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(crash(options.shards, options.model, Path(folder), options.kills, options.seed))
+        embeddings = options.embeddings
+        print(crash(options.shards, options.model, Path(folder), options.kills, options.seed, embeddings=embeddings))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Die by SIGKILL at each call that reaches the disk, one after another, then resume and compare.
 
-    python -m tests.scorer.job.kill_points [FORMAT]
+    python -m tests.scorer.job.kill_points [FORMAT [EXTENSION]]
+
+EXTENSION is that of a file of embeddings, which the job writes too where it is given.
 
 Each trial runs in a fork of this process, which has neither threads nor ONNX Runtime. A trial dies at call i of a job,
 dies again at call j of the resumed job, and is then finished.
@@ -73,8 +75,11 @@ def each_batch_on_its_own() -> AbstractContextManager[object]:
     return mock.patch("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
 
 
-def faulty_job(paths: list[str], folder: Path, *, old: bool, row_format: str = "pairs") -> Job:
-    """A job over `faulty_shards` that resumes where it can and commits after every batch of 8."""
+def faulty_job(paths: list[str], folder: Path, *, old: bool, row_format: str = "pairs", embeddings: str = "") -> Job:
+    """A job over `faulty_shards` that resumes where it can and commits after every batch of 8.
+
+    embeddings: the extension of the file of these, beside the output; empty for none.
+    """
     folder.mkdir(parents=True)
     output = folder / "preds.csv"
     if old:
@@ -86,21 +91,22 @@ def faulty_job(paths: list[str], folder: Path, *, old: bool, row_format: str = "
         commit_seconds=0.0,
         resume_policy="resume",
         row_format=row_format,
+        embeddings=f"{output}.{embeddings}" if embeddings else "",
     )
 
 
-def kill_everywhere(folder: Path, row_format: str) -> int:
+def kill_everywhere(folder: Path, row_format: str, embeddings: str = "") -> int:
     """How many kills were survived: one at each call, each followed by one at a call of the resumed job.
 
     Raises AssertionError where the output is neither the old file nor whole, or a byte differs in the end.
     """
     paths = faulty_shards(folder / "shards")
-    whole = faulty_job(paths, folder / "whole", old=False, row_format=row_format)
+    whole = faulty_job(paths, folder / "whole", old=False, row_format=row_format, embeddings=embeddings)
     do(whole)
     expected = files_of(Path(whole.output))
     kills = 0
     for at in range(1, 10_000):
-        job = faulty_job(paths, folder / str(at), old=at % 2 == 0, row_format=row_format)
+        job = faulty_job(paths, folder / str(at), old=at % 2 == 0, row_format=row_format, embeddings=embeddings)
         if not _dies(job, at):
             break
         _check(Path(job.output), expected)
@@ -127,12 +133,17 @@ def _dies(job: Job, at: int) -> bool:
 def _check(output: Path, expected: dict[str, bytes]) -> None:
     if output.exists():
         assert output.read_bytes() in (OLD, expected["preds.csv"]), "half a file"
+    for name in expected.keys() & {"preds.csv.npy", "preds.csv.parquet"}:
+        if (beside := output.with_name(name)).exists():
+            assert beside.read_bytes() == expected[name], "half a file"
+        elif output.exists():
+            assert output.read_bytes() == OLD, "rows without their embeddings"
 
 
 def main() -> None:
-    row_format = sys.argv[1] if len(sys.argv) > 1 else "pairs"
+    row_format, embeddings, *_ = [*sys.argv[1:], "pairs", ""] if len(sys.argv) < 2 else [*sys.argv[1:], ""]
     with tempfile.TemporaryDirectory() as folder, each_batch_on_its_own():
-        print(f"{kill_everywhere(Path(folder), row_format)} kills, 0 bytes differ")
+        print(f"{kill_everywhere(Path(folder), row_format, embeddings)} kills, 0 bytes differ")
 
 
 if __name__ == "__main__":

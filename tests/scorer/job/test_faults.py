@@ -22,18 +22,18 @@ def commits() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(("error", "embeddings"), [(errno.EIO, ""), (errno.ENOSPC, ""), (errno.ENOSPC, "npy")])
 def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, embeddings: str
 ) -> None:
     shards = faulty_shards(tmp_path / "shards")
-    whole = faulty_job(shards, tmp_path / "whole", old=False)
+    whole = faulty_job(shards, tmp_path / "whole", old=False, embeddings=embeddings)
     do(whole)
     expected = files_of(Path(whole.output))
     at = calls = 0
     while calls >= at:
         at += 1
-        job = faulty_job(shards, tmp_path / str(at), old=at % 2 == 0)
+        job = faulty_job(shards, tmp_path / str(at), old=at % 2 == 0, embeddings=embeddings)
         faulty = FaultyOs(at, error)
         for module in (append, atomic, file, journal, lock, own):
             monkeypatch.setattr(module, "os", faulty)
@@ -54,9 +54,9 @@ def test_each_failing_call_leaves_the_old_file_or_a_whole_one(
     assert at > 50, "nothing failed"
 
 
-@pytest.mark.parametrize("row_format", ["pairs", "parquet"])
-def test_a_kill_at_every_call_loses_nothing(row_format: str) -> None:
-    command = [sys.executable, "-m", "tests.scorer.job.kill_points", row_format]
+@pytest.mark.parametrize("formats", [["pairs"], ["pairs", "npy"], ["parquet", "parquet"]])
+def test_a_kill_at_every_call_loses_nothing(formats: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.scorer.job.kill_points", *formats]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     kills = int(result.stdout.split()[0])

@@ -14,16 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.csv_rows import Pairs
+from scorer.outputs.embeddings import embedding_output
 from scorer.outputs.formats import make_format
 from scorer.outputs.object_sink import work_folder
 from scorer.outputs.open import open_sink
@@ -36,7 +38,7 @@ RECORDS = [5, 3, 8, 1]
 RECORD_BYTES = 10
 BAD = {2, 5, 16}
 """Records that are quarantined, counted over all shards."""
-K = 3
+K, WIDTH = 3, 3
 
 
 def key(version: int = 1, **options: Any) -> JobKey:
@@ -73,7 +75,13 @@ def chunk(start: Position, count: int) -> Chunk:
         quarantined=bad,
         end=Position(shard, record, RECORD_BYTES * record),
         finished=finished,
+        embeddings=vectors([name for name, _, _ in good]),
     )
+
+
+def vectors(ids: Sequence[bytes]) -> NDArray[np.float32]:
+    """The embeddings of the videos with these ids, `WIDTH` wide."""
+    return np.array([[int(id[1:]), -0.5, 1 / 3] for id in ids], np.float32).reshape(len(ids), WIDTH)
 
 
 class Driver:
@@ -181,6 +189,52 @@ class FileHarness:
         return sorted(path.name for path in self.folder.iterdir() if path.name not in mine)
 
 
+class NpyHarness(FileHarness):
+    """A file with embeddings beside it, which must be the rows' own whenever there are any."""
+
+    embeddings = "videos.npy"
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
+        own = embedding_output(str(self.folder / self.embeddings), WIDTH)
+        return open_sink(str(self.path), job, make_format(self.row_format), policy, lambda: None, own)
+
+    def restore(self, snapshot: Path) -> None:
+        super().restore(snapshot)
+        for path in self.folder.glob(f".{self.embeddings}.*"):
+            with path.open("ab") as file:
+                file.write(b"torn")
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        found = super().output()
+        if found is not None:
+            ids = [name for name, _, _ in found[0]]
+            assert self.read(self.folder / self.embeddings, ids) == vectors(ids).tolist()
+        return found
+
+    def read(self, path: Path, ids: Sequence[bytes]) -> list[list[float]]:
+        found = np.load(path)
+        assert str(found.dtype) == "float32"
+        return cast(list[list[float]], found.tolist())
+
+    def unfinished(self) -> Sequence[str]:
+        return [name for name in super().unfinished() if name != self.embeddings]
+
+
+class ParquetEmbeddingsHarness(NpyHarness):
+    embeddings = "videos.parquet"
+
+    def __init__(self, folder: Path) -> None:
+        pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+        super().__init__(folder)
+
+    def read(self, path: Path, ids: Sequence[bytes]) -> list[list[float]]:
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        assert [row["id"].encode() for row in rows] == ids
+        return [row["embedding"] for row in rows]
+
+
 class ObjectHarness:
     """An object of the S3 server at `url`, which s3:// means, or another scheme too."""
 
@@ -255,6 +309,8 @@ class ToyHarness:
 
 HARNESSES: dict[str, Callable[[Path], Harness]] = {
     **{f"file, {name}": partial(FileHarness, row_format=name) for name in FORMATS},
+    "npy": NpyHarness,
+    "parquet embeddings": ParquetEmbeddingsHarness,
     "toy": ToyHarness,
 }
 OBJECTS = [("s3", "pairs"), ("s3", "labels.gz"), ("s3", "jsonl.zst"), ("s3", "parquet"), ("gs", "jsonl")]

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, Harness, ToyHarness, key, record
+from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, Harness, NpyHarness, ToyHarness, key, record
 from tests.scorer.outputs.test_conformance import exactly
 
 
@@ -114,12 +114,17 @@ class GzipMachine(SinkMachine):
     make = staticmethod(partial(FileHarness, row_format="jsonl.gz"))
 
 
+class EmbeddingsMachine(SinkMachine):
+    make = NpyHarness
+
+
 class ToyMachine(SinkMachine):
     make = ToyHarness
 
 
 TestFileSink = FileMachine.TestCase
 TestGzipSink = GzipMachine.TestCase
+TestEmbeddings = EmbeddingsMachine.TestCase
 TestToySink = ToyMachine.TestCase
-TestFileSink.settings = TestGzipSink.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
-TestToySink.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+for case in (TestFileSink, TestGzipSink, TestEmbeddings, TestToySink):
+    case.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

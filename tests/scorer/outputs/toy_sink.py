@@ -60,6 +60,7 @@ class ToySink:
     """The attributes are those of `Sink`."""
 
     resumable = True
+    embeddings = None
     quarantine_place = "in a toy box"
 
     def __init__(self, name: str, key: JobKey) -> None:
