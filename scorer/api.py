@@ -19,6 +19,7 @@ from scorer.model.model import Model
 from scorer.model.predictor import Predictions
 from scorer.outputs.sink import Chunk
 from scorer.pipeline.predict import OnError, PredictionStream
+from scorer.system.signals import interruptible
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class Scorer:
         }
         name = None if model is None else os.fspath(model)
         self._model: Model | None
-        self._model, _ = open_model(name, lambda path: Model.open(path, **self._options))
+        # a model may keep ONNX Runtime busy for ever
+        self._model, _ = interruptible(lambda: open_model(name, lambda path: Model.open(path, **self._options)))
 
     @property
     def model(self) -> Model:

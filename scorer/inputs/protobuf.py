@@ -17,8 +17,9 @@ from scorer.inputs.records import Level
 from scorer.kernels.limits import MAX_ID_BYTES
 
 MAX_LABELS = 1 << 16
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
-"""A line feed in an id would forge a line for every tool that reads lines, an escape reach the terminal."""
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+"""A line feed in an id, or Unicode's separators of lines and paragraphs, would forge a line for every tool that reads
+lines, an escape reach the terminal."""
 _OPTIONAL, _REPEATED = 1, 3  # these and the types are FieldDescriptorProto's
 _FLOAT, _INT64, _STRING, _BYTES = 2, 3, 9, 12
 

@@ -20,15 +20,48 @@ from scorer.kernels.packed import PackedStrings, check_shapes
 
 _ID_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9_-]+")
-_SIGNS = "=+-@'\x85\xa0\xad\u1680\u180e\u2212\u3000\ufe62\ufe63\ufe66\ufe6b\ufeff\uff0b\uff0d\uff1d\uff20"
-_GUARDED = (
-    *(bytes([code]) for code in range(ord(" ") + 1)),
-    *(sign.encode() for sign in _SIGNS),
-    b"\xe2\x80",  # U+2000 to U+203F: spaces and marks without a width
-    b"\xe2\x81",  # U+2040 to U+207F: more of them
+GUARDS = (
+    (b"", 0x00, 0x20),  # controls, the space
+    (b"", 0x7F, 0x7F),  # U+007F delete
+    *((b"", ord(sign), ord(sign)) for sign in "'+-=@"),
+    (b"\xc2", 0x80, 0xA0),  # controls, U+00A0 no-break space
+    (b"\xc2", 0xAD, 0xAD),  # U+00AD soft hyphen
+    (b"\xcd", 0x8F, 0x8F),  # U+034F combining grapheme joiner
+    (b"\xd8", 0x80, 0x85),  # U+0600 to U+0605, marks of Arabic numbers
+    (b"\xd8", 0x9C, 0x9C),  # U+061C Arabic letter mark
+    (b"\xdb", 0x9D, 0x9D),  # U+06DD
+    (b"\xdc", 0x8F, 0x8F),  # U+070F
+    (b"\xe0\xa2", 0x90, 0x91),  # U+0890, U+0891
+    (b"\xe0\xa3", 0xA2, 0xA2),  # U+08E2
+    (b"\xe1\x85", 0x9F, 0xA0),  # U+115F, U+1160 Hangul fillers
+    (b"\xe1\x9a", 0x80, 0x80),  # U+1680 Ogham space
+    (b"\xe1\x9e", 0xB4, 0xB5),  # U+17B4, U+17B5 Khmer vowels that are not shown
+    (b"\xe1\xa0", 0x8B, 0x8F),  # U+180B to U+180F, Mongolian variation selectors
+    (b"\xe2", 0x80, 0x81),  # U+2000 to U+207F: spaces, marks without a width, superscript signs
+    (b"\xe2\x82", 0x8A, 0x8C),  # U+208A to U+208C, subscript signs
+    (b"\xe2\xa9", 0xB5, 0xB6),  # U+2A75, U+2A76, two and three signs of equality
+    (b"\xe2\x88", 0x92, 0x92),  # U+2212 minus
+    (b"\xe3\x80", 0x80, 0x80),  # U+3000 ideographic space
+    (b"\xe3\x85", 0xA4, 0xA4),  # U+3164 Hangul filler
+    (b"\xef\xac", 0xA9, 0xA9),  # U+FB29 Hebrew plus
+    (b"\xef\xb8", 0x80, 0x8F),  # U+FE00 to U+FE0F, variation selectors
+    *((b"\xef\xb9", first, last) for first, last in ((0xA2, 0xA3), (0xA6, 0xA6), (0xAB, 0xAB))),  # small + - = @
+    (b"\xef\xbb", 0xBF, 0xBF),  # U+FEFF byte-order mark
+    *((b"\xef\xbc", sign, sign) for sign in (0x87, 0x8B, 0x8D, 0x9D, 0xA0)),  # full-width ' + - = @
+    (b"\xef\xbe", 0xA0, 0xA0),  # U+FFA0 half-width Hangul filler
+    (b"\xef\xbf", 0xB0, 0xBB),  # U+FFF0 to U+FFFB
+    (b"\xf0\x91\x82", 0xBD, 0xBD),  # U+110BD
+    (b"\xf0\x91\x83", 0x8D, 0x8D),  # U+110CD
+    (b"\xf0\x93\x90", 0xB0, 0xBF),  # U+13430 to U+1343F
+    (b"\xf0\x9b\xb2", 0xA0, 0xA3),  # U+1BCA0 to U+1BCA3
+    (b"\xf0\x9d\x85", 0xB3, 0xBA),  # U+1D173 to U+1D17A
+    (b"\xf3", 0xA0, 0xA0),  # U+E0000 to U+E0FFF: tags, variation selectors
 )
-"""What an id may not start with in a cell of a spreadsheet: signs that make a formula, in all their widths, what is
-stripped before one, and the guard itself (OWASP, "CSV Injection"). As in native.c."""
+"""What an id may not start with in a cell of a spreadsheet: some bytes, and then one from the first to the last. They
+are the signs that make a formula, in all their widths, the guard itself, and what is stripped or not shown before one:
+every space, format character (Cf) and default-ignorable code point of Unicode 16 (OWASP, "CSV Injection"). As in
+native.c."""
+_GUARDED = tuple(start + bytes([byte]) for start, first, last in GUARDS for byte in range(first, last + 1))
 _LABEL_LIMIT = 10_000  # labels below it have at most the four digits that the table gives them
 _BLOCK = 1024  # rows whose matrix (180 KB at ten pairs) stays in cache; four times as many take twice as long each
 _LONGEST_FAST_ID = 64  # one longer id would widen every row of the matrix

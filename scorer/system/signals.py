@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TypeVar
 
 from scorer.system.terminal import takes_escapes
 
+T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STDERR = 2
 _SHOW_CURSOR = "\033[?25h"  # the progress bar hides it
@@ -73,6 +77,28 @@ def end_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def interruptible(action: Callable[[], T]) -> T:
+    """What `action` gives or raises, for programs that wait for Ctrl-C as they like.
+
+    Called in the main thread, `action` runs in another one: Python has signals handled in the main thread and between
+    two of its own instructions, which never come while a library keeps that thread. Where a handler raises, as Python's
+    own raises KeyboardInterrupt, `action` is left behind and ends with the process. (ONNX Runtime ends that by SIGABRT
+    where the program catches the exception and runs to its end.)
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return action()
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(action())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="opening", daemon=True).start()
+    return result.result()
 
 
 @contextmanager

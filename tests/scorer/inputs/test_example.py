@@ -276,6 +276,8 @@ MISTAKES: dict[str, Callable[[], bytes]] = {
     r"feature 'id' contains the control character U+001B": lambda: shards.example("\x1b[2J", [], FLOATS),
     r"feature 'id' contains the control character U+007F": lambda: shards.example("a\x7f", [], FLOATS),
     r"feature 'id' contains the control character U+0085": lambda: shards.example("a\x85", [], FLOATS),
+    r"feature 'id' contains the control character U+2028": lambda: shards.example("a\u2028b", [], FLOATS),
+    r"feature 'id' contains the control character U+2029": lambda: shards.example("a\u2029", [], FLOATS),
     r"feature 'id' contains the control character U+009B": lambda: shards.example("\x9bb", [], FLOATS),
     "feature 'id' is not UTF-8: b'\\xff'": lambda: shards.example(b"\xff", [], FLOATS),
     "feature 'id' is 1025 bytes long, more than 1024": lambda: shards.example("x" * 1025, [], FLOATS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 
 import numpy as np
 import pytest
@@ -119,6 +120,47 @@ STARTS = [
     "＋",
     "－",
 ]
+
+
+NOT_SHOWN = [
+    *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2065, 0x3164, 0xFFA0),
+    *(
+        code
+        for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFF8))
+        for code in range(first, last + 1)
+    ),
+    *range(0xE0000, 0xE1000),
+]
+"""Default-ignorable code points that are no format characters (DerivedCoreProperties.txt of Unicode 16)."""
+
+
+def starts_a_formula(letter: str) -> bool:
+    """Whether it is such a sign or a guard, in any width, or may be left out before one."""
+    if unicodedata.category(letter) in ("Cc", "Cf", "Zs", "Zl", "Zp") or ord(letter) in NOT_SHOWN:
+        return True
+    return unicodedata.normalize("NFKC", letter)[:1] in [*"=+-@'"]
+
+
+def test_the_guard_covers_every_letter_that_can_stand_before_a_formula() -> None:
+    """Over all of Unicode but letters; ids stay distinct, and the guard is the only change."""
+    others = [code for code in range(0x110000) if unicodedata.category(chr(code))[0] in "MNPSZ" or code < 0x250]
+    formats = [code for code in range(0x110000) if unicodedata.category(chr(code)) in ("Cc", "Cf")]
+    letters = [chr(code) for code in sorted({*others, *formats, *NOT_SHOWN})]
+    ids = [f"{letter}=1".encode() for letter in letters]
+    labels, scores = np.zeros((len(ids), 1), np.int64), np.zeros((len(ids), 1), np.float32)
+    rows = format_rows(ids, labels, scores)
+    assert rows == format_rows_plain(ids, labels, scores)
+    fields = [row for row in rows.split(b",0 0.000000\n") if row]
+    assert len(set(fields)) == len(ids)
+    for letter, name, field in zip(letters, ids, fields, strict=True):
+        inner = field[1:-1].replace(b'""', b'"')
+        assert inner in (name, b"'" + name)
+        assert inner != name or not starts_a_formula(letter), f"U+{ord(letter):04X}"
+
+
+@given(st.lists(st.text("=+-@'\"\u034f\uff07\uff0b\ufeff ab,", min_size=1, max_size=4), unique=True, max_size=30))
+def test_no_two_ids_give_one_field(names: list[str]) -> None:
+    assert len({quote_id(name.encode()) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("start", STARTS)

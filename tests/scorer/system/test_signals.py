@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from scorer.system.signals import stop_on_signals
+from scorer.system.signals import interruptible, stop_on_signals
 from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
@@ -113,7 +114,7 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
 
 IN_EVERY_LINE = """
 import itertools, signal, sys
-from scorer.system.signals import stop_on_signals
+from scorer.system.signals import interruptible, stop_on_signals
 
 def trace(frame, event, argument):
     global lines
@@ -139,6 +140,12 @@ def test_a_signal_within_a_wait_for_it_does_not_deadlock() -> None:
     """The handler runs at every line of `wait`; threading.Event holds a lock in some of them, and `set` wants it."""
     done = subprocess.run([sys.executable, "-c", IN_EVERY_LINE], capture_output=True, text=True, timeout=60)
     assert int(done.stdout) > 0, done.stderr
+
+
+def wait_for_work(process: int) -> None:
+    """Until it has computed for three seconds: it has started by then, and does not end by itself."""
+    ticks, used = os.sysconf("SC_CLK_TCK"), Path(f"/proc/{process}/stat")
+    wait_until(lambda: sum(map(int, used.read_text().rsplit(")")[1].split()[11:13])) > 3 * ticks)
 
 
 def endless(path: Path) -> str:
@@ -175,9 +182,7 @@ def test_a_model_that_runs_for_ever_while_it_is_opened_can_be_stopped(
         [sys.executable, "-m", "yt8m", program, *given[program], model], stderr=subprocess.PIPE, text=True
     )
     try:
-        ticks = os.sysconf("SC_CLK_TCK")
-        used = Path(f"/proc/{process.pid}/stat")
-        wait_until(lambda: sum(map(int, used.read_text().rsplit(")")[1].split()[11:13])) > 3 * ticks)
+        wait_for_work(process.pid)
         process.send_signal(number)
         assert process.wait(timeout=60) == -number
         assert process.stderr is not None
@@ -185,3 +190,49 @@ def test_a_model_that_runs_for_ever_while_it_is_opened_can_be_stopped(
     finally:
         process.kill()  # nothing else ends it
         process.communicate()
+
+
+PROGRAM = """
+import signal, sys, threading
+from scorer.api import Scorer
+before = signal.getsignal(signal.SIGINT)
+try:
+    Scorer(sys.argv[1], device="cpu")
+except KeyboardInterrupt:
+    assert signal.getsignal(signal.SIGINT) is before
+    if sys.argv[2:]:
+        print(Scorer(sys.argv[2], device="cpu"), flush=True)
+    raise
+"""
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_program_heeds_ctrl_c_while_a_model_is_opened(tmp_path: Path, goes_on: bool) -> None:
+    """It may open another model, or end; the one that runs for ever does not keep it."""
+    other = [onnx_models.save_model(tmp_path / "good.onnx", inputs=INPUTS, labels=LABELS)] if goes_on else []
+    command = [sys.executable, "-c", PROGRAM, endless(tmp_path / "endless.onnx"), *other]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_work(process.pid)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        assert ("good.onnx on cpu" in output) == goes_on
+        assert errors.splitlines()[-1] == "KeyboardInterrupt"
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()  # nothing else ends it
+        process.communicate()
+
+
+def test_what_an_interruptible_action_gives_and_raises_is_passed_on() -> None:
+    def failing() -> None:
+        raise KeyError("x")
+
+    assert interruptible(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(KeyError, match="x"):
+        interruptible(failing)
+    in_thread = []
+    thread = threading.Thread(target=lambda: in_thread.append(interruptible(threading.current_thread)))
+    thread.start()
+    thread.join()
+    assert in_thread == [thread], "left alone where it is not the main one"
