@@ -161,7 +161,7 @@ class Runner:
         if world.first and (text := plan(data.train, model.labels, data.soft_folder)):
             log(f"train: {text}")
         with world.in_turn(), self._phase(f"soft labels of {len(data.train):,} videos", world) as at:
-            data.soft_labels(model.labels, at)
+            data.soft_labels(model.labels, at, lambda line: log(f"train: {line}") if world.first else None)
 
     @contextmanager
     def _phase(self, name: str, world: World) -> Iterator[At]:

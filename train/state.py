@@ -142,8 +142,10 @@ class State:
             if metadata["data"] != self.fingerprint:
                 raise ResumeError("the run was trained on other videos", hints=(Hint.SAME_VIDEOS,))
             self.progress = TrainingProgress.from_json(metadata["progress"], len(self.losses), self.config.epochs)
+            _check_types(self.model, _under("model.", tensors))
             self.model.load_state_dict(_under("model.", tensors))
             if self.config.ema:
+                _check_types(self.average, _under("average.", tensors))
                 self.average.load_state_dict(_under("average.", tensors))
             self.losses.copy_(tensors["losses"])
             self._restore_moments(tensors, self._restore_scaling(tensors))
@@ -173,6 +175,13 @@ def _remove_results(folder: Path) -> None:
     """Remove what an earlier run left and this one, before its first epoch's end, has nothing to put in place of."""
     for name in (checkpoint.BEST, CURVES):
         remove_file(folder / name)
+
+
+def _check_types(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise TypeError where one is not of the model's own type: it would be converted, and lose what that has not."""
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise TypeError(f"{name} is {tensors[name].dtype}, not {tensor.dtype}")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -72,13 +72,16 @@ class Data:
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
-    def soft_labels(self, labels: int, at: At = lambda share, what: None) -> SoftLabels:
+    def soft_labels(
+        self, labels: int, at: At = lambda share, what: None, log: Callable[[str], None] = lambda line: None
+    ) -> SoftLabels:
         """The training videos' soft labels (train/distillation), computed once.
 
-        Raises OutputError, and what `at` raises, which is called with the share that is done and what comes next.
+        Raises OutputError, and what `at` raises, which is called with the share that is done and what comes next. `log`
+        gets a line for a file of them that cannot be used.
         """
         if labels not in self._soft:
-            self._soft[labels] = cached_soft_labels(self.train, labels, self.soft_folder, at)
+            self._soft[labels] = cached_soft_labels(self.train, labels, self.soft_folder, at, log)
         return self._soft[labels]
 
 

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import Position
@@ -59,6 +60,7 @@ def chunk_from_bytes(data: bytes) -> Chunk:
     names = PackedStrings(ids, np.frombuffer(id_sizes, "<i4").astype(np.int64))
     if (names.sizes < 0).any() or names.sizes.sum() != id_bytes or metric_bytes % metric_record(k).itemsize:
         raise ValueError("its sizes do not add up")
+    _check_metrics(np.frombuffer(metric_records, metric_record(k)), videos)
     indices = np.frombuffer(labels, "<i4").astype(np.int64).reshape(videos, k)
     if indices.min(initial=0) < 0:
         raise ValueError("a label is less than none")
@@ -86,6 +88,14 @@ def _quarantined(value: Mapping[str, Any]) -> Quarantined:
     for number in (bad.record, bad.offset, bad.bytes_lost):
         count_of(number)
     return bad
+
+
+def _check_metrics(records: NDArray[np.void], videos: int) -> None:
+    """Raise ValueError for what cannot be metric records of so many videos."""
+    scores, hits = records["scores"], records["hits"].view(np.uint8)
+    within = bool(((scores >= 0) & (scores <= 1)).all())
+    if len(records) > videos or not within or records["positives"].min(initial=1) < 1 or hits.max(initial=0) > 1:
+        raise ValueError("no such metric records")
 
 
 def check_arrays(chunk: Chunk, options: Options) -> None:

@@ -362,20 +362,26 @@ class PartFile:
                         raise ValueError("a chunk has other labels")
                     done.add(chunk)
                     yield chunk
-        if done.shards != len(self.shards):
+        if (done.shards, done.scored) != (len(self.shards), self.scored):
             raise ValueError("frames are missing")
 
 
 @dataclass
 class _Counted:
-    """Holds what chunks say of shards and records against the shards that the part has. shards, read: those so far."""
+    """Holds what chunks say of shards and records against the shards that the part has.
+
+    shards, scored: those so far.
+    read: records of the shard in hand.
+    """
 
     expected: tuple[ShardRecord, ...]
     shards: int = 0
+    scored: int = 0
     read: int = 0
 
     def add(self, chunk: Chunk) -> None:
         """Count one more. Raises ValueError where it is not the next one."""
+        self.scored += len(chunk)
         self.read += len(chunk) + len(chunk.quarantined)
         for index, records in chunk.finished:
             if index != self.shards or index >= len(self.expected) or records != self.expected[index].records:

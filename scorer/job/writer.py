@@ -53,8 +53,11 @@ class JobWriter:
             already = f"{self.quarantined:,} records are quarantined already, and {limit:,} may be"
             raise UsageError(already, hints=(Hint.MORE_ERRORS,))
         if self._sink.last is not None:
-            with self._sink.kept("hits") as hits:
-                self._metrics = read_metrics(hits, self._options.top_k)
+            try:
+                with self._sink.kept("hits") as hits:
+                    self._metrics = read_metrics(hits, self._options.top_k)
+            except ValueError as error:
+                raise ResumeError(f"what the metrics need is damaged: {error}", hints=(Hint.RESTART,)) from error
 
     def write(
         self,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parents[1] / "bundled" / "default.onnx"
 _BUNDLED_NAME = "bundled"
 MODELS = Path("models")
+_MOST_DIGITS = 18
 _WEIGHTS = "yt8m.weights_sha256"
 
 
@@ -76,7 +77,7 @@ def provenance(facts: ModelFacts) -> str:
     with suppress(OSError):
         words[0] += f" {datetime.fromtimestamp(os.stat(facts.path).st_mtime):%Y-%m-%d %H:%M}"
     videos = facts.metadata.get("yt8m.videos", "")
-    if videos.isascii() and videos.isdigit():
+    if videos.isascii() and videos.isdigit() and len(videos) <= _MOST_DIGITS:
         words.append(f"trained on {int(videos):,} videos")
     with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
         words.append(f"MAP@10 {float(json.loads(facts.metadata['yt8m.metrics'])['MAP@10']):.4f}")

@@ -216,6 +216,16 @@ def test_other_videos_are_refused_on_resume(data: Data, tmp_path: Path) -> None:
         other.state.restore(*checkpoint.read(tmp_path / checkpoint.LAST))
 
 
+def test_a_counter_of_another_type_is_damage(data: Data, tmp_path: Path) -> None:
+    """PyTorch would convert it, and warn."""
+    run = training("lstm", data)
+    run.state.save(tmp_path, force=True)
+    tensors, metadata = checkpoint.read(tmp_path / checkpoint.LAST)
+    name = next(name for name in tensors if name.endswith("num_batches_tracked"))
+    with pytest.raises(ModelError, match=r"damaged training state: .* is torch\.complex64, not torch\.int64"):
+        training("lstm", data).state.restore({**tensors, name: tensors[name].to(torch.complex64)}, metadata)
+
+
 @pytest.mark.parametrize("missing", ["model.dense.weight", "exp_avg.dense.weight", "exp_avg_sq.dense.weight", "losses"])
 def test_a_state_with_a_hole_is_damaged(missing: str, data: Data, tmp_path: Path) -> None:
     run_to_the_end("lstm", data, tmp_path)

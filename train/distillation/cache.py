@@ -1,14 +1,14 @@
 """Soft labels on the disk: computed part by part, each part kept as soon as it is done, for later runs too.
 
 A file is used that is this user's own, and whose tensors are what they must be, to the digest of their bytes; any
-other is computed again.
+other is computed again, which a line says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,18 +35,22 @@ _FORMAT = 5
 _BRIEF = 0.1  # minutes that are not worth a line
 
 
-def cached_soft_labels(videos: Videos, labels: int, folder: Path | None, at: At) -> SoftLabels:
+def cached_soft_labels(
+    videos: Videos, labels: int, folder: Path | None, at: At, log: Callable[[str], None] = lambda line: None
+) -> SoftLabels:
     """The videos' soft labels, from a file in `folder` where one was left for the same videos, else left there.
 
-    Raises OutputError when a file cannot be written, and what `at` raises; the parts that are done are kept.
+    `log` gets a line for a file there that cannot be used. Raises OutputError when a file cannot be written, and what
+    `at` raises; the parts that are done are kept.
     """
     soft = SoftLabels.empty(len(videos), labels)
     everything = TeacherPart(0, 1, torch.arange(len(videos)), torch.arange(len(videos)))
     path = folder and folder / f"soft-{_digest(videos, labels)}.safetensors"
-    if path and _read(path, soft, everything, labels):
+    if path and _read(path, soft, everything, labels, log):
         return soft
     parts = parts_of(len(videos), labels)
-    _compute(soft, videos, labels, parts, path, at)
+    left = [part for part in parts if not (path and _read(_part_file(path, part), soft, part, labels, log))]
+    _compute(soft, videos, labels, left, path, at)
     if path:
         _write(path, soft)
         for part in parts:
@@ -68,12 +72,9 @@ def plan(videos: Videos, labels: int, folder: Path) -> str:
     return f"{text}: about {minutes:.1f} minutes{' a part' if len(parts) > 1 else ''}"
 
 
-def _compute(
-    soft: SoftLabels, videos: Videos, labels: int, parts: list[TeacherPart], path: Path | None, at: At
-) -> None:
-    """Fill in all parts, from their files those that an earlier call has kept."""
+def _compute(soft: SoftLabels, videos: Videos, labels: int, left: list[TeacherPart], path: Path | None, at: At) -> None:
+    """Fill in the parts that are left, each kept in a file of its own where there are several."""
     speed = teacher_speed()
-    left = [part for part in parts if not (path and _read(_part_file(path, part), soft, part, labels))]
     work = Work(sum(part_seconds(part, videos, labels, speed) for part in left), at)
     for part in left:
         work.where = f"part {part.number + 1} of {part.count}, " if part.count > 1 else ""
@@ -91,15 +92,23 @@ def _write(path: Path, soft: SoftLabels) -> None:
     checkpoint.write(path, tensors, {"sha256": checkpoint.digest(tensors)})
 
 
-def _read(path: Path, soft: SoftLabels, part: TeacherPart, labels: int) -> bool:
-    """Fill in what the file has of a part's own videos; False where it has none that can be used."""
-    with suppress(OSError, ModelError):
+def _read(path: Path, soft: SoftLabels, part: TeacherPart, labels: int, log: Callable[[str], None]) -> bool:
+    """Fill in what the file has of a part's own videos; False where there is none, or none that can be used."""
+    try:
         os.close(open_own(path, os.O_RDONLY))
         tensors, metadata = checkpoint.read(path)
-        if _fits(tensors, soft, part, labels) and metadata.get("sha256") == checkpoint.digest(tensors):
-            soft.put(part.own, SoftLabels(**tensors))
-            return True
-    return False
+        if not _fits(tensors, soft, part, labels) or metadata.get("sha256") != checkpoint.digest(tensors):
+            raise ModelError(f"{path}: it does not hold the soft labels that were left there")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        log(f"{error.strerror}: soft labels are computed again")
+        return False
+    except ModelError as error:
+        log(f"{error.message}: soft labels are computed again")
+        return False
+    soft.put(part.own, SoftLabels(**tensors))
+    return True
 
 
 def _fits(tensors: dict[str, torch.Tensor], soft: SoftLabels, part: TeacherPart, labels: int) -> bool:

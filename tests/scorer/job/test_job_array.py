@@ -216,6 +216,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a shard too many": lambda header: header["finished"].append([9, 1]),
     "another count": lambda header: header["finished"].__setitem__(0, [0, 31]),
     "fewer videos": lambda header: header["sizes"].__setitem__(0, 0),
+    "more metric records": lambda header: header["sizes"].__setitem__(3, header["sizes"][3] + 54),
     "a count that is none": lambda header: header["end"].__setitem__(0, None),
 }
 
@@ -232,6 +233,31 @@ def test_chunks_that_count_otherwise_are_refused(job: Job, name: str) -> None:
     frames[index] = b"C", json.dumps(header).encode() + b"\n" + arrays
     Path(path).write_bytes(written(first, frames))
     with pytest.raises(InputError, match=r"part-1-of-1 is damaged \("):
+        merged([path], job)
+
+
+@pytest.mark.parametrize(("place", "data"), [(0, b"\0\0\0\0"), (4, b"\xff\xff\xff\xff"), (44, b"\7")])
+def test_metric_records_that_are_none_are_refused(job: Job, place: int, data: bytes) -> None:
+    """Positives, a score, a hit."""
+    (path,) = run_all(job, 1)
+    first, frames = frames_of(Path(path).read_bytes())
+    line, _, arrays = frames[1][1].partition(b"\n")
+    videos, k, ids, metrics, _ = json.loads(line)["sizes"]
+    assert metrics == 54 * videos
+    at = 4 * videos + 8 * videos * k + ids + place
+    frames[1] = b"C", line + b"\n" + arrays[:at] + data + arrays[at + len(data) :]
+    Path(path).write_bytes(written(first, frames))
+    with pytest.raises(InputError, match=r"is damaged \(no such metric records\)"):
+        merged([path], job)
+
+
+def test_an_end_that_counts_otherwise_is_refused(job: Job) -> None:
+    (path,) = run_all(job, 1)
+    first, frames = frames_of(Path(path).read_bytes())
+    end = json.loads(frames[-1][1])
+    frames[-1] = b"E", json.dumps({**end, "scored": end["scored"] + 1}).encode()
+    Path(path).write_bytes(written(first, frames))
+    with pytest.raises(InputError, match="frames are missing"):
         merged([path], job)
 
 

@@ -49,8 +49,9 @@ def test_the_last_export_says_when_and_what_it_is(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "metrics", ["", "[]", "{", "{}", '{"MAP@10":null}', "[" * 100_000, '{"MAP@10":1%s}' % ("0" * 400)]
 )
-def test_metadata_without_figures(metrics: str) -> None:
-    save_default(videos="-3", metrics=metrics)
+@pytest.mark.parametrize("videos", ["-3", "9" * 5000])
+def test_metadata_without_figures(metrics: str, videos: str) -> None:
+    save_default(videos=videos, metrics=metrics)
     _, origin = open_model(None, opened)
     assert origin == "exported 2026-03-01 12:30"
 

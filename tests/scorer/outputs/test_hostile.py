@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crc32c import crc32c
 
 from scorer.errors import DeviceError, OutputError, ResumeError
 from scorer.job.spec import Job
@@ -235,6 +236,16 @@ def test_rows_that_changed_before_a_resumed_rename_are_not_published(
 
 def failing(*arguments: object) -> None:
     raise DeviceError("the device fell off")
+
+
+def test_metric_records_that_are_none_are_refused(job: Job) -> None:
+    """Whatever the journal says of their bytes."""
+    resumed = stopped(job)
+    forged = bytes(work(job, "hits").stat().st_size)
+    work(job, "hits").write_bytes(forged)
+    change_line(job, 2, lambda entry: entry["marks"].update(hits=[len(forged), crc32c(forged)]))
+    with pytest.raises(ResumeError, match="what the metrics need is damaged"):
+        do(resumed)
 
 
 def test_a_record_without_a_commit_is_refused(job: Job) -> None:

@@ -88,6 +88,26 @@ def test_damaged_ones_are_computed_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert again(tmp_path, monkeypatch) == 1
 
 
+def test_a_line_says_why_they_are_computed_again(tmp_path: Path) -> None:
+    def lines() -> list[str]:
+        found: list[str] = []
+        cached_soft_labels(videos(50), LABELS, tmp_path, never, found.append)
+        return found
+
+    assert lines() == []
+    assert lines() == []
+    (path,) = tmp_path.iterdir()
+    tensors = poisoned(checkpoint.read(path)[0])
+    checkpoint.write(path, tensors, {})
+    assert lines() == [f"{path}: it does not hold the soft labels that were left there: soft labels are computed again"]
+    path.write_bytes(b"damaged")
+    (line,) = lines()
+    assert line.startswith(f"{path}")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert lines() == [f"{path} is a symbolic link: soft labels are computed again"]
+
+
 def test_those_of_somebody_else_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed(tmp_path)
     with monkeypatch.context() as patch:
