@@ -749,28 +749,27 @@ static bool is_bare(uint8_t c) {
     return ('0' <= c && c <= '9') || ('A' <= (c & ~0x20) && (c & ~0x20) <= 'Z') || c == '-' || c == '_';
 }
 
-/* What an id may not start with in a cell of a spreadsheet: these bytes, and then one from first to last. As GUARDS in
- * scorer/kernels/numpy_rows.py, which says what each is. */
+/* What an id may not start with in a cell of a spreadsheet, beside signs of ASCII: these bytes, and then one from first
+ * to last. As GUARDS in scorer/kernels/numpy_rows.py, which says what each is. */
 static const struct { const char *start; uint8_t first, last; } guards[] = {
-    {"", 0x00, ' '},           {"", 0x7f, 0x7f},           {"", '\'', '\''},
-    {"", '+', '+'},            {"", '-', '-'},             {"", '=', '='},
-    {"", '@', '@'},
-    {"\xc2", 0x80, 0xa0},      {"\xc2", 0xad, 0xad},       {"\xcd", 0x8f, 0x8f},
-    {"\xd8", 0x80, 0x85},      {"\xd8", 0x9c, 0x9c},       {"\xdb", 0x9d, 0x9d},
-    {"\xdc", 0x8f, 0x8f},      {"\xe0\xa2", 0x90, 0x91},   {"\xe0\xa3", 0xa2, 0xa2},
-    {"\xe1\x85", 0x9f, 0xa0},  {"\xe1\x9a", 0x80, 0x80},   {"\xe1\x9e", 0xb4, 0xb5},
-    {"\xe1\xa0", 0x8b, 0x8f},  {"\xe2", 0x80, 0x81},       {"\xe2\x82", 0x8a, 0x8c},
-    {"\xe2\xa9", 0xb5, 0xb6},  {"\xe2\x88", 0x92, 0x92},  {"\xe3\x80", 0x80, 0x80},   {"\xe3\x85", 0xa4, 0xa4},
-    {"\xef\xac", 0xa9, 0xa9},  {"\xef\xb8", 0x80, 0x8f},   {"\xef\xb9", 0xa2, 0xa3},
-    {"\xef\xb9", 0xa6, 0xa6},  {"\xef\xb9", 0xab, 0xab},   {"\xef\xbb", 0xbf, 0xbf},
-    {"\xef\xbc", 0x87, 0x87},  {"\xef\xbc", 0x8b, 0x8b},   {"\xef\xbc", 0x8d, 0x8d},
-    {"\xef\xbc", 0x9d, 0x9d},  {"\xef\xbc", 0xa0, 0xa0},   {"\xef\xbe", 0xa0, 0xa0},
-    {"\xef\xbf", 0xb0, 0xbb},  {"\xf0\x91\x82", 0xbd, 0xbd}, {"\xf0\x91\x83", 0x8d, 0x8d},
-    {"\xf0\x93\x90", 0xb0, 0xbf}, {"\xf0\x9b\xb2", 0xa0, 0xa3}, {"\xf0\x9d\x85", 0xb3, 0xba},
-    {"\xf3", 0xa0, 0xa0},
+    {"\xc2", 0x80, 0xa0},         {"\xc2", 0xad, 0xad},         {"\xcd", 0x8f, 0x8f},
+    {"\xd8", 0x80, 0x85},         {"\xd8", 0x9c, 0x9c},         {"\xdb", 0x9d, 0x9d},
+    {"\xdc", 0x8f, 0x8f},         {"\xe0\xa2", 0x90, 0x91},     {"\xe0\xa3", 0xa2, 0xa2},
+    {"\xe1\x85", 0x9f, 0xa0},     {"\xe1\x9a", 0x80, 0x80},     {"\xe1\x9e", 0xb4, 0xb5},
+    {"\xe1\xa0", 0x8b, 0x8f},     {"\xe2", 0x80, 0x81},         {"\xe2\x82", 0x8a, 0x8c},
+    {"\xe2\x88", 0x92, 0x92},     {"\xe2\xa9", 0xb5, 0xb6},     {"\xe3\x80", 0x80, 0x80},
+    {"\xe3\x85", 0xa4, 0xa4},     {"\xef\xac", 0xa9, 0xa9},     {"\xef\xb8", 0x80, 0x8f},
+    {"\xef\xb9", 0xa2, 0xa3},     {"\xef\xb9", 0xa6, 0xa6},     {"\xef\xb9", 0xab, 0xab},
+    {"\xef\xbb", 0xbf, 0xbf},     {"\xef\xbc", 0x87, 0x87},     {"\xef\xbc", 0x8b, 0x8b},
+    {"\xef\xbc", 0x8d, 0x8d},     {"\xef\xbc", 0x9d, 0x9d},     {"\xef\xbc", 0xa0, 0xa0},
+    {"\xef\xbe", 0xa0, 0xa0},     {"\xef\xbf", 0xb0, 0xbb},     {"\xf0\x91\x82", 0xbd, 0xbd},
+    {"\xf0\x91\x83", 0x8d, 0x8d}, {"\xf0\x93\x90", 0xb0, 0xbf}, {"\xf0\x9b\xb2", 0xa0, 0xa3},
+    {"\xf0\x9d\x85", 0xb3, 0xba}, {"\xf3", 0xa0, 0xa0},
 };
 
 static bool is_guarded(const uint8_t *id, size_t size) {
+    if (!size) return false;
+    if (*id < 0x80) return *id <= ' ' || *id == 0x7f || memchr("'+-=@", *id, 5);
     for (size_t i = 0; i < sizeof guards / sizeof *guards; i++) {
         size_t length = strlen(guards[i].start);
         if (size > length && !memcmp(id, guards[i].start, length) && id[length] >= guards[i].first &&
