@@ -206,17 +206,17 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("goes_on", [False, True])
-def test_a_program_heeds_ctrl_c_while_a_model_is_opened(tmp_path: Path, goes_on: bool) -> None:
+@pytest.mark.parametrize("another", [False, True])
+def test_a_program_heeds_ctrl_c_while_a_model_is_opened(tmp_path: Path, another: bool) -> None:
     """It may open another model, or end; the one that runs for ever does not keep it."""
-    other = [onnx_models.save_model(tmp_path / "good.onnx", inputs=INPUTS, labels=LABELS)] if goes_on else []
+    other = [onnx_models.save_model(tmp_path / "good.onnx", inputs=INPUTS, labels=LABELS)] if another else []
     command = [sys.executable, "-c", PROGRAM, endless(tmp_path / "endless.onnx"), *other]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for_work(process.pid)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
-        assert ("good.onnx on cpu" in output) == goes_on
+        assert ("good.onnx on cpu" in output) == another
         assert errors.splitlines()[-1] == "KeyboardInterrupt"
         assert process.returncode == -signal.SIGINT
     finally:
