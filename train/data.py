@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress
+from itertools import accumulate, compress
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scorer.errors import Hint, RecordError, TrainingError
-from scorer.inputs.batching import Batch, batches
+from scorer.inputs.batching import Batch
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.outputs.atomic import new_folder, writing
+from scorer.pipeline.ranges import RangeReader
+from scorer.system.cores import usable_cores
 from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
 
@@ -114,24 +117,60 @@ def load(
 def _decode(
     shards: Sequence[Source], inputs: Inputs, labels: int | None, store: _Store, at: Callable[[float], None]
 ) -> Videos:
-    row = 4 * sum(width for _, width in inputs)
-    total, before = max(1, sum(shard.stat.size for shard in shards)), 0
+    before = [*accumulate((shard.stat.size for shard in shards), initial=0)]
     limit = _LabelLimit(MOST_LABELS if labels is None else labels)
-    for shard in shards:
-        records, labelled = 0, False
-        for batch in batches([shard], Schema(dict(inputs)), _READ):
-            at((before + min(records * row, shard.stat.size)) / total)
+    unlabelled: set[int] = set()
+    threads = usable_cores()
+    reader = RangeReader(shards, Schema(dict(inputs)), _READ, lambda batch: None, threads=threads)
+    with closing(reader.read(max_in_flight=threads + 2)) as found:
+        for batch in (done.batch for some in found for done in some):
             if batch.label_faults:
                 raise batch.label_faults[0]
-            limit.check(batch, shard, records)
-            records, labelled = records + len(batch), labelled or batch.labelled
+            parts = _parts(batch)
+            limit.check(batch, shards, parts)
+            _check_labelled(batch, shards, parts, unlabelled)
             store.append(batch)
             batch.release()
-        if not labelled and records:
-            raise TrainingError(f"{shard.address}: its videos have no labels", remedy="train on labelled shards")
-        before += shard.stat.size
+            end = batch.end
+            at(min(before[end.shard] + end.offset, before[min(end.shard + 1, len(shards))]) / max(1, before[-1]))
     limit.finish()
     return store.videos()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows first..last-1 of a batch: they are the records from `record` on of the shard `shard`."""
+
+    first: int
+    last: int
+    shard: int
+    record: int
+
+
+def _parts(batch: Batch) -> list[_Part]:
+    """A batch in parts, each of one shard; no record of them is bad."""
+    parts, row, index, record = [], 0, batch.start.shard, batch.start.record
+    for shard, records in [*batch.finished, (batch.end.shard, batch.end.record)]:
+        first = record if shard == index else 0
+        parts.append(_Part(row, row + records - first, shard, first))
+        row = parts[-1].last
+    return [part for part in parts if part.first < part.last]
+
+
+def _check_labelled(batch: Batch, shards: Sequence[Source], parts: list[_Part], unlabelled: set[int]) -> None:
+    """Raises TrainingError for a shard that ends in this batch and has videos, but no labels.
+
+    unlabelled: the shards that have begun and had no labels so far.
+    """
+    for part in parts:
+        if batch.labelled_rows[part.first : part.last].any():
+            unlabelled.discard(part.shard)
+        elif not part.record:
+            unlabelled.add(part.shard)
+    for shard, _ in batch.finished:
+        if shard in unlabelled:
+            reason = f"{shards[shard].address}: its videos have no labels"
+            raise TrainingError(reason, remedy="train on labelled shards")
 
 
 @dataclass
@@ -143,18 +182,19 @@ class _LabelLimit:
     videos: int = 0
     largest: int = -1
 
-    def check(self, batch: Batch, shard: Source, before: int) -> None:
-        """Note those of a batch whose first record is number `before`. Raises RecordError for a negative one."""
+    def check(self, batch: Batch, shards: Sequence[Source], parts: list[_Part]) -> None:
+        """Note those of a batch that consists of `parts`. Raises RecordError for a negative one."""
         values, splits = batch.label_values, batch.label_splits
         if not len(values) or (values.min() >= 0 and values.max() < self.labels):
             return
         rows = np.searchsorted(splits, np.arange(len(values)), side="right") - 1
         if values.min() < 0:
             place = int(np.argmax(values < 0))
-            raise _label_error(shard, before + int(rows[place]), f"label {values[place]} is below 0", (Hint.SKIP,))
+            shard, record = _record(shards, parts, int(rows[place]))
+            raise _label_error(shard, record, f"label {values[place]} is below 0", (Hint.SKIP,))
         outside = values >= self.labels
         place = int(np.argmax(outside))
-        self.first = self.first or (shard, before + int(rows[place]), int(values[place]))
+        self.first = self.first or (*_record(shards, parts, int(rows[place])), int(values[place]))
         self.videos += len(np.unique(rows[outside]))
         self.largest = max(self.largest, int(values.max()))
 
@@ -171,6 +211,12 @@ class _LabelLimit:
         count, source = label_count(self.largest)
         remedy = f"train a model of {count} labels" + (f", as {source} has" if source else "")
         raise _label_error(shard, record, reason, (Hint.MORE_LABELS,), remedy)
+
+
+def _record(shards: Sequence[Source], parts: list[_Part], row: int) -> tuple[Source, int]:
+    """The shard and the record that are row `row` of a batch."""
+    part = next(part for part in parts if row < part.last)
+    return shards[part.shard], part.record + row - part.first
 
 
 def _label_error(shard: Source, record: int, reason: str, hints: tuple[Hint, ...], remedy: str = "") -> RecordError:

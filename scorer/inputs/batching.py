@@ -48,7 +48,7 @@ class Batch:
     features: float32 (n, width) by name, valid until the last of its users releases it.
     ids: n ids, UTF-8 bytes.
     label_values, label_splits: int64 CSR, row i = values[splits[i]:splits[i + 1]].
-    labelled: whether any record of the batch had a `labels` feature.
+    labelled: whether any record of the batch had a `labels` feature; labelled_rows: bool (n,), which ones had.
     start: its first record. end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
     label_faults: what is wrong with the labels of videos that are here without them, up to MAX_QUARANTINED.
@@ -65,7 +65,7 @@ class Batch:
         self._users, self._users_lock = 1, threading.Lock()
         self._ids: list[bytes] = []  # one string a block
         self._labels: list[bytes] = []
-        self._sizes = RowSizes(pool.size)  # without compiled loops the last two are not used
+        self._sizes = RowSizes(pool.size)  # without compiled loops the last one is not used
         self._label_bytes = 0
         self.labelled = False
         self.start = self.end = start
@@ -89,6 +89,10 @@ class Batch:
     @property
     def features(self) -> dict[str, NDArray[np.float32]]:
         return {name: buffer[: len(self)] for name, buffer in self._buffers.items()}
+
+    @property
+    def labelled_rows(self) -> NDArray[np.bool_]:
+        return self._sizes.labelled[: len(self)].astype(bool)
 
     @property
     def label_values(self) -> NDArray[np.int64]:
@@ -128,7 +132,7 @@ class Batch:
             return False
         ids, sizes = PackedStrings.of(records.ids[first:last]), records.label_sizes
         start, stop = int(sizes[:first].sum()), int(sizes[:last].sum())
-        self._sizes.matrix[:2, here : here + count] = ids.sizes, sizes[first:last]
+        self._sizes.matrix[:3, here : here + count] = ids.sizes, sizes[first:last], records.labelled[first:last]
         self._add(count, ids.data, records.labels[start:stop].tobytes())
         self.labelled = self.labelled or bool(records.labelled[first:last].any())
         return True

@@ -122,11 +122,14 @@ class RangeReader(Generic[R]):
 
     def _in_turn(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[Batch]:
         """Batches of shards that are decoded one after the other."""
-        batcher = Batcher(self._pool, start, skip=self._skip)
+        batcher: Batcher | None = None
         with closing(self._readers.opened(shards)) as opened:
             for index, reader in opened:
-                yield from batcher.read(reader, start if index == start.shard else Position(index, 0, 0))
-        yield from batcher.rest()
+                first = start if index == start.shard else Position(index, 0, 0)
+                batcher = batcher or Batcher(self._pool, first, skip=self._skip)
+                yield from batcher.read(reader, first)
+        if batcher:
+            yield from batcher.rest()
 
     def _splits(self, index: int) -> bool:
         """Whether a shard can be read from any byte on; not where it cannot be read at all, as will be seen in turn."""

@@ -131,6 +131,29 @@ def test_a_shard_without_labels_is_named(tmp_path: Path) -> None:
         load(sources([write(tmp_path / "good.tfrecord", 3), path]), INPUTS, LABELS)
 
 
+def test_all_cores_decode_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of all sizes, in batches that end anywhere; labels and the lack of them are found where they are."""
+    features = {name: [0.0] * width for name, width in INPUTS}
+    paths = [write(tmp_path / f"{seed}.tfrecord", count, seed) for seed, count in enumerate((30, 1, 2, 90, 7))]
+    bad = write_shard(tmp_path / "bad", [example(f"b{i}", [-1 if i == 37 else 1], features) for i in range(40)])
+    none = write_shard(tmp_path / "none", [example(f"n{i}", None, features) for i in range(40)])
+    half = write_shard(tmp_path / "half", [example(f"h{i}", [1] if i == 22 else None, features) for i in range(40)])
+    expected = load(sources([*paths, half]), INPUTS, LABELS)
+    monkeypatch.setattr("scorer.pipeline.ranges.WORTH_RANGES", 0)
+    monkeypatch.setattr(data, "usable_cores", lambda: 3)
+    for most in (1, 5, 13):
+        monkeypatch.setattr(data, "_READ", most)
+        found = load(sources([*paths, half]), INPUTS, LABELS)
+        assert found.ids == expected.ids
+        assert np.array_equal(found.labels, expected.labels)
+        assert all(map(np.array_equal, found.features, expected.features))
+        with pytest.raises(RecordError, match="label -1 is below 0") as caught:
+            load(sources([*paths, bad, half]), INPUTS, LABELS)
+        assert (caught.value.path, caught.value.record, caught.value.offset) == (bad, 37, starts(bad)[37])
+        with pytest.raises(TrainingError, match="none: its videos have no labels"):
+            load(sources([*paths, half, none, half]), INPUTS, LABELS)
+
+
 def test_an_absent_shard(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load(sources([str(tmp_path / "absent.tfrecord")]), INPUTS, LABELS)
