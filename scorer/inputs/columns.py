@@ -26,6 +26,8 @@ from scorer.system.packages import required
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _BUFFER_BYTES = 1 << 20  # of a column that are read at once
+MAX_BATCH_BYTES = 1 << 30
+"""Of an Arrow file's record batches, on average: each is in memory as a whole."""
 
 
 class _Table(Protocol):
@@ -63,7 +65,13 @@ class _ArrowTable:
     def __init__(self, file: io.RawIOBase) -> None:
         self._ipc = required("pyarrow.ipc", "parquet", "Arrow")
         self._opened = file
-        self.names = self._ipc.open_file(file).schema.names
+        opened = self._ipc.open_file(file)
+        self.names = opened.schema.names
+        size = file.seek(0, io.SEEK_END) // max(opened.num_record_batches, 1)
+        if size > MAX_BATCH_BYTES:
+            raise ValueError(
+                f"its record batches have {size:,} bytes, more than {MAX_BATCH_BYTES:,}: write smaller ones"
+            )
 
     def pieces(self, columns: Sequence[str], start: int, most: int) -> Iterator[tuple[Any, float]]:
         fields = [self.names.index(name) for name in columns]

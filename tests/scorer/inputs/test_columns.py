@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from scorer.errors import InputError, ShardError, UsageError
+from scorer.inputs import columns
 from scorer.inputs.batching import batches
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import RecordReaders, decoded_blocks
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.job.spec import Job
-from tests import shards
+from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, do
+from tests.soak import write_columns
 
 pa: Any = pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
 pytest.importorskip("pyarrow.parquet", reason="pyarrow is absent (extra parquet)")
@@ -141,6 +143,31 @@ def test_a_bad_row_is_quarantined_with_its_place(write: Callable[..., Source], f
     good = [row for row in range(ROWS) if row != 9]
     expected = np.array([[0.5] * 4] * ROWS if "mean_rgb" in changes else table()["mean_rgb"].to_pylist(), np.float32)
     assert np.array_equal(batch.features["mean_rgb"], expected[good])
+
+
+@pytest.mark.parametrize("name", ["one.parquet", "many.parquet", "many.arrow"])
+def test_what_is_in_memory_is_a_few_pieces_of_the_file(tmp_path: Path, name: str) -> None:
+    rows, groups = (8000, 1) if name.startswith("one") else (400, 20)
+    (source,) = shards.sources([str(write_columns(tmp_path / name, groups, rows))])
+    before, held, read = pa.total_allocated_bytes(), [], 0
+    for block in decoded_blocks([(0, source)], Schema(onnx_models.INPUTS), BEGINNING):
+        held.append(pa.total_allocated_bytes() - before)
+        read += len(block)
+    assert read == 8000
+    assert max(held) < 16 << 20 < source.stat.size // 2
+
+
+def test_record_batches_that_do_not_fit_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Arrow files, which have each in memory; of a Parquet file's row groups only pages are."""
+    monkeypatch.setattr(columns, "MAX_BATCH_BYTES", 100)
+    arrow(tmp_path / "a", table())
+    with pytest.raises(
+        ShardError, match=r"/a: .*its record batches have [\d,]+ bytes, more than 100: write smaller ones"
+    ):
+        list(batches(shards.sources([str(tmp_path / "a")]), SCHEMA, 50))
+    parquet(tmp_path / "b", table())
+    (batch,) = batches(shards.sources([str(tmp_path / "b")]), SCHEMA, 50)
+    assert len(batch) == ROWS
 
 
 def test_labels_that_are_none_are_said_and_not_used(write: Callable[..., Source]) -> None:
