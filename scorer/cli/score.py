@@ -16,6 +16,7 @@ from scorer.cli.command import Parser, run, typed_as
 from scorer.cli.remedies import SCORE
 from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
 from scorer.inputs.addresses import redacted
+from scorer.model.devices import MOST_THREADS, MOST_VIDEOS, Provider, check_device
 from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
 from scorer.system.terminal import hold_standard_descriptors, print_stderr
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from scorer.job.workers import Cluster
     from scorer.model.model import Model
 
-_MOST_VIDEOS, _MOST_THREADS = 1 << 30, 256  # a slip of the pen must not exhaust the machine
 _MOST_PARTS = 1_000_000
 
 _EPILOG = """\
@@ -178,9 +178,9 @@ def _add_error_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_speed_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=_at_least(1, _MOST_VIDEOS), metavar="N", help="videos per run of the model")
+    group.add_argument("--batch-size", type=_at_least(1, MOST_VIDEOS), metavar="N", help="videos per run of the model")
     group.add_argument(
-        "--threads", type=_at_least(1, _MOST_THREADS), metavar="N", help="CPU threads that compute [all usable cores]"
+        "--threads", type=_at_least(1, MOST_THREADS), metavar="N", help="CPU threads that compute [all usable cores]"
     )
 
 
@@ -201,7 +201,7 @@ def _add_ray_options(group: argparse._ArgumentGroup) -> None:
         metavar="ADDRESS",
         help="score on the Ray cluster there (auto: the one this machine is of); without ADDRESS, on this machine",
     )
-    group.add_argument("--ray-cpus", type=_at_least(1, _MOST_THREADS), default=1, metavar="N", help="CPUs a worker [1]")
+    group.add_argument("--ray-cpus", type=_at_least(1, MOST_THREADS), default=1, metavar="N", help="CPUs a worker [1]")
     group.add_argument(
         "--ray-gpus", type=_gpus, default=0.0, metavar="X", help="GPUs a worker, or the share of one, as in 0.5 [0]"
     )
@@ -219,7 +219,7 @@ def _gpus(text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1
-    if not (0 <= value < 1 or (value.is_integer() and value <= _MOST_THREADS)):
+    if not (0 <= value < 1 or (value.is_integer() and value <= MOST_THREADS)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a share of a GPU nor a number of them")
     return value
 
@@ -244,8 +244,6 @@ def _at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def _device(text: str) -> str:
-    from scorer.model.devices import check_device
-
     try:
         return check_device(text)
     except UsageError as error:
@@ -253,8 +251,6 @@ def _device(text: str) -> str:
 
 
 def _provider(text: str) -> str:
-    from scorer.model.devices import Provider
-
     try:
         return str(Provider.parse(text))
     except UsageError as error:

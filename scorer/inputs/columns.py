@@ -21,6 +21,7 @@ from scorer.inputs.protobuf import MAX_LABELS, InvalidExample, checked_id
 from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS
+from scorer.inputs.wire import varint
 from scorer.kernels.packed import PackedStrings
 from scorer.system.packages import required
 
@@ -214,13 +215,7 @@ def _bytes(column: Any) -> list[bytes | None]:
     return found
 
 
-@cache
-def _varint(label: int) -> bytes:
-    rest, found = label & (1 << 64) - 1, bytearray()
-    while rest > 0x7F:
-        found.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    return bytes([*found, rest])
+_varint = cache(varint)  # few labels there are, and each is met often
 
 
 class ColumnReader:

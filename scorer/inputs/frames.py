@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.inputs.wire import field, varint
 from scorer.kernels import loops
 
 Span: TypeAlias = memoryview
@@ -155,26 +156,14 @@ def _header(kind: int, size: int) -> bytes:
     """What stands before the `size` bytes of data of every frame."""
     head = b""
     for tag in (_DATA, kind, _ENTRY):
-        head = bytes([tag]) + _varint(len(head) + size) + head
+        head = bytes([tag]) + varint(len(head) + size) + head
     return head
 
 
 def one_bytes_entry(name: str, value: bytes) -> bytes:
     """A record that has nothing but this feature in its context."""
-    feature = _field(_BYTES_LIST, _field(_DATA, value))
-    return _field(_CONTEXT, _field(_ENTRY, _field(_KEY, name.encode()) + _field(_VALUE, feature)))
-
-
-def _field(tag: int, content: bytes) -> bytes:
-    return bytes([tag]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    feature = field(1, field(1, value))  # a list of bytes, in a Feature
+    return field(1, field(1, field(1, name.encode()) + field(2, feature)))  # in an entry of the context
 
 
 def apart(counts: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import TypeAlias
 
 from scorer.inputs.protobuf import InvalidExample
+from scorer.inputs.wire import field
 
 Read: TypeAlias = Callable[[int, int], bytes]
 """(offset, count) -> so many bytes of the shard from `offset` on, fewer at its end."""
@@ -34,7 +35,7 @@ def shortened(read: Read, start: int, stop: int, names: Collection[bytes], most:
                 if entry == 1:
                     walk.entry(begin, end, in_features=number == 1)
     frames = b"".join(walk.frames)
-    return _field(1, b"".join([*walk.others, *walk.kept])) + (_field(2, frames) if frames else b"")
+    return field(1, b"".join([*walk.others, *walk.kept])) + (field(2, frames) if frames else b"")
 
 
 class _Walk:
@@ -59,11 +60,11 @@ class _Walk:
             self._kept_bytes += stop - start
             if self._kept_bytes > self._most:
                 raise InvalidExample(f"the features asked for have more than {self._most:,} bytes")
-            self.kept.append(_field(1, self._read(start, stop - start)))
+            self.kept.append(field(1, self._read(start, stop - start)))
             return
         named = self.others if in_features else self.frames
         if len(named) < _MAX_NAMES:
-            named.append(_field(1, _field(1, name.decode(errors="replace").encode())))
+            named.append(field(1, field(1, name.decode(errors="replace").encode())))
 
     def fields(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Number, and where the content starts and ends, of each field with a length from `start` to `stop`."""
@@ -116,12 +117,3 @@ class _Walk:
         if not 0 <= at - self._window_start < len(self._window):
             self._window, self._window_start = self._read(at, _WINDOW), at
         return self._window[at - self._window_start]
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A protobuf field with a length."""
-    size, head = len(content), bytearray([number << 3 | _BYTES])
-    while size > 0x7F:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes([*head, size]) + content

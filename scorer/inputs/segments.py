@@ -26,6 +26,7 @@ from scorer.inputs.position import Position
 from scorer.inputs.records import BLOCK_BYTES, DecodedBlock, Faults, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard, starts_with_record
+from scorer.inputs.wire import varint
 from scorer.kernels.limits import MAX_ID_BYTES
 from scorer.kernels.packed import PackedStrings, unpack_varints
 
@@ -130,7 +131,7 @@ class SegmentRows:
             return f"a segment from frame {segment.first} on, of {min(counts.values())}"
         if len(row.id) > MAX_ID_BYTES:
             return f"its id is {len(row.id)} bytes long, more than {MAX_ID_BYTES}"
-        row.labels = b"".join(map(_varint, segment.labels))
+        row.labels = b"".join(map(varint, segment.labels))
         self._rows.append(row)
         return ""
 
@@ -189,15 +190,6 @@ def _floats(parts: Parts, name: str) -> list[float]:
     if data is None or len(data) % 4:
         raise _Invalid(f"{name!r} is no list of floats")
     return [float(value) for value in np.frombuffer(data, "<f4")]
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 class SegmentReader:

@@ -11,6 +11,8 @@ from scorer.errors import DeviceError, UsageError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """ONNX Runtime's names of them."""
+MOST_THREADS, MOST_VIDEOS = 256, 1 << 30
+"""Threads that compute and videos of a batch that may be asked for: a slip of the pen must not exhaust the machine."""
 _DEVICES = re.compile("auto|cpu|cuda(:all|:[0-9]{1,3}(,[0-9]{1,3})*)?")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.arguments import check_whole_number
 from scorer.model.contract import Contract, check_predictions, read_contract
-from scorer.model.devices import CPU, CUDA, Provider, check_device, gpus
+from scorer.model.devices import CPU, CUDA, MOST_THREADS, MOST_VIDEOS, Provider, check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import DEFAULT_K
@@ -31,7 +31,6 @@ from scorer.system.cores import usable_cores
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
-MOST_THREADS, MOST_VIDEOS = 256, 1 << 30  # a slip of the pen must not exhaust the machine
 _MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
 _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.inputs.wire import BYTES, field
 from scorer.model.contract import Contract, outputs
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import Session
@@ -20,7 +21,6 @@ from scorer.model.slots import Outcome
 from scorer.model.ties import SPARE, settle
 
 _GRAPH, _INITIALIZER, _NAME = 7, 5, 8  # fields of ModelProto, GraphProto and TensorProto, messages or text each
-_BYTES = 2  # protobuf's wire type of those
 
 
 class ProviderSlot:
@@ -56,19 +56,19 @@ class ProviderSlot:
 def without_default_k(model: bytes) -> bytes:
     """`model`, the bytes of an ONNX file that was examined, with `k` as an input that has no default."""
     pieces = []
-    for field, start, content, end in _fields(model):
-        if field == _GRAPH:
+    for number, start, content, end in _fields(model):
+        if number == _GRAPH:
             graph = model[content:end]
             kept = b"".join(graph[first:last] for part, first, inner, last in _fields(graph)
                             if not (part == _INITIALIZER and _is_named(graph[inner:last], b"k")))  # fmt: skip
-            pieces.append(_varint(_GRAPH << 3 | _BYTES) + _varint(len(kept)) + kept)
+            pieces.append(field(_GRAPH, kept))
         else:
             pieces.append(model[start:end])
     return b"".join(pieces)
 
 
 def _is_named(tensor: bytes, name: bytes) -> bool:
-    return any(field == _NAME and tensor[content:end] == name for field, _, content, end in _fields(tensor))
+    return any(number == _NAME and tensor[content:end] == name for number, _, content, end in _fields(tensor))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
@@ -78,9 +78,9 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         start = position
         key, position = _read_varint(message, position)
         kind = key & 7
-        value, after = _read_varint(message, position) if kind in (0, _BYTES) else (0, position)
+        value, after = _read_varint(message, position) if kind in (0, BYTES) else (0, position)
         content = position if kind == 0 else after
-        position = {0: after, 1: position + 8, _BYTES: after + value, 5: position + 4}[kind]
+        position = {0: after, 1: position + 8, BYTES: after + value, 5: position + 4}[kind]
         yield key >> 3, start, content, position
 
 
@@ -92,12 +92,3 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
         position, shift = position + 1, shift + 7
         if byte < 0x80:
             return value, position
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
