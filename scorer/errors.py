@@ -8,7 +8,8 @@
     ├── ModelError               6    a model or checkpoint that is absent, damaged or of another contract
     ├── DeviceError              7    a provider, device or runtime package that is not there or failed
     ├── OutputError              8    a result that cannot be written
-    ├── ResumeError              9    an unfinished run, a changed job, or an output that another process holds
+    ├── ResumeError              9    an unfinished run, a changed job
+    │   └── BusyError            9    an output that another process holds
     ├── GateError               11    an exported model that does not match its checkpoint
     ├── TrainingError           12    training that cannot continue (NaN loss, no labels, too few videos)
     └── NothingScoredError      13    every record was quarantined, so that there is nothing to write
@@ -150,6 +151,10 @@ class OutputError(Yt8mError):
 
 class ResumeError(Yt8mError):
     exit_code = 9
+
+
+class BusyError(ResumeError):
+    """Another process, or another thread, has the output in hand."""
 
 
 class GateError(Yt8mError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from scorer.errors import Hint, ResumeError
+from scorer.errors import BusyError, Hint, ResumeError
 from scorer.inputs.position import Position
 from scorer.job.job_array import PartReport, finished_part, own_part_path, score_part
 from scorer.job.part import Part, moved_chunk, plan
@@ -33,6 +33,8 @@ from scorer.system.signals import StopRequest
 _PART_BYTES = 64 << 20  # of shards: some 14,000 videos, whose predictions are 3 MB
 _FLOATS_A_VIDEO = 1_000  # about: so many more of embeddings, and parts are smaller
 _PARTS_A_SLOT = 4  # at least, where there are so many shards, so that none waits long for the last
+_BUSY_SECONDS, _BUSY_LOOK_SECONDS = 120.0, 0.2
+"""How long a part waits for the lock of a worker that is lost, of which NFS lets go after 90 s, and between looks."""
 
 
 def score_on_cluster(
@@ -173,7 +175,16 @@ def _reports(job: Job, todo: deque[Part], workers: Workers, stop: StopRequest) -
 
 
 def _score(job: Job, part: Part, predictor: Predictor) -> Iterator[PartReport]:
-    yield score_part(job, part, predictor, StopRequest(), lambda progress: None)
+    """The part; a lost worker may hold its lock for a while."""
+    end = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            yield score_part(job, part, predictor, StopRequest(), lambda progress: None)
+            return
+        except BusyError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_BUSY_LOOK_SECONDS)
 
 
 def _kept(job: Job, parts: Sequence[Part], predictor: Predictor) -> dict[int, PartFile]:

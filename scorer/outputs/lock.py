@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scorer.errors import OutputError, ResumeError
+from scorer.errors import BusyError, OutputError
 from scorer.outputs.atomic import is_at
 from scorer.outputs.own import NotOwnError, create, open_own
 
@@ -32,7 +32,7 @@ def owned(path: Path, output: str) -> Iterator[None]:
     """Hold the lock file `path` for the output named `output`; the file is gone afterwards.
 
     Raises:
-        ResumeError: another live process or another thread holds it; the message says which.
+        BusyError: another live process or another thread holds it; the message says which.
         OutputError: the lock file cannot be made or is not this user's own, or the file system has no locks.
     """
     try:
@@ -101,5 +101,5 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _busy(output: str, owner: str) -> ResumeError:
-    return ResumeError(f"{output} is being written by {owner}", remedy="wait for it to end or choose another output")
+def _busy(output: str, owner: str) -> BusyError:
+    return BusyError(f"{output} is being written by {owner}", remedy="wait for it to end or choose another output")

@@ -1,10 +1,12 @@
 """Kill workers, nodes and the command of `score --ray` at random moments, and compare the bytes with one process's.
 
     python -m tests.scorer.job.cluster_crash --kills 50
+    python -m tests.scorer.job.cluster_crash --kills 50 --parts 12
 
 Three nodes of this machine, of a core each, score small shards, of which one has a bad record, with a model that takes
 its time. A killed node is a raylet and all its workers, killed at once; another joins in its place. A command that was
-killed is resumed. After a few kills a job is left to end and compared.
+killed is resumed. After a few kills a job is left to end and compared. With --parts the workers write part files, which
+are merged first.
 """
 
 from __future__ import annotations
@@ -161,16 +163,21 @@ def same(folder: Path) -> bool:
     return files_of(folder / "preds.csv") == files_of(folder / "whole" / "preds.csv")
 
 
-def crash(folder: Path, kills: int, seed: int = 0, kinds: tuple[str, ...] = tuple(KINDS)) -> Tally:
+def crash(folder: Path, kills: int, seed: int = 0, parts: int | None = None) -> Tally:
     """Kill, and resume where the command was killed, until `kills` kills hit and the job in hand is compared.
+
+    parts: how many part files the workers write, where they do.
 
     Raises AssertionError when a byte differs or a command ends in an unexpected way.
     """
     chance, tally = random.Random(seed), Tally()
     prepare(folder, [chance.randrange(50, 400) for _ in range(24)])
+    more = ["--ray-parts", str(parts)] if parts else []
     with nodes() as cluster:
         while tally.kills.total() < kills:
-            _one_job(folder, cluster, kills, kinds, tally, chance)
+            _one_job(folder, cluster, kills, more, tally, chance)
+            if parts:
+                _merge(folder)
             assert same(folder), "bytes differ"
             tally.compared += 1
             for path in folder.glob("preds.csv*"):
@@ -178,14 +185,20 @@ def crash(folder: Path, kills: int, seed: int = 0, kinds: tuple[str, ...] = tupl
     return tally
 
 
-def _one_job(
-    folder: Path, cluster: Nodes, kills: int, kinds: tuple[str, ...], tally: Tally, chance: random.Random
-) -> None:
+def _merge(folder: Path) -> None:
+    """What becomes of the part files, which are removed."""
+    command = [sys.executable, "-m", "yt8m", "merge", "preds.csv.part-*", "-o", "preds.csv", "--quiet"]
+    assert subprocess.run(command, cwd=folder).returncode == QUARANTINED
+    for path in [*folder.glob("preds.csv.part-*"), *folder.glob(".preds.csv.part-*")]:
+        path.unlink()
+
+
+def _one_job(folder: Path, cluster: Nodes, kills: int, more: list[str], tally: Tally, chance: random.Random) -> None:
     """Begin a job, kill and resume it until it ends."""
     kills = min(kills, tally.kills.total() + chance.randint(1, MOST_A_JOB))
     while True:
-        process = start(folder, cluster.address, "--on-error", "skip", "--resume", "--quiet", seconds=0.02)
-        code = _attacked(process, cluster, kills, kinds, tally, chance)
+        process = start(folder, cluster.address, "--on-error", "skip", "--resume", "--quiet", *more, seconds=0.02)
+        code = _attacked(process, cluster, kills, tally, chance)
         _, said = process.communicate()
         if code == QUARANTINED:
             return
@@ -196,7 +209,6 @@ def _attacked(
     process: subprocess.Popen[str],
     cluster: Nodes,
     kills: int,
-    kinds: tuple[str, ...],
     tally: Tally,
     chance: random.Random,
 ) -> int:
@@ -206,7 +218,7 @@ def _attacked(
             time.sleep(0.01)
             continue
         time.sleep(chance.uniform(0, 0.5))
-        kind = chance.choices(kinds, [KINDS[kind] for kind in kinds])[0]
+        kind = chance.choices([*KINDS], [*KINDS.values()])[0]
         if kind == "worker":
             tally.kills[kind] += cluster.kill_worker(chance)
         elif kind == "command":
@@ -224,9 +236,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", type=int)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(crash(Path(folder), options.kills, options.seed))
+        print(crash(Path(folder), options.kills, options.seed, options.parts))
 
 
 if __name__ == "__main__":

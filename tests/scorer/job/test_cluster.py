@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 
-from scorer.errors import DeviceError, Hint, ModelError, ResumeError
-from scorer.job.cluster import score_on_cluster, score_parts_on_cluster
+from scorer.errors import BusyError, DeviceError, Hint, ModelError, ResumeError
+from scorer.job.cluster import _score, score_on_cluster, score_parts_on_cluster
 from scorer.job.job_array import found_parts, merge_files
+from scorer.job.part import plan
 from scorer.job.spec import Job
 from scorer.job.workers import Cluster
 from scorer.model.predictor import DEFAULT_K, Features, Predictions, Predictor
@@ -36,7 +37,7 @@ from tests.scorer.job.slow_score import SECONDS
 
 pytestmark = pytest.mark.slow
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-RUNTIME, SLOW = "YT8M_TEST_RUNTIME", "0.05"
+RUNTIME, SLOW = "YT8M_TEST_RUNTIME", "0.1"
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,10 @@ def test_nothing_but_rows_is_printed_on_standard_output(folder: Path, cluster: N
 
 
 @needs_ray
-def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    tally = crash(tmp_path, kills=4)
-    assert tally.kills.total() == 4
+@pytest.mark.parametrize("parts", [None, 8], ids=["committed", "part files"])
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path, parts: int | None) -> None:
+    tally = crash(tmp_path, kills=3, parts=parts)
+    assert tally.kills.total() == 3
     assert tally.compared >= 1
 
 
@@ -284,6 +286,26 @@ def test_parts_of_an_earlier_run_are_refused_kept_or_discarded(job: Job, cluster
     whole = replace(job, output=str(tmp_path / "whole.csv"))
     do(whole)
     assert Path(job.output).read_bytes() == Path(whole.output).read_bytes()
+
+
+def test_a_part_waits_for_the_lock_of_a_worker_that_is_lost(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def busy(*arguments: object) -> str:
+        tries.append("again")
+        if len(tries) < 3:
+            raise BusyError("held")
+        return "done"
+
+    monkeypatch.setattr("scorer.job.cluster.score_part", busy)
+    monkeypatch.setattr("scorer.job.cluster._BUSY_LOOK_SECONDS", 0.0)
+    part = plan(job.shards, 1)[0]
+    made: list[Any] = [*_score(job, part, FakePredictor())]
+    assert made == ["done"]
+    tries.clear()
+    monkeypatch.setattr("scorer.job.cluster._BUSY_SECONDS", -1.0)
+    with pytest.raises(BusyError):
+        [*_score(job, part, FakePredictor())]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
