@@ -173,7 +173,7 @@ class ExampleReader:
     def __init__(self, opener: ExampleOpener, shard: Shard, *, unread_frames: bool) -> None:
         self._opener, self._shard, self._unread_frames = opener, shard, unread_frames
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
-        self.find_record = shard.find_record if opener.native and shard.is_file else None
+        self.find_record = shard.finder if opener.native else None
 
     @property
     def size(self) -> int:

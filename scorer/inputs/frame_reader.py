@@ -138,11 +138,11 @@ class FrameOpener:
 class FrameReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader."""
 
-    decode_into, find_record = staticmethod(decode_nothing), None
+    decode_into = staticmethod(decode_nothing)
 
     def __init__(self, shard: Shard, rows: FrameRows) -> None:
         self._shard, self._rows = shard, rows
-        self.check_unchanged, self.close = shard.check_unchanged, shard.close
+        self.check_unchanged, self.close, self.find_record = shard.check_unchanged, shard.close, shard.finder
 
     @property
     def size(self) -> int:

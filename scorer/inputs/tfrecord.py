@@ -10,7 +10,7 @@ Shards are read in blocks and never mapped: a mapped file that shrinks kills the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -141,9 +141,9 @@ class Shard:
         self._reader.close()
 
     @property
-    def is_file(self) -> bool:
-        """Whether the source is a local file, which any byte of is read as fast."""
-        return self._whole is not None
+    def finder(self) -> Callable[[int, int], int | None] | None:
+        """`find_record`, where there are compiled loops for it and any byte of the source is read as fast."""
+        return self.find_record if self._whole and loops.active.find_header else None
 
     def window(self, offset: int) -> Window:
         """A file with the bytes from `offset` on, all that there are or some MB of them. Raises InputError."""

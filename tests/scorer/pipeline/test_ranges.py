@@ -18,11 +18,12 @@ from scorer.errors import Yt8mError
 from scorer.inputs import batching, tfrecord
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.pipeline import ranges
 from scorer.pipeline.ranges import RangeReader
 from tests import shards
-from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, rows, write
+from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, write
 from tests.scorer.inputs.toy_source import CONTENT, find
 
 
@@ -49,11 +50,21 @@ class Read(NamedTuple):
     error: str
 
 
+def videos(batch: Batch) -> list[Any]:
+    """Id, features and labels of each."""
+    splits, values = batch.label_splits.tolist(), batch.label_values.tolist()
+    features = batch.features.values() if len(batch) else []
+    return [
+        (id, [rows[i].tolist() for rows in features], values[splits[i] : splits[i + 1]])
+        for i, id in enumerate(batch.ids)
+    ]
+
+
 def everything(found: Iterator[Batch]) -> Read:
     read = Read([], [], [], [], BEGINNING, "")
     try:
         for batch in found:
-            read.videos.extend(rows(batch))
+            read.videos.extend(videos(batch))
             read.quarantined.extend(batch.quarantined)
             read.label_faults.extend(map(str, batch.label_faults))
             read.finished.extend(batch.finished)
@@ -64,13 +75,23 @@ def everything(found: Iterator[Batch]) -> Read:
     return read
 
 
-def in_ranges(found: Sequence[Source], size: int, threads: int, *, skip: bool, start: Position = BEGINNING) -> Read:
-    reader = RangeReader(found, SCHEMA, size, lambda batch: None, threads=threads, skip=skip)
+def in_ranges(
+    found: Sequence[Source],
+    size: int,
+    threads: int,
+    *,
+    skip: bool,
+    start: Position = BEGINNING,
+    schema: Schema = SCHEMA,
+) -> Read:
+    reader = RangeReader(found, schema, size, lambda batch: None, threads=threads, skip=skip)
     return everything(done.batch for some in reader.read(start) for done in some)
 
 
-def in_turn(found: Sequence[Source], size: int, *, skip: bool, start: Position = BEGINNING) -> Read:
-    return everything(batches(found, SCHEMA, size, start=start, on_error="skip" if skip else "fail"))
+def in_turn(
+    found: Sequence[Source], size: int, *, skip: bool, start: Position = BEGINNING, schema: Schema = SCHEMA
+) -> Read:
+    return everything(batches(found, schema, size, start=start, on_error="skip" if skip else "fail"))
 
 
 def with_more(number: int, more: bytes) -> bytes:
@@ -154,24 +175,59 @@ def test_ranges_give_what_one_decoder_gives(
             )
 
 
-def test_threads_decode_all_of_a_long_shard_and_of_many_short_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frames", [False, True])
+def test_threads_decode_all_of_a_long_shard_and_of_many_short_ones(tmp_path: Path, frames: bool) -> None:
     """And not the caller, as it does what could not be decoded in ranges."""
-    paths = write(tmp_path, [400, *[7] * 40])
+    paths, schema = write(tmp_path, [400, *[7] * 40]), SCHEMA
+    if frames:
+        schema = Schema({"mean_rgb": 3, "mean_audio": 1})
+        paths = [frame_level(tmp_path / f"{i}", [2] * count) for i, count in enumerate((400, *[7] * 40))]
     made: list[tuple[str, int]] = []
 
     def note(batch: Batch) -> None:
         made.append((threading.current_thread().name, len(batch)))
 
-    reader = RangeReader(shards.sources(paths), SCHEMA, 50, note, threads=3)
+    reader = RangeReader(shards.sources(paths), schema, 50, note, threads=3)
     assert everything(done.batch for some in reader.read() for done in some).end == Position(41, 0, 0)
     assert sum(count for _, count in made) == 680
     assert {name.split()[0] for name, _ in made} == {"predict"}
     assert len(made) > 680 // 50
 
 
-def frame_level(path: Path) -> str:
-    frames = {"rgb": np.full((2, 3), 7, np.uint8), "audio": np.full((2, 1), 9, np.uint8)}
-    return shards.write_shard(path, [shards.sequence_example(f"frames{i}", [i], frames) for i in range(30)])
+def frame_level(path: Path, counts: Sequence[int] = (2,) * 30) -> str:
+    """Records of so many frames each."""
+    made = [
+        {"rgb": np.full((count, 3), i % 256, np.uint8), "audio": np.full((count, 1), 9, np.uint8)}
+        for i, count in enumerate(counts)
+    ]
+    return shards.write_shard(
+        path, [shards.sequence_example(f"f{i:03}", [i % 100], frames) for i, frames in enumerate(made)]
+    )
+
+
+@given(
+    counts=st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=3),
+    damage=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20_000)), max_size=2),
+    size=st.integers(1, 12),
+    block=st.integers(1000, 4000),
+)
+@settings(max_examples=40, deadline=None)
+def test_frames_are_averaged_in_ranges_too(
+    tmp_path_factory: pytest.TempPathFactory,
+    counts: list[list[int]],
+    damage: list[tuple[int, int]],
+    size: int,
+    block: int,
+) -> None:
+    folder, schema = tmp_path_factory.mktemp("frames"), Schema({"mean_rgb": 3, "mean_audio": 1}, "frame")
+    paths = [frame_level(folder / f"{i}", some) for i, some in enumerate(counts)]
+    for index, byte in damage:
+        if index < len(paths) and (length := Path(paths[index]).stat().st_size):
+            shards.flip_bit(paths[index], byte % length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        found = shards.sources(paths)
+        assert in_ranges(found, size, 3, skip=True, schema=schema) == in_turn(found, size, skip=True, schema=schema)
 
 
 def test_formats_and_sources_that_are_decoded_in_turn_stand_between_ranges(tmp_path: Path) -> None:
