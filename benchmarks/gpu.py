@@ -355,6 +355,7 @@ def training(setting: Setting) -> None:
 
 def soft_labels(setting: Setting) -> None:
     from train.data import load
+    from train.devices import choose_device
     from train.distillation.cache import cached_soft_labels
     from train.registry import spec
 
@@ -362,7 +363,9 @@ def soft_labels(setting: Setting) -> None:
     shard = join(setting.data, setting.folder / "soft.tfrecord", SOFT_VIDEOS * _VIDEO_BYTES)
     videos = load(find_shards([shard]), config.inputs, config.labels)
     began = time.perf_counter()
-    cached_soft_labels(videos, config.labels, None, lambda share, what: None)
+    cached_soft_labels(
+        videos, config.labels, None, lambda share, what: None, device=choose_device(f"cuda:{setting.gpu}", 0)
+    )
     print(f"{len(videos):,} videos' soft labels in {time.perf_counter() - began:.1f} s")
 
 

@@ -73,7 +73,7 @@ class Runner:
         if run.labels is None:
             model = replace(model, labels=self._labels(data))
         if config.soft:
-            self._compute_soft_labels(data, model, world)
+            self._compute_soft_labels(data, model, device, world)
             if "soft" not in self.overrides and not run.resumed and taught_in_parts(len(data.train), model.labels):
                 config = replace(config, soft=self._soft_labels_are_better(model, config, data, device, world))
         self.begun.append(run.name)
@@ -152,16 +152,16 @@ class Runner:
             return max(largest + 1, next(iter(VOCABULARIES)))
         return label_count(largest)[0]
 
-    def _compute_soft_labels(self, data: Data, model: ModelConfig, world: World) -> None:
+    def _compute_soft_labels(self, data: Data, model: ModelConfig, device: torch.device, world: World) -> None:
         """Compute the soft labels before a model's turn begins: a stop meanwhile has no run to save."""
         if not len(data.train):
             return
         cache = self.options.cache
         data.soft_folder = _make(cache, "--cache") if cache else _make(self.options.runs)
-        if world.first and (text := plan(data.train, model.labels, data.soft_folder)):
+        if world.first and (text := plan(data.train, model.labels, data.soft_folder, device)):
             log(f"train: {text}")
         with world.in_turn(), self._phase(f"soft labels of {len(data.train):,} videos", world) as at:
-            data.soft_labels(model.labels, at, lambda line: log(f"train: {line}") if world.first else None)
+            data.soft_labels(model.labels, device, at, lambda line: log(f"train: {line}") if world.first else None)
 
     @contextmanager
     def _phase(self, name: str, world: World) -> Iterator[At]:

@@ -73,15 +73,19 @@ class Data:
         return f"{self.train.fingerprint()}-{self.valid.fingerprint()}"
 
     def soft_labels(
-        self, labels: int, at: At = lambda share, what: None, log: Callable[[str], None] = lambda line: None
+        self,
+        labels: int,
+        device: torch.device,
+        at: At = lambda share, what: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> SoftLabels:
-        """The training videos' soft labels (train/distillation), computed once.
+        """The training videos' soft labels (train/distillation), in the host's memory, computed once on `device`.
 
         Raises OutputError, and what `at` raises, which is called with the share that is done and what comes next. `log`
         gets a line for a file of them that cannot be used.
         """
         if labels not in self._soft:
-            self._soft[labels] = cached_soft_labels(self.train, labels, self.soft_folder, at, log)
+            self._soft[labels] = cached_soft_labels(self.train, labels, self.soft_folder, at, log, device)
         return self._soft[labels]
 
 
@@ -119,7 +123,7 @@ class Training:
         self.train_data = placed(data.train, device, TRAIN_SHARE, half)
         self.valid_data = placed(data.valid, device, VALID_SHARE)
         self.sample_data = Resident(_sample(data.train, min(len(data.valid), EVALUATED)), device)
-        self.soft = data.soft_labels(model.labels) if config.soft else None
+        self.soft = data.soft_labels(model.labels, device) if config.soft else None
         torch.manual_seed(config.seed)
         self.model = build(model)
         if config.weights == "he":

@@ -51,6 +51,7 @@ class FakeCuda:
     asked: list[tuple[str, int]] = field(default_factory=list)
     used_on: list[str] = field(default_factory=list)
     thread: threading.local = field(default_factory=threading.local)
+    free: int = FREE
     capability: tuple[int, int] = (9, 0)
     main: Stream = field(default_factory=lambda: Stream(torch.device("cuda", 1), "main"))
 
@@ -106,7 +107,7 @@ def install(patch: pytest.MonkeyPatch) -> FakeCuda:
         return real_to(tensor, *given, non_blocking=non_blocking, **options)
 
     def mem_get_info(device: torch.device) -> tuple[int, int]:
-        return FREE, FREE
+        return fake.free, fake.free
 
     for name, replacement in {
         "is_available": lambda: True,

@@ -321,7 +321,7 @@ def test_each_point_gets_its_own_inputs_and_soft_labels(data: Data, epoch: int) 
     run = training("dmrnet", data, soft=True)
     rows, number = torch.tensor([41, 3]), epoch % PASSES
     (((rgb, _), targets),) = run.batches([rows], epoch)
-    soft = data.soft_labels(run.state.model_config.labels)
+    soft = data.soft_labels(run.state.model_config.labels, CPU)
     (first, second), share = soft.others[number, rows].long().unbind(1), soft.share[number, rows, None]
     values = torch.from_numpy(data.train.features[0])
     torch.testing.assert_close(rgb, values[rows] + share * (values[first] - values[second]))

@@ -18,6 +18,7 @@ from scorer.errors import ModelError
 from scorer.outputs.own import open_own
 from train import checkpoint
 from train.data import Videos
+from train.distillation.kernel import CPU
 from train.distillation.soft_labels import (
     PASSES,
     At,
@@ -26,6 +27,7 @@ from train.distillation.soft_labels import (
     compute_part,
     part_seconds,
     parts_of,
+    teacher_device,
     teacher_speed,
 )
 from train.distillation.tiles import Work
@@ -36,12 +38,17 @@ _BRIEF = 0.1  # minutes that are not worth a line
 
 
 def cached_soft_labels(
-    videos: Videos, labels: int, folder: Path | None, at: At, log: Callable[[str], None] = lambda line: None
+    videos: Videos,
+    labels: int,
+    folder: Path | None,
+    at: At,
+    log: Callable[[str], None] = lambda line: None,
+    device: torch.device = CPU,
 ) -> SoftLabels:
     """The videos' soft labels, from a file in `folder` where one was left for the same videos, else left there.
 
-    `log` gets a line for a file there that cannot be used. Raises OutputError when a file cannot be written, and what
-    `at` raises; the parts that are done are kept.
+    They are computed on `device`, or on the CPU where that has no room. `log` gets a line for a file there that cannot
+    be used. Raises OutputError when a file cannot be written, and what `at` raises; the parts that are done are kept.
     """
     soft = SoftLabels.empty(len(videos), labels)
     everything = TeacherPart(0, 1, torch.arange(len(videos)), torch.arange(len(videos)))
@@ -50,7 +57,7 @@ def cached_soft_labels(
         return soft
     parts = parts_of(len(videos), labels)
     left = [part for part in parts if not (path and _read(_part_file(path, part), soft, part, labels, log))]
-    _compute(soft, videos, labels, left, path, at)
+    _compute(soft, videos, labels, left, path, at, teacher_device(device, len(videos), labels))
     if path:
         _write(path, soft)
         for part in parts:
@@ -58,23 +65,32 @@ def cached_soft_labels(
     return soft
 
 
-def plan(videos: Videos, labels: int, folder: Path) -> str:
+def plan(videos: Videos, labels: int, folder: Path, device: torch.device = CPU) -> str:
     """What computing the soft labels will take, in words; "" where a file has them already or it takes seconds."""
     if (folder / f"soft-{_digest(videos, labels)}.safetensors").exists():
         return ""
     parts = parts_of(len(videos), labels)
-    minutes = part_seconds(parts[0], videos, labels, teacher_speed()) / 60
+    speed = teacher_speed(teacher_device(device, len(videos), labels))
+    minutes = part_seconds(parts[0], videos, labels, speed) / 60
     if len(parts) == 1 and minutes < _BRIEF:
         return ""
-    text = f"soft labels of {len(videos):,} videos are computed first, once"
+    text = f"soft labels of {len(videos):,} videos are computed first, once, on {speed.device}"
     if len(parts) > 1:
         text += f", in {len(parts)} parts, each by a teacher of {len(parts[0].taught):,} videos and kept once done"
     return f"{text}: about {minutes:.1f} minutes{' a part' if len(parts) > 1 else ''}"
 
 
-def _compute(soft: SoftLabels, videos: Videos, labels: int, left: list[TeacherPart], path: Path | None, at: At) -> None:
+def _compute(
+    soft: SoftLabels,
+    videos: Videos,
+    labels: int,
+    left: list[TeacherPart],
+    path: Path | None,
+    at: At,
+    device: torch.device,
+) -> None:
     """Fill in the parts that are left, each kept in a file of its own where there are several."""
-    speed = teacher_speed()
+    speed = teacher_speed(device)
     work = Work(sum(part_seconds(part, videos, labels, speed) for part in left), at)
     for part in left:
         work.where = f"part {part.number + 1} of {part.count}, " if part.count > 1 else ""

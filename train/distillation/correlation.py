@@ -26,7 +26,7 @@ def label_correlation(
     For the fitted r_i and the leverage h_i that is y_i - (y_i - p_i - r_i) / (1 - h_i), as above.
     """
     work, share = work or idle(), seconds / 3 / len(p_NL)
-    gram_LL, product_LL = torch.zeros(p_NL.shape[1], p_NL.shape[1]), torch.zeros(p_NL.shape[1], p_NL.shape[1])
+    gram_LL, product_LL = p_NL.new_zeros(2, p_NL.shape[1], p_NL.shape[1])
     for p_BL, y_BL in zip(p_NL.split(ROWS), y_NL.split(ROWS), strict=True):
         root_BL = p_BL.sqrt()
         gram_LL += root_BL.T @ root_BL
@@ -59,10 +59,13 @@ def calibration(values_NL: Tensor, y_NL: Tensor) -> tuple[float, float]:
     x = top.values.clamp(min=_FLOOR).log().double().flatten()
     design = torch.stack([x, torch.ones_like(x)], dim=1)
     y = y_NL.gather(1, top.indices).flatten().double()
-    coefficients = torch.tensor([2.0, 2.0], dtype=torch.double)  # about where they end
+    coefficients, eye = (
+        x.new_tensor([2.0, 2.0]),
+        torch.eye(2, dtype=torch.double, device=x.device),
+    )  # about where they end
     for _ in range(_NEWTON_STEPS):
         p = torch.sigmoid(design @ coefficients)
-        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 1e-6 * torch.eye(2, dtype=torch.double)
+        curvature = design.T @ (design * (p * (1 - p))[:, None]) + 1e-6 * eye
         step = torch.linalg.solve(curvature, design.T @ (y - p))
         coefficients = coefficients + step.clamp(-1, 1)
     a, b = coefficients.tolist()

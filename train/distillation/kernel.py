@@ -21,6 +21,7 @@ from train.distillation.correlation import (
 )
 from train.distillation.tiles import ROWS, Work, cholesky_, idle, inverse_diagonal, solve
 
+CPU = torch.device("cpu")
 RIDGE = 0.1
 GAMMA = 0.6
 """The kernel is exp(-GAMMA d^2)."""
@@ -61,7 +62,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Speed:
-    """Operations a second that this machine does in products of float32 and of the teacher's lower precision.
+    """Operations a second that a device does in products of float32 and of the teacher's lower precision.
 
     bf16: whether that is bfloat16.
     """
@@ -69,11 +70,13 @@ class Speed:
     bf16: bool = False
     single: float = math.inf
     low: float = math.inf
+    device: torch.device = CPU
 
     @staticmethod
-    def measure(bf16: bool) -> Speed:
-        """By two products of a few tens of milliseconds."""
-        return Speed(bf16, _rate(torch.float32), _rate(torch.bfloat16 if bf16 else torch.float32))
+    def measure(bf16: bool, device: torch.device = CPU) -> Speed:
+        """By two products of a few tens of milliseconds at most."""
+        low = torch.bfloat16 if bf16 else torch.float32
+        return Speed(bf16, _rate(torch.float32, device), _rate(low, device), device)
 
     def of(self, videos: int, features: int, labels: int) -> Seconds:
         """A regression's steps."""
@@ -94,18 +97,23 @@ class Speed:
         return 2 * points * (videos * (features + labels) + labels**2 + features**2) / self.low
 
 
-def _rate(dtype: torch.dtype) -> float:
-    size, best = 1024, math.inf
-    a = torch.ones(size, size, dtype=dtype)
+def _rate(dtype: torch.dtype, device: torch.device) -> float:
+    cuda, best = device.type == "cuda", math.inf
+    size = 8192 if cuda else 1024
+    a = torch.ones(size, size, dtype=dtype, device=device)
     for _ in range(3):
         start = time.perf_counter()
         a @ a
+        if cuda:
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
 class Teacher:
     """Ridge regression with a Gaussian kernel from features to labels, then from labels to labels, both calibrated.
+
+    It learns and answers on the device of the features that it is given; what is drawn at random is drawn on the host.
 
     The kernel sees the features through the `average_gradient_outer_product` of an earlier regression.
     """
@@ -115,7 +123,8 @@ class Teacher:
         features, labels = x_NF.shape[1], y_NL.shape[1]
         first, second = (speed.of(videos, features, labels) for videos in (min(len(x_NF), _AGOP_VIDEOS), len(x_NF)))
         self._dtype = torch.bfloat16 if speed.bf16 else torch.float32
-        some = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0))[:_AGOP_VIDEOS]
+        some = torch.randperm(len(x_NF), generator=torch.Generator().manual_seed(0), device=CPU)[:_AGOP_VIDEOS]
+        some = some.to(x_NF.device)
         factor_NN = _factor(x_NF[some], work, first)
         work.begin("regression from features to labels")
         solution_NL = solve(factor_NN, y_NL[some], work, first.solve)
@@ -148,9 +157,9 @@ class Teacher:
     def neighbours(self, work: Work | None = None) -> Tensor:
         """Of each video the NEIGHBOURS closest to it as the kernel sees them, or all others: int64 (N, C)."""
         near, work = [], work or idle()
-        for rows_B in torch.arange(len(self._square_N)).split(_POINTS):
+        for rows_B in torch.arange(len(self._square_N), device=self._square_N.device).split(_POINTS):
             close_BN = 2 * (self._x_FN.T[rows_B] @ self._x_FN).float() - self._square_N
-            close_BN[torch.arange(len(rows_B)), rows_B] = -torch.inf
+            close_BN[torch.arange(len(rows_B), device=rows_B.device), rows_B] = -torch.inf
             work.add(0)
             near.append(close_BN.topk(min(NEIGHBOURS, len(self._square_N) - 1)).indices)
         return torch.cat(near)
@@ -168,7 +177,7 @@ def _factor(x_NF: Tensor, work: Work, seconds: Seconds) -> Tensor:
     """The Cholesky factor (N, N) of the kernel between all videos plus RIDGE on its diagonal."""
     count, square_N = len(x_NF), x_NF.square().sum(dim=1)
     work.begin(f"kernel of {count:,} videos")
-    kernel_NN = torch.empty(count, count)
+    kernel_NN = x_NF.new_empty(count, count)
     for rows_BN, x_BF, square_B in zip(kernel_NN.split(ROWS), x_NF.split(ROWS), square_N.split(ROWS), strict=True):
         rows_BN.copy_(_kernel(x_BF @ x_NF.T, square_B, square_N))
         work.add(seconds.kernel * len(x_BF) / count)
@@ -193,12 +202,13 @@ def average_gradient_outer_product(
     Of f(x) = sum_i a_i exp(-g |x - x_i|^2) the gradient is 2 g sum_i a_i k_i (x_i - x).
     """
     work, random = work or idle(), torch.Generator().manual_seed(0)
-    solution_ND = solution_NL @ torch.randn(solution_NL.shape[1], _DIRECTIONS, generator=random)
+    directions_LD = torch.randn(solution_NL.shape[1], _DIRECTIONS, generator=random, device=CPU)
+    solution_ND = solution_NL @ directions_LD.to(solution_NL.device)
     some_BF, square_N = x_NF[:_AGOP_GRADIENTS], x_NF.square().sum(dim=1)
     kernel_BN = _kernel(some_BF @ x_NF.T, square_N[:_AGOP_GRADIENTS], square_N)
     answer_BD = kernel_BN @ solution_ND
     low_NF, low_DN = x_NF.to(dtype), solution_ND.T.to(dtype).contiguous()
-    outer_FF = torch.zeros(x_NF.shape[1], x_NF.shape[1])
+    outer_FF = x_NF.new_zeros(x_NF.shape[1], x_NF.shape[1])
     for x_F, kernel_N, answer_D in zip(some_BF, kernel_BN, answer_BD, strict=True):
         gradient_DF = ((low_DN * kernel_N.to(dtype)) @ low_NF).float() - answer_D[:, None] * x_F
         outer_FF.addmm_(gradient_DF.T, gradient_DF)

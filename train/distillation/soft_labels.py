@@ -22,7 +22,7 @@ from scorer.system.memory import available_memory
 from train.data import Videos
 from train.devices import bf16_is_fast
 from train.distillation.correlation import SOFT_LABELS
-from train.distillation.kernel import Speed, Teacher, weighted
+from train.distillation.kernel import CPU, Speed, Teacher, weighted
 from train.distillation.tiles import Work
 from train.measures import fisher_ratios
 
@@ -34,6 +34,7 @@ closer. Passes take turns at the two."""
 PASSES = 20
 """Points around each video; an epoch uses one, and after so many they come again."""
 _POINTS = 1024  # at a time
+_GPU_SHARE = 0.8  # of a GPU's free memory, which features and points take a part of
 
 At = Callable[[float, str], None]
 """Called with the share that is done and what comes next; it stops the work by raising."""
@@ -112,9 +113,18 @@ def most_videos(memory: float, labels: int) -> int:
     return int((math.sqrt(b * b + 16 * memory) - b) / 8)
 
 
-def teacher_speed() -> Speed:
-    """How fast this machine computes."""
-    return Speed.measure(bf16_is_fast(torch.device("cpu")))
+def teacher_device(device: torch.device, videos: int, labels: int) -> torch.device:
+    """The GPU `device` where it has room for a part's teacher, else the CPU, whose memory the parts are cut for."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if most_videos(_GPU_SHARE * free, labels) >= len(parts_of(videos, labels)[0].taught):
+            return device
+    return CPU
+
+
+def teacher_speed(device: torch.device = CPU) -> Speed:
+    """How fast the device computes."""
+    return Speed.measure(bf16_is_fast(device), device)
 
 
 def part_seconds(part: TeacherPart, videos: Videos, labels: int, speed: Speed) -> float:
@@ -126,13 +136,18 @@ def part_seconds(part: TeacherPart, videos: Videos, labels: int, speed: Speed) -
 
 
 def compute_part(soft: SoftLabels, part: TeacherPart, videos: Videos, labels: int, speed: Speed, work: Work) -> None:
-    """Fill in what `soft` has of a part's own videos: PASSES points around each, labels as calibrated probabilities."""
-    random = _generator(part, len(videos))
-    rows, ratios = part.taught, fisher_ratios(videos)
-    features = [torch.from_numpy(values[rows.numpy()]) for values in videos.features]
-    teacher = Teacher(weighted(features, ratios), _multi_hot(videos.labels[rows.numpy()], labels), work, speed)
+    """Fill in what `soft` has of a part's own videos: PASSES points around each, labels as calibrated probabilities.
+
+    The teacher is on the device of `speed`, the points are drawn and the answers kept in the host's memory.
+    """
+    random, device = _generator(part, len(videos)), speed.device
+    rows, ratios = part.taught, [ratio.to(device) for ratio in fisher_ratios(videos)]
+    features = [torch.from_numpy(values[rows.numpy()]).to(device) for values in videos.features]
+    y_NL = _multi_hot(videos.labels[rows.numpy()], labels).to(device)
+    teacher = Teacher(weighted(features, ratios), y_NL, work, speed)
+    del y_NL
     work.begin("neighbours")
-    near_NC = teacher.neighbours(work)
+    near_NC = teacher.neighbours(work).cpu()
     count = sum(values.shape[1] for values in features)
     for number in range(PASSES):
         work.begin(f"pass {number + 1} of {PASSES} over the videos")
@@ -141,12 +156,12 @@ def compute_part(soft: SoftLabels, part: TeacherPart, videos: Videos, labels: in
             others[:, 1] = near_NC[others[:, 0], others[:, 1] % near_NC.shape[1]]
         soft.others[number, part.own] = rows[others].int()
         for own in torch.arange(len(part.own)).split(_POINTS):
-            share_B1 = soft.share[number, rows[own], None]
-            trio = own, *others[own].unbind(1)
+            share_B1 = soft.share[number, rows[own], None].to(device)
+            trio = [index.to(device) for index in (own, *others[own].unbind(1))]
             points = [point([values[rows_B] for rows_B in trio], share_B1) for values in features]
             top = teacher.answer(weighted(points, ratios)).topk(soft.index.shape[2], dim=1)
-            soft.index[number, rows[own]] = top.indices.int()
-            soft.weight[number, rows[own]] = top.values.half()
+            soft.index[number, rows[own]] = top.indices.int().cpu()
+            soft.weight[number, rows[own]] = top.values.half().cpu()
             work.add(speed.answer(len(own), len(rows), count, labels))
 
 

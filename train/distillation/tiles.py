@@ -1,6 +1,7 @@
 """Linear algebra in steps of a second at most: each tells how far it is, and a request to stop is met between two.
 
-LAPACK's own routines answer no signal for minutes. What fits into one tile is theirs.
+LAPACK's own routines answer no signal for minutes. What fits into one tile is theirs. All of it is computed where the
+matrix is.
 
 Shape suffixes: N rows of a matrix, R those that are left, B columns of a block, L columns of right-hand sides.
 """
@@ -108,7 +109,7 @@ def inverse_diagonal(factor_NN: Tensor, work: Work | None = None, seconds: float
     for first in range(0, count, _COLUMNS):
         rest_RR = factor_NN[first:, first:]
         left = len(rest_RR)
-        unit_RB = torch.eye(left, min(_COLUMNS, left))
+        unit_RB = torch.eye(left, min(_COLUMNS, left), device=factor_NN.device)
         share = (left**3 - (left - unit_RB.shape[1]) ** 3) / count**3
         column_RB = forward(rest_RR, unit_RB, work, seconds * share)
         lengths.append(column_RB.square().sum(dim=0))

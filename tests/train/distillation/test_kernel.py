@@ -78,3 +78,15 @@ def test_low_precision_changes_answers_little() -> None:
     y = (x @ torch.randn(20, 9, generator=random) > 0.4).float()
     exact, low = (Teacher(x, y, speed=Speed(bf16)).regress((x + x.roll(1, 0)) / 2) for bf16 in (False, True))
     torch.testing.assert_close(low, exact, rtol=0, atol=0.04)
+
+
+def test_everything_is_computed_where_the_features_are() -> None:
+    """Nothing is made on PyTorch's default device: "meta" here, whose tensors mix with no others."""
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=random), torch.rand(40, 3, generator=random).round()
+    plain = Teacher(x, y)
+    with torch.device("meta"):
+        teacher = Teacher(x, y)
+        found, near = teacher.answer(x), teacher.neighbours()
+    assert torch.equal(found, plain.answer(x))
+    assert torch.equal(near, plain.neighbours())

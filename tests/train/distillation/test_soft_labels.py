@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 
+from tests.train import fake_cuda
 from tests.train.shards import LABELS, videos
 from train.data import Videos
 from train.distillation import soft_labels
 from train.distillation.cache import cached_soft_labels
-from train.distillation.kernel import NEIGHBOURS, Teacher, weighted
-from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, most_videos, parts_of
+from train.distillation.kernel import CPU, NEIGHBOURS, Speed, Teacher, weighted
+from train.distillation.soft_labels import PASSES, REACHES, SoftLabels, most_videos, parts_of, teacher_device
 from train.measures import fisher_ratios
+
+GPU = torch.device("cuda", 1)
 
 
 def compute(made: Videos) -> SoftLabels:
@@ -107,3 +110,25 @@ def test_memory_limits_how_many_a_teacher_learns_from(monkeypatch: pytest.Monkey
     assert len(parts_of(45_000, 3862)) == 1
     assert len(parts_of(45_001, 3862)) == 2
     assert len(parts_of(300_000, 3862)) == 7
+
+
+def test_a_gpu_computes_them_where_it_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, cuda = videos(60), fake_cuda.install(monkeypatch)
+    used: list[torch.device] = []
+
+    def speed(bf16: bool, device: torch.device) -> Speed:
+        used.append(device)
+        return Speed(device=device)
+
+    monkeypatch.setattr(Speed, "measure", speed)
+    expected = compute(made)
+    assert cuda.copies == []
+    for free in (1_000, 10**9):
+        cuda.free = free
+        soft = cached_soft_labels(made, LABELS, None, lambda share, what: None, device=GPU)
+        assert all(
+            torch.equal(one, other) for one, other in zip(vars(soft).values(), vars(expected).values(), strict=True)
+        )
+    assert used == [CPU, CPU, GPU]
+    assert {copy.device for copy in cuda.copies} == {GPU}
+    assert teacher_device(CPU, 60, LABELS) == CPU
