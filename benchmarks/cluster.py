@@ -35,6 +35,18 @@ from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
 from scorer.inputs.records import Schema
 
+HEADINGS = (
+    "cores",
+    "",
+    "start s",
+    "start CPU s",
+    "CPU us a video",
+    "the command's",
+    "nodes' own",
+    "videos/s",
+    "efficiency",
+    "by the clock",
+)
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -179,6 +191,13 @@ def _median(runs: Sequence[Run], name: str) -> float:
     return statistics.median(getattr(run, name) for run in runs)
 
 
+def _cells(pair: Pair, plain: Pair) -> list[str]:
+    """Those of a row: of `pair`, and what it is of `plain`."""
+    start = [f"{pair.start:.1f}", f"{pair.start_cpu:.1f}"]
+    each = [f"{pair.each:.1f}", f"{pair.command:.1f}", f"{pair.nodes:.1%}", f"{pair.rate:,.0f}"]
+    return [*start, *each, f"{plain.each / pair.each:.3f}", f"{pair.rate / plain.rate:.3f}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+", type=Path)
@@ -191,17 +210,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     shards = sorted(Path(shard.address) for shard in find_shards([*map(str, options.shards)]))
     table = Table(title=f"{options.model}, {machine()}", title_justify="left")
-    for heading in (
-        "cores",
-        "",
-        "start s",
-        "start CPU s",
-        "CPU us a video",
-        "the command's",
-        "videos/s",
-        "efficiency",
-        "by the clock",
-    ):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -210,16 +219,8 @@ def main() -> None:
             few = copied(shards, folder / f"small{cores}", 1 + (cores - 1) * videos_in(shards[0]))
             plain, ray = _rounds(folder, cores, options)
             one, other = judged(*plain, videos - few), judged(*ray, videos - few)
-            for kind, pair in (("score", one), ("score --ray", other)):
-                figures = (
-                    f"{pair.start:.1f}",
-                    f"{pair.start_cpu:.1f}",
-                    f"{pair.each:.1f}",
-                    f"{pair.command:.1f}",
-                    f"{pair.rate:,.0f}",
-                )
-                ratios = f"{one.each / pair.each:.3f}", f"{pair.rate / one.rate:.3f}"
-                table.add_row(str(cores), kind, *figures, *ratios)
+            table.add_row(str(cores), "score", *_cells(one, one))
+            table.add_row(str(cores), "score --ray", *_cells(other, one))
     table.caption = f"{videos:,} videos, {options.rounds} rounds; load {os.getloadavg()[1]:.1f}"
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 

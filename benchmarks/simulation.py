@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--row-us", type=float, default=1.2, help="of the command, to take and commit a row [1.2]")
     parser.add_argument("--task-ms", type=float, default=0.85, help="of the command, for a part [0.85]")
     parser.add_argument("--merge-us", type=float, default=0.5, help="of merging, for a row [0.5]")
-    parser.add_argument("--core", type=float, default=600, help="videos/s of a core with BiLSTM in fp32 [600]")
+    parser.add_argument("--core", type=float, default=2300, help="videos/s of a core with BiLSTM in fp32 [2300]")
     parser.add_argument("--gpu", type=float, default=20_000, help="videos/s of a GPU, or of a core with int8 [20000]")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
