@@ -26,6 +26,7 @@ from scorer.kernels.packed import PackedStrings
 from scorer.system.packages import required
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
+_MOST_VALUES = 1 << 22  # of a column that are read at once: 16 MB of floats, 4,096 rows of YouTube-8M's
 _BUFFER_BYTES = 1 << 20  # of a column that are read at once
 MAX_BATCH_BYTES = 1 << 30
 """Of an Arrow file's record batches, on average: each is in memory as a whole."""
@@ -55,11 +56,22 @@ class _ParquetTable:
             row, first = first, first + count
             if first <= start:
                 continue
-            for piece in self._file.iter_batches(most, row_groups=[group], columns=[*columns], use_threads=False):
+            rows = min(most, self._rows_at_once(group, columns))
+            for piece in self._file.iter_batches(rows, row_groups=[group], columns=[*columns], use_threads=False):
                 skipped = min(max(start - row, 0), len(piece))
                 if skipped < len(piece):
                     yield piece.slice(skipped), (row + skipped) / metadata.num_rows
                 row += len(piece)
+
+    def _rows_at_once(self, group: int, columns: Sequence[str]) -> int:
+        """How many rows of a group have no more than _MOST_VALUES in one column, on the average that it states.
+
+        Lists of one number that is repeated take no room in a file, whatever their length.
+        """
+        found = self._file.metadata.row_group(group)
+        stated = [found.column(index) for index in range(found.num_columns)]
+        values = [column.num_values for column in stated if column.path_in_schema.split(".")[0] in columns]
+        return max(1, int(_MOST_VALUES * found.num_rows // max(*values, 1, found.num_rows)))
 
 
 class _ArrowTable:

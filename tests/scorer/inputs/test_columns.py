@@ -214,6 +214,21 @@ def test_offsets_of_an_arrow_file_lead_nowhere_else(tmp_path: Path) -> None:
         [*batches(shards.sources([str(tmp_path / "x")]), SCHEMA, 4)]
 
 
+def test_lists_that_take_no_room_in_the_file_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    """A number that is repeated is stored once: 64 million of them in a few kilobytes."""
+    rows, many = 16, 1 << 20
+    ends = pa.array(np.arange(rows + 1, dtype=np.int32) * many)
+    zeros = pa.ListArray.from_arrays(ends, pa.array(np.zeros(rows * many, np.float32)))
+    data = pa.table({**table(rows).to_pydict(), "mean_rgb": zeros})
+    pa.parquet.write_table(data, tmp_path / "x", compression="zstd")
+    assert (tmp_path / "x").stat().st_size < 1 << 16
+    with open(tmp_path / "x", "rb", buffering=0) as file:
+        pieces = columns._ParquetTable(file).pieces(["id", *INPUTS], 0, 1000)
+        assert [len(piece) for piece, _ in pieces] == [4, 4, 4, 4]
+    (batch,) = batches(shards.sources([str(tmp_path / "x")]), SCHEMA, rows, on_error="skip")
+    assert "holds 1048576 values, the model wants 4" in batch.quarantined[rows - 1].reason
+
+
 def test_a_change_is_noticed_at_the_end(write: Callable[..., Source]) -> None:
     source = write(table())
     with closing(RecordReaders(SCHEMA).open(source)) as reader:
