@@ -9,7 +9,7 @@ from scorer.kernels import loops
 from scorer.kernels.numpy_rows import quote_id
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.cells import Cells, decimals, listed, numbers, same, text_rows, texts
-from scorer.outputs.row_format import PLAIN, Labels, Pack, RowOptions, Scores, check_rows, kept_labels
+from scorer.outputs.row_format import PLAIN, Labels, Pack, RowOptions, Scores, check_fit, check_rows, kept_labels
 
 _WIDTH = 16  # bytes of a pair, about
 
@@ -66,8 +66,12 @@ def format_rows(ids: PackedStrings, labels: Labels, scores: Scores) -> bytes:
         ModelError: a score that is not in [0, 1].
         UsageError: shapes that do not belong together.
     """
-    check_rows(ids, labels, scores)
-    return loops.active.format_rows(ids, labels, scores)
+    check_fit(ids, labels, scores)
+    try:
+        return loops.active.format_rows(ids, labels, scores)
+    except ValueError:  # of the loops, which look at every score anyway
+        check_rows(ids, labels, scores)  # says which video's
+        raise
 
 
 def _row(ids: Sequence[bytes], cells: Cells) -> Iterator[Cells]:

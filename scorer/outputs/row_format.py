@@ -57,10 +57,15 @@ class RowFormat(Protocol):
         """
 
 
-def check_rows(ids: PackedStrings, labels: Labels, scores: Scores) -> None:
-    """Raises ModelError for a score that is not in [0, 1], UsageError for shapes that do not belong together."""
+def check_fit(ids: PackedStrings, labels: Labels, scores: Scores) -> None:
+    """Raises UsageError for shapes that do not belong together."""
     if labels.ndim != 2 or labels.shape != scores.shape or len(ids) != len(labels):
         raise UsageError(f"{len(ids)} ids, labels {labels.shape} and scores {scores.shape} do not make rows")
+
+
+def check_rows(ids: PackedStrings, labels: Labels, scores: Scores) -> None:
+    """Raises ModelError for a score that is not in [0, 1], UsageError for shapes that do not belong together."""
+    check_fit(ids, labels, scores)
     if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN fails both
         row = np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1))[0]
         raise ModelError(f"the scores of video {ids.split()[row]!r} are not in [0, 1]", remedy="export the model again")
