@@ -16,10 +16,10 @@ TYPE_CHECKING = False  # as typing has it, whose import would take a tenth of th
 if TYPE_CHECKING:
     from typing import Any
 
-    from scorer.api import Prediction, Scorer
+    from scorer.api import Embedding, Prediction, Scorer
 
 __version__: str
-__all__ = ["Prediction", "Scorer", "__version__"]
+__all__ = ["Embedding", "Prediction", "Scorer", "__version__"]
 
 PACKAGES = ("scorer", "train", "export")
 """Each imports those before it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.remedies import EXPORT
-from scorer.cli.command import Parser, run
+from scorer.cli.command import Parser, add_allow_empty, add_columns, run
 from scorer.errors import InputError, ModelError, UsageError, printable
 from scorer.system.phases import phase
 from scorer.system.tables import paragraph, terminal_width
@@ -81,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
     videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")
+    add_columns(videos)
+    add_allow_empty(videos)
     folders = parser.add_argument_group("folders and files")
     folders.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the runs are [runs]")
     folders.add_argument(
@@ -104,7 +106,8 @@ def _export(options: argparse.Namespace) -> int:
     checkpoints = _checkpoints(options)
     for checkpoint in checkpoints:
         metadata(checkpoint)  # all of them are there before the first is exported
-    shards = {name: find_shards(given) for name in ("check", "calibrate") if (given := getattr(options, name))}
+    given = {name: names for name in ("check", "calibrate") if (names := getattr(options, name))}
+    shards = {name: find_shards(names, allow_empty=options.allow_empty) for name, names in given.items()}
     for checkpoint in checkpoints:
         _export_one(options, checkpoint, shards)
     return 0
@@ -127,7 +130,7 @@ def _export_one(options: argparse.Namespace, checkpoint: Path, shards: Mapping[s
         names = read_vocabulary(options.vocabulary, loaded.config.labels) if options.vocabulary else None
         traced = trace_checkpoint(loaded, names, embeddings=options.embeddings)
     precisions = PRECISIONS if options.precision == "all" else (options.precision,)
-    check, calibration = _videos(shards, traced, precisions)
+    check, calibration = _videos(shards, traced, precisions, options.columns)
     written = []
     for precision in precisions:
         suffix = "" if precision == "fp32" else f".{precision}"
@@ -156,7 +159,10 @@ def _time(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSam
 
 
 def _videos(
-    shards: Mapping[str, Sequence[Source]], traced: TracedCheckpoint, precisions: Sequence[str]
+    shards: Mapping[str, Sequence[Source]],
+    traced: TracedCheckpoint,
+    precisions: Sequence[str],
+    columns: Mapping[str, str],
 ) -> tuple[VideoSample, VideoSample]:
     """The videos to check on and to calibrate on: those given, else the samples if they fit, else random vectors.
 
@@ -167,7 +173,7 @@ def _videos(
 
     def read(option: str) -> VideoSample:
         with phase("export", f"reading the shards of --{option}") as at:
-            return read_videos(shards[option], traced.inputs, at=at)
+            return read_videos(shards[option], traced.inputs, columns=columns, at=at)
 
     check = read("check") if "check" in shards else _sample_videos(traced.inputs)
     if "check" in shards and check is not None and set(precisions) != {"fp32"}:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.errors import InputError
 from scorer.inputs.batching import batches
+from scorer.inputs.columns import check_columns
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.system.phases import At, nobody
@@ -16,6 +18,7 @@ from scorer.system.phases import At, nobody
 Features = dict[str, NDArray[np.float32]]
 
 _READ = 1024
+NO_COLUMNS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,25 @@ class VideoSample:
 
 
 def read_videos(
-    shards: Sequence[Source], inputs: Mapping[str, int], *, limit: int = 1 << 62, at: At = nobody
+    shards: Sequence[Source],
+    inputs: Mapping[str, int],
+    *,
+    limit: int = 1 << 62,
+    columns: Mapping[str, str] = NO_COLUMNS,
+    at: At = nobody,
 ) -> VideoSample:
     """Decode the first `limit` videos of shards with the scorer's reader.
 
-    Raises InputError, ShardError or RecordError at the first fault, UsageError where there is no video at all.
-    """
-    from scorer.errors import InputError
+    columns: of Parquet and Arrow files, feature -> column, where its name is another.
 
+    Raises InputError, ShardError or RecordError at the first fault, InputError too where there is no video at all,
+    UsageError where a column is named for a feature that is none.
+    """
+    check_columns(columns, inputs)
     parts: list[Features] = []
     values, counts, read = [], [], 0
     row, size = 4 * sum(inputs.values()), max(1, sum(shard.stat.size for shard in shards))
-    for batch in batches(shards, Schema(dict(inputs)), min(_READ, limit)):
+    for batch in batches(shards, Schema(dict(inputs), columns=columns), min(_READ, limit)):
         take = min(len(batch), limit - read)
         parts.append({name: rows[:take].copy() for name, rows in batch.features.items()})
         splits = batch.label_splits[: take + 1]

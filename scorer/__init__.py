@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scorer.api import Prediction, Scorer
+    from scorer.api import Embedding, Prediction, Scorer
 
     __version__: str
 
-__all__ = ["Prediction", "Scorer", "__version__"]
+__all__ = ["Embedding", "Prediction", "Scorer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

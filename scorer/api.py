@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar, get_args
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from scorer.errors import ModelError, UsageError
 from scorer.inputs.batching import Quarantined
+from scorer.inputs.columns import check_columns
 from scorer.inputs.discover import find_shards
+from scorer.inputs.records import Level
+from scorer.inputs.source import Source
 from scorer.model.arguments import as_features, check_finite, check_whole_number
 from scorer.model.find import open_model
 from scorer.model.model import Model
-from scorer.model.predictor import Predictions
+from scorer.model.predictor import Embeddings, Predictions, check_embeddings
 from scorer.outputs.sink import Chunk
 from scorer.pipeline.predict import OnError, PredictionStream
 from scorer.system.signals import interruptible
@@ -38,24 +43,36 @@ class Prediction:
     names: tuple[str, ...] | None
 
 
-class PredictionIterator(Iterator[Prediction]):
-    """Predictions in order, made ahead in other threads, which end with it or when it is closed.
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What the model's last layer reads of one video. id: as the record has it. values: float32 (width,)."""
+
+    id: str
+    values: NDArray[np.float32]
+
+
+T = TypeVar("T")
+Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class VideoIterator(Iterator[T], Generic[T]):
+    """What a model gives of each video, in order, made ahead in other threads, which end with it or when it is closed.
 
     quarantined: the bad records before and among those given so far, a few batches ahead of them (on_error="skip").
     """
 
-    def __init__(self, predicted: Generator[Chunk], names: Sequence[str] | None) -> None:
+    def __init__(self, predicted: Generator[Chunk], videos_of: Callable[[Chunk], Iterable[T]]) -> None:
         self.quarantined: list[Quarantined] = []
-        self._videos = _videos(predicted, names, self.quarantined)
+        self._videos = _videos(predicted, videos_of, self.quarantined)
 
-    def __next__(self) -> Prediction:
+    def __next__(self) -> T:
         return next(self._videos)
 
     def close(self) -> None:
-        """End the threads; there are no more predictions."""
+        """End the threads; there are no more videos."""
         self._videos.close()
 
-    def __enter__(self) -> PredictionIterator:
+    def __enter__(self) -> VideoIterator[T]:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -63,15 +80,24 @@ class PredictionIterator(Iterator[Prediction]):
 
 
 def _videos(
-    predicted: Generator[Chunk], names: Sequence[str] | None, quarantined: list[Quarantined]
-) -> Generator[Prediction]:
+    predicted: Generator[Chunk], videos_of: Callable[[Chunk], Iterable[T]], quarantined: list[Quarantined]
+) -> Generator[T]:
     with closing(predicted):
         for chunk in predicted:
             quarantined += chunk.quarantined
-            rows = zip(chunk.ids.split(), chunk.labels.tolist(), chunk.scores.tolist(), strict=True)
-            for id, labels, scores in rows:
-                named = tuple(names[label] for label in labels) if names else None
-                yield Prediction(id.decode(), tuple(labels), tuple(scores), named)
+            yield from videos_of(chunk)
+
+
+def _predictions(chunk: Chunk, names: Sequence[str] | None) -> Iterator[Prediction]:
+    for id, labels, scores in zip(chunk.ids.split(), chunk.labels.tolist(), chunk.scores.tolist(), strict=True):
+        named = tuple(names[label] for label in labels) if names else None
+        yield Prediction(id.decode(), tuple(labels), tuple(scores), named)
+
+
+def _embeddings(chunk: Chunk) -> Iterator[Embedding]:
+    rows: Iterable[NDArray[np.float32]] = () if chunk.embeddings is None else chunk.embeddings
+    for id, values in zip(chunk.ids.split(), rows, strict=True):
+        yield Embedding(id.decode(), values.copy())  # a view would keep the whole chunk
 
 
 class Scorer:
@@ -139,17 +165,26 @@ class Scorer:
 
     def predict(
         self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        paths: Paths,
         *,
         k: int = 10,
         on_error: OnError = "fail",
-    ) -> PredictionIterator:
+        level: Level = "auto",
+        segments: bool = False,
+        columns: Mapping[str, str] | None = None,
+        allow_empty: bool = False,
+    ) -> VideoIterator[Prediction]:
         """The predictions of every video in the shards `paths` (files, patterns or folders), in order.
 
         Shards are read while the model works; memory does not grow with them. Closing what is returned ends that.
 
         Args:
             on_error: "skip" leaves bad records out, and lists them in `quarantined` of what is returned.
+            level: "video" reads the records' own features, "frame" the means of their frames, "auto" what they have,
+                the means first.
+            segments: give each labelled segment's frames in the place of its record, with the id "id:start".
+            columns: of Parquet and Arrow files, feature -> column where its name is another.
+            allow_empty: a shard of 0 bytes has no records; it is damaged else.
 
         Raises:
             InputError: no such shard.
@@ -163,12 +198,38 @@ class Scorer:
         """
         facts = self.model.facts
         check_whole_number("k", k, 1, facts.labels, f"the labels of {facts.path}")
-        if on_error not in get_args(OnError):
-            raise UsageError(f"on_error is {on_error!r}", remedy="choose 'fail' or 'skip'")
-        given = [paths] if isinstance(paths, str | os.PathLike) else paths
-        shards = find_shards([os.fspath(path) for path in given])
-        stream = PredictionStream(self.model, shards, k, on_error=on_error)
-        return PredictionIterator(stream.from_position(), facts.names)
+        found = _shards(paths, allow_empty)
+        options = _stream_options(self.model, on_error, level, segments, columns)
+        stream = PredictionStream(self.model, found, k, **options)
+        return VideoIterator(stream.from_position(), partial(_predictions, names=facts.names))
+
+    def embed(
+        self,
+        paths: Paths,
+        *,
+        on_error: OnError = "fail",
+        level: Level = "auto",
+        segments: bool = False,
+        columns: Mapping[str, str] | None = None,
+        allow_empty: bool = False,
+    ) -> VideoIterator[Embedding]:
+        """What the model's last layer reads of every video in the shards `paths`, in order: as `predict` in all else.
+
+        Raises ModelError also where the model gives no embeddings.
+        """
+        check_embeddings(self.model.facts)
+        found = _shards(paths, allow_empty)
+        options = _stream_options(self.model, on_error, level, segments, columns)
+        stream = PredictionStream(self.model, found, 1, embeddings=True, **options)
+        return VideoIterator(stream.from_position(), _embeddings)
+
+    def embed_arrays(self, **features: ArrayLike) -> Embeddings:
+        """What the model's last layer reads of n videos, float32 (n, width): as `score` in all else.
+
+        Raises ModelError also where the model gives no embeddings.
+        """
+        _, embeddings = self.model.embed(self._checked(features), 1)
+        return embeddings
 
     def score(self, *, k: int = 10, **features: ArrayLike) -> Predictions:
         """The best `k` labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).
@@ -180,12 +241,16 @@ class Scorer:
             UsageError: missing or unknown features, other shapes, NaN or infinity, or `k` outside 1 to the labels.
             ModelError, DeviceError: the model broke its contract, or the device failed.
         """
+        return self.model.run(self._checked(features), k)
+
+    def _checked(self, features: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+        """`features` as arrays of finite numbers; `Model` checks their shapes. Raises UsageError."""
         if unknown := features.keys() - self.model.facts.inputs.keys():
             raise UsageError(f"the model reads {', '.join(self.model.facts.inputs)}, not {sorted(unknown)[0]}")
         arrays = {name: as_features(name, values) for name, values in features.items()}
         for name, values in arrays.items():
             check_finite(name, values)
-        return self.model.run(arrays, k)
+        return arrays
 
     def close(self) -> None:
         """Let go of the model."""
@@ -206,6 +271,25 @@ class Scorer:
     def __reduce__(self) -> tuple[Any, ...]:
         facts = self.model.facts
         return _reopened, (os.path.abspath(facts.path), facts.sha256, self._options)
+
+
+def _shards(paths: Paths, allow_empty: bool) -> list[Source]:
+    given = [paths] if isinstance(paths, str | os.PathLike) else paths
+    return find_shards([os.fspath(path) for path in given], allow_empty=allow_empty)
+
+
+def _stream_options(
+    model: Model, on_error: OnError, level: Level, segments: bool, columns: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Those of `PredictionStream`. Raises UsageError for what cannot be."""
+    if on_error not in get_args(OnError):
+        raise UsageError(f"on_error is {on_error!r}", remedy="choose 'fail' or 'skip'")
+    if level not in ("auto", "video", "frame"):
+        raise UsageError(f"level is {level!r}", remedy="choose 'auto', 'video' or 'frame'")
+    if segments and level != "auto":
+        raise UsageError("segments are frames, whatever the level", remedy="leave one of the two out")
+    check_columns(columns or {}, model.facts.inputs)
+    return {"on_error": on_error, "level": "segment" if segments else level, "columns": columns}
 
 
 def _reopened(path: str, sha256: str, options: dict[str, Any]) -> Scorer:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorer.cli.command import Parser, run, typed_as
+from scorer.cli.command import Parser, add_allow_empty, add_columns, run, typed_as
 from scorer.errors import printable
 from scorer.inputs.addresses import redacted
 from scorer.system.terminal import print_stderr
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--valid", nargs="+", metavar="SHARD", help="to validate on [a tenth of the videos, by their ids]"
     )
+    add_columns(data)
+    add_allow_empty(data)
     data.add_argument("--inputs", nargs="+", type=_input, metavar="NAME:WIDTH", help="[mean_rgb:1024 mean_audio:128]")
     data.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep the decoded videos there, for data larger than memory"
@@ -108,7 +110,7 @@ def _train(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     check_settings(overrides, options.model)
     for name in options.model:
         overridden(spec(name).recipe, overrides)
-    find_shards([*options.data, *(options.valid or [])])
+    find_shards([*options.data, *(options.valid or [])], allow_empty=options.allow_empty)
     with stop_on_signals("train", "saving after the step in hand") as stop:
         from train.runner import Runner
         from train.training import TrainingStopped

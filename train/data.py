@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from scorer.errors import Hint, RecordError, TrainingError
 from scorer.inputs.batching import Batch
+from scorer.inputs.columns import check_columns
+from scorer.inputs.layouts import ID_KEYS
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.readers import decoded_blocks
 from scorer.inputs.records import Schema
@@ -31,6 +33,7 @@ from scorer.system.cores import usable_cores
 from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
 
+NO_COLUMNS: Mapping[str, str] = {}
 Inputs = Sequence[tuple[str, int]]
 Split = Literal["all", "train", "valid"]
 """All videos, those to train on, or those that are held out."""
@@ -80,6 +83,7 @@ def load(
     *,
     split: Split = "all",
     cache: Path | None = None,
+    columns: Mapping[str, str] = NO_COLUMNS,
     at: Callable[[float], None] = lambda done: None,
 ) -> Videos:
     """Decode labelled shards.
@@ -92,6 +96,7 @@ def load(
             their ids alone, so that adding shards moves no video.
         cache: folder for memory-mapped arrays, for data larger than memory; they are used again while the shards stay
             as they are. Without it the arrays are in memory.
+        columns: of Parquet and Arrow files, feature -> column, where its name is another.
         at: called now and then with the share of the shards that is read; it stops the reading by raising.
 
     Raises:
@@ -100,28 +105,30 @@ def load(
         TrainingError: a shard without labels, or more videos than fit into memory.
         OutputError: the cache cannot be written.
     """
-    capacity = _capacity(shards, inputs)
+    check_columns(columns, [name for name, _ in inputs])
+    capacity, schema = _capacity(shards, inputs), Schema(dict(inputs), columns=columns)
     if cache is None:
         store = _Store(inputs, lambda count: _in_memory(inputs, count), capacity, split)
-        return _decode(shards, inputs, labels, store, at)
-    place = cache / name_of(shards, tuple(inputs), labels, split)
+        return _decode(shards, schema, labels, store, at)
+    named = [sorted(columns.items())] if columns else []
+    place = cache / name_of(shards, tuple(inputs), labels, split, *named)
     if not place.exists():
         with new_folder(place) as folder, writing(place):
             made = partial(_on_disk, folder, inputs)
             store = _Store(inputs, made, capacity, split)
-            videos = _decode(shards, inputs, labels, store, at)
+            videos = _decode(shards, schema, labels, store, at)
             write_rest(folder, videos.features, videos.labels, videos.ids)
     return Videos(*read(place, [width for _, width in inputs], MOST_LABELS if labels is None else labels))
 
 
 def _decode(
-    shards: Sequence[Source], inputs: Inputs, labels: int | None, store: _Store, at: Callable[[float], None]
+    shards: Sequence[Source], schema: Schema, labels: int | None, store: _Store, at: Callable[[float], None]
 ) -> Videos:
     before = [*accumulate((shard.stat.size for shard in shards), initial=0)]
-    limit = _LabelLimit(MOST_LABELS if labels is None else labels)
+    limit = _LabelLimit(MOST_LABELS if labels is None else labels, schema.columns)
     unlabelled: set[int] = set()
     threads = usable_cores()
-    reader = RangeReader(shards, Schema(dict(inputs)), _READ, lambda batch: None, threads=threads)
+    reader = RangeReader(shards, schema, _READ, lambda batch: None, threads=threads)
     with closing(reader.read(max_in_flight=threads + 2)) as found:
         for batch in (done.batch for some in found for done in some):
             if batch.label_faults:
@@ -178,6 +185,7 @@ class _LabelLimit:
     """Which labels are not below `labels`, over all shards: where the first is, in how many videos, the largest."""
 
     labels: int
+    columns: Mapping[str, str]
     first: tuple[Source, int, int] | None = None  # shard, record, label
     videos: int = 0
     largest: int = -1
@@ -191,7 +199,7 @@ class _LabelLimit:
         if values.min() < 0:
             place = int(np.argmax(values < 0))
             shard, record = _record(shards, parts, int(rows[place]))
-            raise _label_error(shard, record, f"label {values[place]} is below 0", (Hint.SKIP,))
+            raise self._error(shard, record, f"label {values[place]} is below 0", (Hint.SKIP,))
         outside = values >= self.labels
         place = int(np.argmax(outside))
         self.first = self.first or (*_record(shards, parts, int(rows[place])), int(values[place]))
@@ -207,21 +215,20 @@ class _LabelLimit:
         if self.videos > 1:
             reason += f"; {self.videos:,} videos have such labels, up to {self.largest}"
         if self.largest >= MOST_LABELS:
-            raise _label_error(shard, record, reason, (Hint.SKIP,))
+            raise self._error(shard, record, reason, (Hint.SKIP,))
         count, source = label_count(self.largest)
         remedy = f"train a model of {count} labels" + (f", as {source} has" if source else "")
-        raise _label_error(shard, record, reason, (Hint.MORE_LABELS,), remedy)
+        raise self._error(shard, record, reason, (Hint.MORE_LABELS,), remedy)
+
+    def _error(self, shard: Source, record: int, reason: str, hints: tuple[Hint, ...], remedy: str = "") -> RecordError:
+        offset = _offset(shard, record, {name: self.columns[name] for name in ID_KEYS if name in self.columns})
+        return RecordError(shard.address, reason, record=record, offset=offset, hints=hints, remedy=remedy)
 
 
 def _record(shards: Sequence[Source], parts: list[_Part], row: int) -> tuple[Source, int]:
     """The shard and the record that are row `row` of a batch."""
     part = next(part for part in parts if row < part.last)
     return shards[part.shard], part.record + row - part.first
-
-
-def _label_error(shard: Source, record: int, reason: str, hints: tuple[Hint, ...], remedy: str = "") -> RecordError:
-    offset = _offset(shard, record)
-    return RecordError(shard.address, reason, record=record, offset=offset, hints=hints, remedy=remedy)
 
 
 def label_count(largest: int) -> tuple[int, str]:
@@ -303,8 +310,8 @@ def _on_disk(folder: Path, inputs: Inputs, capacity: int) -> list[NDArray[np.flo
     return make_arrays(folder, [(capacity, width) for _, width in inputs])
 
 
-def _offset(source: Source, record: int) -> int:
-    for block in decoded_blocks([(0, source)], Schema({}), BEGINNING):
+def _offset(source: Source, record: int, columns: Mapping[str, str]) -> int:
+    for block in decoded_blocks([(0, source)], Schema({}, columns=columns), BEGINNING):
         if record < block.record + len(block):
             return block.position(record - block.record).offset
     return 0

@@ -124,11 +124,12 @@ class Runner:
 
         def videos(shards: list[str], split: Split, at: At) -> Videos:
             return load(
-                find_shards(shards),
+                find_shards(shards, allow_empty=options.allow_empty),
                 run.model.inputs,
                 run.labels,
                 split=split,
                 cache=options.cache,
+                columns=options.columns,
                 at=lambda share: at(share, ""),
             )
 

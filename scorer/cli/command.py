@@ -38,6 +38,31 @@ class Parser(argparse.ArgumentParser):
         sys.exit(UsageError.exit_code)
 
 
+def add_columns(parser: argparse._ActionsContainer) -> None:
+    """The option --columns, whose value is a dictionary."""
+    parser.add_argument(
+        "--columns",
+        type=_columns,
+        default={},
+        metavar="FEATURE=COLUMN,...",
+        help="of Parquet and Arrow files: columns with other names than id, labels and the model's inputs",
+    )
+
+
+def add_allow_empty(parser: argparse._ActionsContainer) -> None:
+    """The option --allow-empty."""
+    parser.add_argument(
+        "--allow-empty", action="store_true", help="a shard of 0 bytes has no records, and is not damaged"
+    )
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=COLUMN,...")
+    return {name: column for name, _, column in pairs}
+
+
 class _Version(argparse.Action):
     """Looks the version up only where it is asked for."""
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from scorer.cli.command import Parser, run, typed_as
+from scorer.cli.command import Parser, add_allow_empty, add_columns, run, typed_as
 from scorer.cli.remedies import SCORE
 from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
 from scorer.inputs.addresses import redacted
@@ -90,13 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         const="segment",
         help="score each labelled segment's frames, as a row id:start (2019)",
     )
-    parser.add_argument(
-        "--columns",
-        type=_columns,
-        default={},
-        metavar="FEATURE=COLUMN,...",
-        help="of Parquet and Arrow files: columns with other names than id, labels and the model's inputs",
-    )
+    add_columns(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -164,9 +158,7 @@ def _add_error_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--on-error", choices=("fail", "skip"), default="fail", help="stop at a bad record, or quarantine it [fail]"
     )
-    group.add_argument(
-        "--allow-empty", action="store_true", help="a shard of 0 bytes has no records, and is not damaged"
-    )
+    add_allow_empty(group)
     group.add_argument(
         "--max-errors", type=_at_least(0), metavar="N", help="stop when more than N records are quarantined"
     )
@@ -255,13 +247,6 @@ def _provider(text: str) -> str:
         return str(Provider.parse(text))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _columns(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(name and column for name, _, column in pairs):
-        raise argparse.ArgumentTypeError(f"{text!r} is not FEATURE=COLUMN,...")
-    return {name: column for name, _, column in pairs}
 
 
 def _confidence(text: str) -> float:

@@ -6,14 +6,14 @@ A record's offset is made up: these files have none. It grows with the rows, fro
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scorer.errors import Hint, InputError, RecordError, ShardError
+from scorer.errors import Hint, InputError, RecordError, ShardError, UsageError
 from scorer.inputs.example import label_fault
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.position import Position
@@ -30,6 +30,14 @@ _MOST_VALUES = 1 << 22  # of a column that are read at once: 16 MB of floats, 4,
 _BUFFER_BYTES = 1 << 20  # of a column that are read at once
 MAX_BATCH_BYTES = 1 << 30
 """Of an Arrow file's record batches, on average: each is in memory as a whole."""
+
+
+def check_columns(columns: Mapping[str, str], inputs: Iterable[str]) -> None:
+    """Raise UsageError where a column is named for a feature that is not read; `inputs` are those of the model."""
+    known = [*inputs, *ID_KEYS, LABELS_KEY]
+    if unknown := columns.keys() - {*known}:
+        reason = f"there is no feature {min(unknown)!r} to name a column for"
+        raise UsageError(reason, remedy=f"choose from {', '.join(known)}")
 
 
 class _Table(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from scorer.errors import UsageError
-from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
+from scorer.inputs.columns import check_columns
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
@@ -77,9 +77,7 @@ def options_of(job: Job, predictor: Predictor) -> Options:
         raise UsageError(f"the threshold {job.threshold} is no confidence", remedy="choose one from 0 to 1")
     if job.names is not None and len(job.names) != facts.labels:
         raise UsageError(f"{len(job.names)} names for the {facts.labels} labels of {facts.path}")
-    if unknown := job.columns.keys() - {*facts.inputs, *ID_KEYS, LABELS_KEY}:
-        known = ", ".join([*facts.inputs, *ID_KEYS, LABELS_KEY])
-        raise UsageError(f"there is no feature {min(unknown)!r} to name a column for", remedy=f"choose from {known}")
+    check_columns(job.columns, facts.inputs)
     if job.embeddings:
         check_embeddings(facts)
     return Options(

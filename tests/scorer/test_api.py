@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 import scorer
 from scorer import Prediction, Scorer
 from scorer.cli import score
-from scorer.errors import InputError, ModelError, ShardError, UsageError
+from scorer.errors import InputError, ModelError, RecordError, ShardError, UsageError
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
+from tests.scorer.inputs.test_frames import quantised
 
 NAMES = [f"label {index}" for index in range(LABELS)]
 
@@ -102,7 +103,7 @@ def test_the_package_imports_nothing_until_asked() -> None:
     code = "import sys, scorer; print('numpy' in sys.modules, hasattr(scorer, 'absent')); from scorer import Scorer"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "False False\n"
-    assert scorer.__all__ == ["Prediction", "Scorer", "__version__"]
+    assert scorer.__all__ == ["Embedding", "Prediction", "Scorer", "__version__"]
     assert scorer.__version__ == version("yt8m-edge")
 
 
@@ -159,6 +160,9 @@ def test_features_that_cannot_be(model: str, features: dict[str, Any], message: 
     [
         ({"on_error": "ignore"}, "on_error is 'ignore'; choose 'fail' or 'skip'"),
         ({"k": 3.5}, "k is 3.5"),
+        ({"level": "segment"}, "level is 'segment'; choose 'auto', 'video' or 'frame'"),
+        ({"level": "frame", "segments": True}, "segments are frames, whatever the level; leave one of the two out"),
+        ({"columns": {"rgb": "x"}}, "there is no feature 'rgb' to name a column for; choose from mean_rgb, mean_audio"),
     ],
 )
 def test_ways_to_predict_that_cannot_be(model: str, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -227,3 +231,79 @@ def test_all_of_it_works_in_a_thread(model: str, tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert found == list(Scorer(model).predict(paths))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("model") / "embeds.onnx"
+    return onnx_models.save_model(path, inputs=INPUTS, labels=LABELS, hidden=7, embeddings=True)
+
+
+def test_embeddings_are_those_of_the_command(embedder: str, tmp_path: Path) -> None:
+    paths = write_shards(tmp_path / "shards", [9, 5])
+    shards.damage_payload(paths[0], 7)
+    arguments = [*paths, "-o", str(tmp_path / "preds.csv"), "--model", embedder, "--quiet", "--on-error", "skip"]
+    assert score.main([*arguments, "--embeddings", str(tmp_path / "videos.npy")]) == 10
+    expected = np.load(tmp_path / "videos.npy")
+    scorer = Scorer(embedder, batch_size=4)
+    with scorer.embed(paths, on_error="skip") as videos:
+        found = list(videos)
+    assert [bad.record for bad in videos.quarantined] == [7]
+    assert [video.id for video in found] == [video.id for video in scorer.predict(paths, on_error="skip")]
+    assert np.array_equal(np.stack([video.values for video in found]), expected)
+    with pytest.raises(ShardError):
+        list(scorer.embed(paths))
+
+
+def test_arrays_are_embedded(embedder: str) -> None:
+    random = np.random.default_rng(0)
+    features = {name: random.normal(size=(6, width)).astype(np.float32) for name, width in INPUTS.items()}
+    vectors = Scorer(embedder).embed_arrays(**features)
+    assert (str(vectors.dtype), vectors.shape) == ("float32", (6, 7))
+    assert (vectors >= 0).all(), "behind the ReLU"
+    assert Scorer(embedder).embed_arrays(**{name: values[:0] for name, values in features.items()}).shape == (0, 7)
+    with pytest.raises(UsageError, match="not size"):
+        Scorer(embedder).embed_arrays(**features, size=[1])
+
+
+def test_a_model_without_embeddings_is_named(model: str, tmp_path: Path) -> None:
+    for embed in (lambda: Scorer(model).embed(write_shards(tmp_path, [1])), lambda: Scorer(model).embed_arrays(**ROWS)):
+        with pytest.raises(ModelError, match=r"tiny\.onnx gives no embeddings; export it with embeddings$"):
+            embed()
+
+
+def test_frames_and_segments(model: str, tmp_path: Path) -> None:
+    context = [
+        shards.entry("segment_start_times", shards.int64_feature([5, 20])),
+        shards.entry("segment_end_times", shards.int64_feature([10, 25])),
+        shards.entry("segment_labels", shards.int64_feature([3, 4])),
+        shards.entry("segment_scores", shards.float_feature([1, 1])),
+    ]
+    record = shards.sequence_example("v", [9], quantised(40, 0, INPUTS), context)
+    path = shards.write_shard(tmp_path / "x.tfrecord", [record])
+    scorer = Scorer(model)
+    assert [video.id for video in scorer.predict(path)] == ["v"]
+    assert [video.id for video in scorer.predict(path, level="frame")] == ["v"]
+    assert [video.id for video in scorer.predict(path, segments=True)] == ["v:5", "v:20"]
+    with pytest.raises(RecordError):
+        list(scorer.predict(path, level="video"))
+
+
+def test_columns_and_empty_shards(embedder: str, tmp_path: Path) -> None:
+    arrow: Any = pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is absent (extra parquet)")
+    random = np.random.default_rng(0)
+    features = {name: random.normal(size=(6, width)).astype(np.float32) for name, width in INPUTS.items()}
+    columns = {f"my_{name}": [*values] for name, values in features.items()}
+    parquet.write_table(arrow.table({"key": [f"v{row}" for row in range(6)], **columns}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").touch()
+    scorer, named = Scorer(embedder), {"id": "key", **{name: f"my_{name}" for name in INPUTS}}
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    videos = list(scorer.embed(paths, columns=named, allow_empty=True))
+    assert [video.id for video in videos] == [f"v{row}" for row in range(6)]
+    assert np.array_equal(np.stack([video.values for video in videos]), scorer.embed_arrays(**features))
+    assert len(list(scorer.predict(paths, columns=named, allow_empty=True))) == 6
+    with pytest.raises(InputError, match="there is no column 'mean_rgb'"):
+        list(scorer.predict(paths[0], columns={"id": "key"}))
+    with pytest.raises(ShardError, match="empty"):
+        list(scorer.predict(paths[1]))

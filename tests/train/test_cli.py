@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.shards import example, field, flip_bit, write_shard
+from tests.shards import example, field, flip_bit, sources, write_shard
 from tests.train.shards import INPUTS, write
 from train import checkpoint
 from train.cli import main
+from train.data import load
 from train.distillation.tiles import Work
 from train.registry import names
 from train.training import Training
@@ -149,6 +150,28 @@ def test_of_soft_labels_in_parts_and_own_labels_the_held_out_videos_choose(
 def test_rgb_alone() -> None:
     assert train("--model", "bilstm", "--inputs", "mean_rgb:8") == 0
     assert checkpoint.load("runs/bilstm/best.safetensors").config.inputs == (("mean_rgb", 8),)
+
+
+def test_columns_with_other_names_and_empty_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    arrow: Any = pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is absent (extra parquet)")
+    plain = load(sources(["a.tfrecord"]), INPUTS, None)
+    columns = {f"my_{name}": [*values] for (name, _), values in zip(INPUTS, plain.features, strict=True)}
+    labels = [row[row >= 0].tolist() for row in plain.labels]
+    parquet.write_table(
+        arrow.table({"id": [id.decode() for id in plain.ids], "labels": labels, **columns}), "a.parquet"
+    )
+    Path("empty.parquet").touch()
+    named = ",".join(f"{name}=my_{name}" for name, _ in INPUTS)
+    shards = ["--data", "a.parquet", "empty.parquet"]
+    assert train("--model", "lstm") == 0
+    expected = checkpoint.digest(checkpoint.load("runs/lstm/best.safetensors").state)
+    assert train("--model", "lstm", *shards, "--columns", named, "--allow-empty", "--restart") == 0
+    assert checkpoint.digest(checkpoint.load("runs/lstm/best.safetensors").state) == expected
+    assert train("--model", "lstm", *shards, "--columns", named, "--restart") == 4
+    assert capsys.readouterr().err.endswith("or use --allow-empty, or leave the shard out\n")
+    assert train("--model", "lstm", "--data", "a.parquet", "--restart") == 3
+    assert "or say which it is with --columns" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_finished_run_stands_unless_it_is_to_be_replaced(capsys: pytest.CaptureFixture[str]) -> None:

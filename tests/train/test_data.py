@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorer.errors import Hint, InputError, OutputError, RecordError, TrainingError
+from scorer.errors import Hint, InputError, OutputError, RecordError, TrainingError, UsageError
 from tests.shards import example, sequence_example, sources, starts, write_shard
 from tests.train.shards import INPUTS, LABELS, videos, write
 from train import data
@@ -45,6 +45,29 @@ def test_parquet_is_read_as_records_are(tmp_path: Path) -> None:
     assert read.ids == plain.ids
     assert np.array_equal(read.labels, plain.labels)
     assert all(map(np.array_equal, read.features, plain.features))
+
+
+def test_columns_with_other_names(tmp_path: Path) -> None:
+    arrow: Any = pytest.importorskip("pyarrow", reason="pyarrow is absent (extra parquet)")
+    pytest.importorskip("pyarrow.parquet", reason="pyarrow is absent (extra parquet)")
+    plain = load(sources([write(tmp_path / "plain.tfrecord", 30)]), INPUTS, LABELS)
+    columns = {f"my_{name}": [*values] for (name, _), values in zip(INPUTS, plain.features, strict=True)}
+    labels = [row[row >= 0].tolist() for row in plain.labels]
+    table = arrow.table({"key": [id.decode() for id in plain.ids], "tags": labels, **columns})
+    arrow.parquet.write_table(table, tmp_path / "videos.parquet")
+    shards = sources([str(tmp_path / "videos.parquet")])
+    named = {"id": "key", "labels": "tags", **{name: f"my_{name}" for name, _ in INPUTS}}
+    for cache in (None, tmp_path / "cache"):
+        read = load(shards, INPUTS, LABELS, cache=cache, columns=named)
+        assert read.fingerprint() == plain.fingerprint()
+        assert all(map(np.array_equal, read.features, plain.features))
+    with pytest.raises(InputError, match="there is no column") as caught:
+        load(shards, INPUTS, LABELS, cache=tmp_path / "cache")
+    assert Hint.COLUMNS in caught.value.hints
+    with pytest.raises(UsageError, match="there is no feature 'rgb' to name a column for"):
+        load(shards, INPUTS, LABELS, columns={"rgb": "x"})
+    with pytest.raises(RecordError, match=r"record \d+ at byte \d+: label \d+ is outside 0..1"):
+        load(shards, INPUTS, 2, columns=named)
 
 
 @pytest.mark.parametrize("cached", [False, True])
