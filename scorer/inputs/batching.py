@@ -52,6 +52,7 @@ class Batch:
     start: its first record. end: where a resumed run continues after this batch.
     quarantined: bad records met while this batch was filled (on_error="skip").
     label_faults: what is wrong with the labels of videos that are here without them, up to MAX_QUARANTINED.
+    consumed: of the compressed shard in which `end` is, the bytes read by then; None of another.
     unread_frames: whether some are of a shard that has frames too, beside their means.
     finished: (shard index, records read there in all: good ones and quarantined ones) of shards that ended here.
 
@@ -72,6 +73,7 @@ class Batch:
         self.quarantined: list[Quarantined] = []
         self.label_faults: list[ShardError | RecordError] = []
         self.unread_frames = False
+        self.consumed: int | None = None
         self.finished: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
@@ -248,7 +250,7 @@ class Batcher:
                 self._fault(error)
             self._batch.add_label_faults(run.label_faults.values())
             position = Position(position.shard, position.record + run.records, position.offset + run.size)
-            self._batch.end = position
+            self._batch.end, self._batch.consumed = position, run.consumed
         if position.offset == reader.size > 0:
             reader.check_unchanged()
             position = self._finish(position.shard, position.record)
@@ -275,7 +277,7 @@ class Batcher:
             if faults := block.rows.label_faults:
                 self._batch.add_label_faults(faults[at] for at in range(row, stop) if at in faults)
             row = stop
-            self._batch.end = block.position(row)
+            self._batch.end, self._batch.consumed = block.position(row), block.consumed
         if block.lost:
             if not self._batch.room:
                 yield self._next()
@@ -288,7 +290,7 @@ class Batcher:
     def _finish(self, index: int, records: int) -> Position:
         """Record that a shard ended; returns where the next one starts."""
         self._batch.finished.append((index, records))
-        self._batch.end = Position(index + 1, 0, 0)
+        self._batch.end, self._batch.consumed = Position(index + 1, 0, 0), None
         return self._batch.end
 
     def _fault(self, error: ShardError | RecordError, bytes_lost: int = 0) -> None:

@@ -93,6 +93,11 @@ class DecompressingReader:
         self._fill()
 
     @property
+    def consumed(self) -> int:
+        """Compressed bytes that what was read so far is made of, about."""
+        return self._read - len(self._pending)
+
+    @property
     def _at(self) -> int:
         """The byte that comes next."""
         return self._made - len(self._ahead)

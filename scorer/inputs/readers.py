@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, pairwise
+from typing import Any
 
 from scorer.inputs.bare import BARE
 from scorer.inputs.columns import ARROW, PARQUET
@@ -16,7 +18,16 @@ from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES
 from scorer.inputs.frame_reader import FRAMES
 from scorer.inputs.position import Position
-from scorer.inputs.records import HEAD_BYTES, DecodedBlock, Level, Opener, RecordFormat, RecordReader, Schema
+from scorer.inputs.records import (
+    HEAD_BYTES,
+    DecodedBlock,
+    DecodedRun,
+    Level,
+    Opener,
+    RecordFormat,
+    RecordReader,
+    Schema,
+)
 from scorer.inputs.segments import SEGMENTS
 from scorer.inputs.source import Opening, OpensAhead, Reader, Source
 from scorer.inputs.tfrecord import starts_with_record
@@ -73,7 +84,8 @@ class RecordReaders:
             number = self._number(head)
             if number not in self._openers:
                 self._openers[number] = self._formats[number].opener(self._schema)
-            return self._openers[number](source, reader)
+            opened = self._openers[number](source, reader)
+            return _Compressed(opened, reader) if isinstance(reader, DecompressingReader) else opened
         except BaseException:
             reader.close()
             raise
@@ -82,6 +94,27 @@ class RecordReaders:
         """Of the format that recognises these first bytes; the last one takes all others."""
         last = len(self._formats) - 1
         return next((number for number in range(last) if self._formats[number].recognises(head)), last)
+
+
+class _Compressed:
+    """The record reader of a compressed shard: `reader`, with how far it is in `stream`."""
+
+    find_record = None
+
+    def __init__(self, reader: RecordReader, stream: DecompressingReader) -> None:
+        self._reader, self._stream = reader, stream
+        self.check_unchanged, self.close = reader.check_unchanged, reader.close
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    def decode_into(self, *arguments: Any, **named: Any) -> DecodedRun:
+        run = self._reader.decode_into(*arguments, **named)
+        return replace(run, consumed=self._stream.consumed) if run.records else run
+
+    def block(self, position: Position) -> DecodedBlock:
+        return replace(self._reader.block(position), consumed=self._stream.consumed)
 
 
 def in_turn(shards: Iterable[tuple[int, Source]]) -> Generator[tuple[int, Source, Reader]]:

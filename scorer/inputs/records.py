@@ -77,6 +77,7 @@ class DecodedBlock:
     bounds: int64 (n + 1,) from `offset` on, where each of its n records starts, and where the last one ends.
     last: whether the shard ends with this block. lost: why it does so before its last byte.
     unread_frames: whether there are frames too in a shard whose records have their means.
+    consumed: of a compressed shard, how many of its bytes were read for it and all before; None of another.
     """
 
     index: int
@@ -88,6 +89,7 @@ class DecodedBlock:
     lost: ShardError | None
     rows: Rows
     unread_frames: bool = False
+    consumed: int | None = None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -119,7 +121,7 @@ class DecodedRun:
     """`records` records, one after the other, that have `size` bytes.
 
     ids, labels: those of all that are not bad, joined. labelled: whether one of these has labels at all.
-    bad, label_faults: as in Rows. unread_frames: as in DecodedBlock.
+    bad, label_faults: as in Rows. unread_frames, consumed: as in DecodedBlock.
     """
 
     records: int
@@ -130,6 +132,7 @@ class DecodedRun:
     bad: Faults = field(default_factory=dict)
     label_faults: Faults = field(default_factory=dict)
     unread_frames: bool = False
+    consumed: int | None = None
 
 
 NOTHING = DecodedRun(0, b"", b"", 0, False)

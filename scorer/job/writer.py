@@ -86,17 +86,20 @@ class JobWriter:
         with closing(chunks):
             for chunk in chunks:
                 self.append(chunk)
-                watch(Progress(self.scored, self.end.shard, self._bytes_done(sizes)))
+                watch(Progress(self.scored, self.end.shard, self._bytes_done(sizes, chunk.consumed)))
                 if time.monotonic() >= due:
                     self.commit()
                     due = time.monotonic() + commit_seconds
                 if stop.is_set():
                     break
 
-    def _bytes_done(self, sizes: list[int]) -> int:
-        """Of all shards, `sizes` being those of the shards before each; positions in compressed ones go further."""
+    def _bytes_done(self, sizes: list[int], consumed: int | None) -> int:
+        """Of all shards, `sizes` being those of the shards before each; positions in compressed ones go further, where
+        what was `consumed` of them is not known.
+        """
         shard = self.end.shard
-        return min(sizes[shard] + self.end.offset, sizes[min(shard + 1, len(self._shards))])
+        within = self.end.offset if consumed is None else consumed
+        return min(sizes[shard] + within, sizes[min(shard + 1, len(self._shards))])
 
     def append(self, chunk: Chunk) -> None:
         """Append a chunk and count it. Raises RecordError where there are too many bad records by then."""

@@ -61,6 +61,7 @@ class Chunk:
     end: where to continue after it. finished: index and number of records of every shard that ended within it.
     unknown_labels: true labels of these videos that the model does not know.
     embeddings: float32 (n, width), where the job asks for them.
+    consumed: of the compressed shard in which `end` is, the bytes read by then, where they are known.
     made: bytes that were made of it once, for `rows` and `kept`.
     """
 
@@ -73,6 +74,7 @@ class Chunk:
     finished: Sequence[tuple[int, int]]
     unknown_labels: int = 0
     embeddings: NDArray[np.float32] | None = None
+    consumed: int | None = None
     made: dict[object, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:

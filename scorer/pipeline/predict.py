@@ -141,6 +141,7 @@ class PredictionStream:
             finished=[shard for batch in batches for shard in batch.finished],
             unknown_labels=_unknown(truth, self._predictor.facts.labels) if labelled else 0,
             embeddings=joined_embeddings([done.result.embeddings for done in some]),
+            consumed=batches[-1].consumed,
         )
         if self._row_format is not None:
             chunk.rows(self._row_format)

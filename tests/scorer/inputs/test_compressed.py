@@ -18,9 +18,11 @@ from scorer.inputs.batching import Batch, batches
 from scorer.inputs.compressed import DecompressingReader
 from scorer.inputs.records import Schema
 from scorer.inputs.source import UNKNOWN_SIZE, LocalFile
-from scorer.job.spec import Job
+from scorer.job.run import score
+from scorer.job.spec import Job, Progress
+from scorer.system.signals import StopRequest
 from tests import shards
-from tests.scorer.fakes import do, write_shards
+from tests.scorer.fakes import FakePredictor, do, write_shards
 from tests.scorer.inputs.test_batching import payload
 
 SCHEMA = Schema({"rgb": 3, "audio": 1})
@@ -211,6 +213,38 @@ def test_a_record_is_no_compressed_file_though_its_length_looks_like_one(tmp_pat
     assert len(record) == length
     (batch,) = videos(tmp_path, shards.frame(record))
     assert batch.ids == [b"v"]
+
+
+def test_how_much_of_the_file_was_read_is_known(tmp_path: Path) -> None:
+    """Positions are those of what it expands to, twenty times as much in its first half."""
+    random, records = np.random.default_rng(0), []
+    for number in range(400):
+        padding = bytes(100_000) if number < 200 else random.bytes(100_000)
+        entries = [
+            shards.entry("id", shards.bytes_feature(b"v%d" % number)),
+            shards.entry("p", shards.bytes_feature(padding)),
+            shards.entry("rgb", shards.float_feature([1, 2, 3])),
+            shards.entry("audio", shards.float_feature([4])),
+        ]
+        records.append(shards.frame(shards.example_of(entries)))
+    packed = gzip.compress(b"".join(records), 1)
+    found = videos(tmp_path, packed)
+    read = [batch.consumed or 0 for batch in found[:-1]]
+    assert read == sorted(read)
+    assert read[20] < len(packed) / 8 < len(packed) / 2 < read[-1] <= len(packed)
+    assert found[20].end.offset > sum(map(len, records)) / 4
+    assert found[-1].consumed is None, "it is at its end"
+
+
+def test_progress_is_that_of_the_file(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [50, 50])
+    for path in paths:
+        Path(path).write_bytes(gzip.compress(Path(path).read_bytes()))
+    sizes, seen = [Path(path).stat().st_size for path in paths], list[Progress]()
+    score(Job(shards.sources(paths), str(tmp_path / "preds.csv")), FakePredictor(), StopRequest(), seen.append)
+    for progress in seen:
+        assert sum(sizes[: progress.shards]) <= progress.bytes <= sum(sizes[: progress.shards + 1])
+    assert seen[-1].bytes == sum(sizes)
 
 
 def test_a_job_over_compressed_shards(tmp_path: Path) -> None:
