@@ -7,7 +7,7 @@ recipes, are in train/models/.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -20,13 +20,14 @@ Range = tuple[Callable[[Any], bool], str]
 """Whether a value may be, and what may be, in words."""
 
 _MOST = 1 << 20
+_GREATEST = sys.float_info.max  # a whole number may be greater, and no float
 WIDTH: Range = (lambda value: 1 <= value <= _MOST, f"at least 1 and at most {_MOST:,}")
 BLOCKS: Range = (lambda value: 0 <= value <= 1000, "at least 0 and at most 1,000")
 # Dropout in steps of 1/256 has no scale for what it keeps near 1.
 DROPOUT: Range = (lambda value: 0 <= value < 0.99, "at least 0 and less than 0.99")
-FINITE: Range = (math.isfinite, "a finite number")
-POSITIVE: Range = (lambda value: 0 < value < math.inf, "positive")
-NOT_NEGATIVE: Range = (lambda value: 0 <= value < math.inf, "at least 0")
+FINITE: Range = (lambda value: -_GREATEST <= value <= _GREATEST, "a finite number")
+POSITIVE: Range = (lambda value: 0 < value <= _GREATEST, "positive")
+NOT_NEGATIVE: Range = (lambda value: 0 <= value <= _GREATEST, "at least 0")
 FRACTION: Range = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 
 

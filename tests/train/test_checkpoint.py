@@ -211,6 +211,7 @@ DEEP = "[" * 100_000
         ("config", '{"name": "../bilstm"}'),
         ("config", '{"name": "bilstm", "inputs": [["rgb", 1099511627776]]}'),
         ("config", '{"name": "bilstm", "labels": 4611686018427387904}'),
+        *(("config", f'{{"name": "bilstm", "{name}": 1{"0" * 400}}}') for name in ("leaky_slope", "bn_eps")),
         ("metrics", '{"MAP@10": 1e999}'),
         ("metrics", '{"MAP@10": null}'),
     ],

@@ -127,7 +127,6 @@ def test_what_is_wrong_is_one_line_and_its_exit_code(folder: Path) -> None:
     for part in ("0/2", "3/2", "x", "1", "1/0", "-1/2"):
         refused(2, "is none of 1/N to N/N", *score, f"--part={part}")
     refused(2, "leave --part out", *score, "--part", "1/2", "--ray")
-    refused(2, "Ray itself prints on standard output; name a file with -o", *score[:-2], "-", "--ray")
     refused(8, "is no file", "score", "shards", "-o", "-", "--part", "1/2")
     assert yt8m(folder, *score, "--part", "1/3").returncode == 0
     assert yt8m(folder, *score, "--part", "3/3").returncode == 0
