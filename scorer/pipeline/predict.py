@@ -33,6 +33,9 @@ _SLOTS_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each 
 _MORE_THREADS_FOR_GPU = 3  # than slots, since it has to be fed faster
 COALESCED_VIDEOS = 2048
 """Videos whose rows are made and appended at once: of 256, that takes twice as long a video."""
+_RANGE_VIDEOS = (
+    1024  # that a thread takes at once; of 256, opening shards and finding a record takes 1% of a CPU's time
+)
 _LARGE_BATCH = 1024  # rows of these are made by the thread that predicted, of smaller ones together by who writes them
 _BYTES_IN_FLIGHT = 200 << 15  # of predictions that may wait to be written while a disk is slow: 32,768 videos' top 10
 _BYTES_A_VIDEO, _BYTES_A_LABEL = 80, 12
@@ -74,8 +77,17 @@ class PredictionStream:
         more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
         self._threads = max(predictor.slots + more, 0 if on_cpu else usable_cores())
         schema = Schema(predictor.facts.inputs, level, columns or {})
+        embedding = 4 * predictor.facts.embeddings if embeddings else 0
+        self._videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * k + embedding)
+        self._range_batches = max(1, min(_RANGE_VIDEOS, self._videos // 4) // predictor.batch_size)
         self._reader = RangeReader(
-            shards, schema, predictor.batch_size, self._predict, threads=self._threads, skip=on_error == "skip"
+            shards,
+            schema,
+            predictor.batch_size,
+            self._predict,
+            threads=self._threads,
+            skip=on_error == "skip",
+            range_batches=self._range_batches,
         )
 
     def from_position(
@@ -89,11 +101,8 @@ class PredictionStream:
         Raises what `RangeReader.read` and `Predictor.run` raise, after what comes before it.
         """
         self._row_format = row_format
-        size = self._predictor.batch_size
-        embedding = 4 * self._predictor.facts.embeddings if self._embeddings else 0
-        videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * self._k + embedding)
-        max_in_flight = self._threads + videos // size
-        coalesce = max(1, min(COALESCED_VIDEOS, videos // 4) // size)
+        max_in_flight = self._threads + self._videos // (self._range_batches * self._predictor.batch_size)
+        coalesce = max(1, min(COALESCED_VIDEOS, self._videos // 4) // self._predictor.batch_size)
         with closing(self._reader.read(start, max_in_flight, stop, coalesce)) as found:
             for some in found:
                 for done in some:

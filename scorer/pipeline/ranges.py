@@ -15,8 +15,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import Generic, TypeAlias, TypeVar
 
 from scorer.errors import Yt8mError
@@ -34,7 +34,8 @@ Place: TypeAlias = tuple[int, int]
 
 WORTH_RANGES = 8 << 20
 """Bytes to read; fewer are decoded in turn, in milliseconds."""
-_FULL = 0.99  # of a batch is what a range is to hold: its records may be shorter than those that were seen
+_SHARES = 4  # of what is left are for each thread, so that all end together
+_FULL = 0.99  # of its batches is what a range is to hold: its records may be shorter than those that were seen
 _LESS = 0.9  # of their length is expected after a range that had more than a batch takes
 
 
@@ -48,25 +49,30 @@ class Done(Generic[R]):
 
 @dataclass(frozen=True)
 class _Range:
-    """The records that start at `start` or after it and before `stop`. exact: a record does start at `start`."""
+    """The records that start at `start` or after it and before `stop`, about so many `batches`.
+
+    exact: a record does start at `start`.
+    """
 
     start: Position
     stop: Place
     exact: bool
+    batches: int = 1
 
 
 @dataclass(frozen=True)
 class _Attempt(Generic[R]):
-    """What a thread made of a range: its first batch, if there is one."""
+    """What a thread made of a range: its first batches, as many as it was meant to hold or as could be read."""
 
     range: _Range
-    done: Done[R] | None
+    done: list[Done[R]]
 
 
 class RangeReader(Generic[R]):
     """Reads shards in `threads` threads, each of which also does `work` with the batches that it decoded.
 
     size: the most videos in a batch. skip: whether faults are put into `Batch.quarantined`, or raised.
+    range_batches: how many batches a thread takes at once, fewer near the end; small ones share what a range costs.
     """
 
     def __init__(
@@ -78,10 +84,13 @@ class RangeReader(Generic[R]):
         *,
         threads: int,
         skip: bool = False,
+        range_batches: int = 1,
     ) -> None:
         self._shards, self._schema, self._size, self._work = shards, schema, size, work
         self._threads, self._skip = threads, skip
         self._pool = BufferPool(schema, size, threads + 1)
+        self._before = [*accumulate((shard.stat.size for shard in shards), initial=0)]  # bytes before each shard
+        self._most_batches = range_batches
         self._own = threading.local()
         self._record_bytes = 4.0 * max(1, sum(schema.inputs.values()))  # few have less; later, what was seen last
 
@@ -114,7 +123,7 @@ class RangeReader(Generic[R]):
 
     def _cut(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[_Range | Batch]:
         """Local files in ranges, except for long ones that cannot be cut."""
-        cutter, index = _Cutter(self._shards, start, self._range_bytes, self._splits), 0
+        cutter, index = _Cutter(self._shards, start, self._range_size, self._splits), 0
         for index, source in shards:
             if not (yield from cutter.take(index)):
                 yield from self._in_turn([(index, source)], start)
@@ -142,24 +151,23 @@ class RangeReader(Generic[R]):
     def _do(self, task: _Range | Batch) -> Done[R] | _Attempt[R]:
         if isinstance(task, Batch):
             return self._worked(task)
-        try:
-            batch = self._first_batch(task)
-        except Yt8mError:
-            batch = None  # the error is raised where it comes up in turn, if it does
-        return _Attempt(task, self._worked(batch) if batch else None)
+        done: list[Done[R]] = []
+        with closing(self._batches(task)) as batches:
+            while len(done) < task.batches and (batch := _next(batches)) is not None:
+                done.append(self._worked(batch))
+        self._learn(task, [made.batch for made in done])
+        return _Attempt(task, done)
 
     def _worked(self, batch: Batch) -> Done[R]:
         return Done(batch, self._work(batch))
 
-    def _first_batch(self, task: _Range) -> Batch | None:
-        with closing(self._batches(task)) as batches:
-            batch = next(batches, None)
-        if batch and (records := len(batch) + len(batch.quarantined)):
-            end = batch.end.shard, batch.end.offset
+    def _learn(self, task: _Range, batches: list[Batch]) -> None:
+        """Expect records as long as these, or shorter ones where a range had more than it was meant to hold."""
+        if records := sum(len(batch) + len(batch.quarantined) for batch in batches):
+            end = batches[-1].end.shard, batches[-1].end.offset
             whole = end >= task.stop
-            seen = self._bytes_between(batch.start, end) / records if whole else _LESS * self._record_bytes
+            seen = self._bytes_between(batches[0].start, end) / records if whole else _LESS * self._record_bytes
             self._record_bytes = max(1, seen)
-        return batch
 
     def _batches(self, task: _Range) -> Generator[Batch]:
         """The records of a range, decoded in the calling thread; where none is known to be first, from the first that
@@ -184,10 +192,8 @@ class RangeReader(Generic[R]):
         """What counts of some results where all before them ended `at`, and what they lack; returns where they end."""
         ready: list[Done[R]] = []
         for made in some:
-            done = made if isinstance(made, Done) else self._true(made, at)
-            if done is not None:
-                ready.append(done)
-                at = done.batch.end
+            ready += [made] if isinstance(made, Done) else self._true(made, at)
+            at = ready[-1].batch.end if ready else at
             if isinstance(made, _Attempt) and (at.shard, at.offset) < made.range.stop:
                 if ready:
                     yield ready
@@ -199,13 +205,15 @@ class RangeReader(Generic[R]):
             yield ready
         return at
 
-    def _true(self, made: _Attempt[R], at: Position) -> Done[R] | None:
+    def _true(self, made: _Attempt[R], at: Position) -> list[Done[R]]:
         """What an attempt has if a record does start where it began, its records numbered as they are in the shard."""
-        done = made.done
-        if done is None or (done.batch.start.shard, done.batch.start.offset) != (at.shard, at.offset):
-            return None
-        done.batch.count_from(at.record, self._shards[at.shard].address)
-        return done
+        for done in made.done:
+            batch = done.batch
+            if (batch.start.shard, batch.start.offset) != (at.shard, at.offset):
+                return []
+            batch.count_from(at.record, self._shards[at.shard].address)
+            at = batch.end
+        return made.done
 
     @property
     def _readers(self) -> RecordReaders:
@@ -215,23 +223,39 @@ class RangeReader(Generic[R]):
         readers: RecordReaders = self._own.readers
         return readers
 
-    def _range_bytes(self) -> int:
-        return max(1, int(_FULL * self._size * self._record_bytes))
+    def _range_size(self, start: Position) -> tuple[int, int]:
+        """How many batches a range from `start` on is to hold, fewer near the end, and how many bytes they may have."""
+        left = self._bytes_between(start, (len(self._shards), 0))
+        one = self._size * self._record_bytes
+        batches = max(1, min(self._most_batches, int(left / (_SHARES * self._threads * one))))
+        return batches, max(1, int(_FULL * batches * one))
 
     def _bytes_between(self, start: Position, stop: Place) -> int:
-        return sum(shard.stat.size for shard in self._shards[start.shard : stop[0]]) - start.offset + stop[1]
+        return self._before[stop[0]] + stop[1] - self._before[start.shard] - start.offset
+
+
+def _next(batches: Generator[Batch]) -> Batch | None:
+    """The next one, if there is one; an error is raised where it comes up in turn, if it does."""
+    try:
+        return next(batches, None)
+    except Yt8mError:
+        return None
 
 
 class _Cutter:
-    """Cuts shards that come one after the other, from `start` on, into ranges of about so many `bytes`.
+    """Cuts shards that come one after the other, from `start` on, into ranges.
 
-    splits: whether the shard of an index may be cut.
+    size: how many batches a range that starts there holds, and how many bytes. splits: whether a shard may be cut.
     """
 
     def __init__(
-        self, shards: Sequence[Source], start: Position, bytes: Callable[[], int], splits: Callable[[int], bool]
+        self,
+        shards: Sequence[Source],
+        start: Position,
+        size: Callable[[Position], tuple[int, int]],
+        splits: Callable[[int], bool],
     ) -> None:
-        self._shards, self._start, self._bytes, self._splits = shards, start, bytes, splits
+        self._shards, self._start, self._size, self._splits = shards, start, size, splits
         self._open: _Range | None = None  # the range that is not full; its `stop` is not known
         self._room = 0
 
@@ -258,8 +282,9 @@ class _Cutter:
     def rest(self, index: int, at: int = 0) -> Generator[_Range]:
         """The range that is not full, if there is one, up to byte `at` of a shard."""
         if self._open is not None:
-            yield _Range(self._open.start, (index, at), self._open.exact)
+            yield replace(self._open, stop=(index, at))
         self._open, self._room = None, 0
 
     def _begin(self, start: Position, *, exact: bool) -> None:
-        self._open, self._room = _Range(start, (0, 0), exact), self._bytes()
+        batches, self._room = self._size(start)
+        self._open = _Range(start, (0, 0), exact, batches)

@@ -83,8 +83,11 @@ def in_ranges(
     skip: bool,
     start: Position = BEGINNING,
     schema: Schema = SCHEMA,
+    range_batches: int = 1,
 ) -> Read:
-    reader = RangeReader(found, schema, size, lambda batch: None, threads=threads, skip=skip)
+    reader = RangeReader(
+        found, schema, size, lambda batch: None, threads=threads, skip=skip, range_batches=range_batches
+    )
     return everything(done.batch for some in reader.read(start) for done in some)
 
 
@@ -128,6 +131,7 @@ def made(number: int, kind: str) -> bytes:
     damage=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["flip", "cut"]), st.integers(0, 20_000)), max_size=3),
     size=st.integers(1, 12),
     threads=st.integers(2, 4),
+    range_batches=st.integers(1, 4),
     block=st.integers(1000, 4000),
     skip=st.booleans(),
     data=st.data(),
@@ -139,6 +143,7 @@ def test_ranges_give_what_one_decoder_gives(
     damage: list[tuple[int, str, int]],
     size: int,
     threads: int,
+    range_batches: int,
     block: int,
     skip: bool,
     data: st.DataObject,
@@ -159,7 +164,7 @@ def test_ranges_give_what_one_decoder_gives(
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
         patch.setattr(batching, "MAX_QUARANTINED", 4)
         expected = in_turn(found, size, skip=skip)
-        given = in_ranges(found, size, threads, skip=skip)
+        given = in_ranges(found, size, threads, skip=skip, range_batches=range_batches)
         if expected.error:  # how much of what comes before is dropped with the error's batch depends on the batches
             assert given.error == expected.error
             most = in_turn(found, 1, skip=skip)
