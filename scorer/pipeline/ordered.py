@@ -77,7 +77,8 @@ class _Shared(Generic[T, R]):
 
     def __init__(self, work: Callable[[T], R], source: Generator[T], max_in_flight: int, coalesce: int) -> None:
         self._work, self._source = work, source
-        self._max_in_flight, self._coalesce = max_in_flight, coalesce
+        self._max_in_flight = max_in_flight
+        self._coalesce = min(coalesce, max_in_flight)  # or the threads and the consumer would wait for each other
         self._source_lock = threading.Lock()  # held by the thread that takes an item
         self._changed = threading.Condition()  # guards what follows
         self._done: dict[int, _Result[R]] = {}  # results that wait for those before them

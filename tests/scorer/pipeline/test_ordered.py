@@ -76,6 +76,10 @@ def test_results_that_come_fast_come_together() -> None:
     assert list(in_order(same, numbers(10), 2, 100, coalesce=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_no_more_results_are_waited_for_than_may_be_in_flight() -> None:
+    assert [len(some) for some in in_order(same, numbers(100), 2, 4, coalesce=1000)] == [4] * 25
+
+
 def test_a_result_does_not_wait_long_for_others() -> None:
     slow = threading.Event()
     results = in_order(lambda item: (item < 2 or slow.wait(60), item)[1], numbers(3), 2, 100, coalesce=3)

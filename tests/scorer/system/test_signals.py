@@ -23,7 +23,8 @@ from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
 
 VIDEOS = [6000, 6000]
-PIPE_BYTES, ROW_BYTES = 65536, 4096  # a pipe that cannot take one more row, whatever its page size
+FULL_FOR = 200
+"""Looks, 10 ms apart, at which a full pipe holds the same bytes; how many depends on how they were written."""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,17 @@ def wait_until(true: Callable[[], bool]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("nothing happened within a minute")
+
+
+def is_full(pipe: int) -> Callable[[], bool]:
+    """Whether nothing has come into `pipe`, which has something, for FULL_FOR looks."""
+    seen: list[int] = []
+
+    def look() -> bool:
+        seen.append(waiting_bytes(pipe))
+        return seen[-1] > 0 and seen[-FULL_FOR:] == [seen[-1]] * FULL_FOR
+
+    return look
 
 
 def waiting_bytes(pipe: int) -> int:
@@ -90,7 +102,7 @@ def test_a_second_signal_stops_at_once(command: list[str], tmp_path: Path) -> No
     process = start(command, pipe)
     with open(pipe, "rb") as reader:
         assert process.stderr is not None
-        wait_until(lambda: waiting_bytes(reader.fileno()) > PIPE_BYTES - ROW_BYTES)
+        wait_until(is_full(reader.fileno()))
         process.send_signal(signal.SIGINT)
         assert "committing the batch in hand" in process.stderr.readline()
         time.sleep(0.2)  # between its handler and its next write Python misses a signal till the next
