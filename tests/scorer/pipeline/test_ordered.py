@@ -76,8 +76,14 @@ def test_results_that_come_fast_come_together() -> None:
     assert list(in_order(same, numbers(10), 2, 100, coalesce=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_no_more_results_are_waited_for_than_may_be_in_flight() -> None:
-    assert [len(some) for some in in_order(same, numbers(100), 2, 4, coalesce=1000)] == [4] * 25
+def test_no_more_results_are_waited_for_than_may_be_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scorer.pipeline.ordered._POLL_SECONDS", 3600.0)
+    found: list[list[int]] = []
+    results = in_order(same, numbers(100), 2, 4, coalesce=1000)
+    consumer = threading.Thread(target=found.extend, args=(results,), daemon=True)
+    consumer.start()
+    consumer.join(60)
+    assert [len(some) for some in found] == [4] * 25
 
 
 def test_a_result_does_not_wait_long_for_others() -> None:
