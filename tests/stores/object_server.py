@@ -6,15 +6,16 @@ It answers GET and HEAD as Amazon S3 does, so that clients of either kind read f
 from __future__ import annotations
 
 import re
-import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
+
+from tests.stores.serving import serving
 
 FAULTS = ("cut", "cut at once", "reset", "500", "503", "slow", "truncate", "ignore range", "too long")
 """And "silent": half of the bytes, and then nothing until the client gives up."""
@@ -51,16 +52,8 @@ class ObjectServer:
         class Handler(_Handler):
             store = outer
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        with serving(Handler) as address:
+            yield address
 
 
 class _Handler(BaseHTTPRequestHandler):
