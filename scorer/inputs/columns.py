@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, InputError, RecordError, ShardError, UsageError
+from scorer.inputs.empty import NoRows
 from scorer.inputs.example import label_fault
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.position import Position
@@ -289,8 +290,7 @@ class ColumnReader:
 
     def _without_rows(self, position: Position, lost: ShardError | None) -> DecodedBlock:
         where = position.shard, self.size, position.record, position.offset
-        rows = _NoRows()
-        return DecodedBlock(*where, np.zeros(1, np.int64), True, lost, rows)
+        return DecodedBlock(*where, np.zeros(1, np.int64), True, lost, NoRows())
 
     def _renamed(self, batch: Any) -> Any:
         """With the features' names."""
@@ -309,20 +309,6 @@ class ColumnReader:
                 reason = f"{self._address}: there is no column {column!r}; it has {shown}"
                 raise InputError(reason, remedy="rename a column", hints=(Hint.COLUMNS, Hint.OTHER_MODEL))
         return [*wanted], [*wanted.values()]
-
-
-class _NoRows:
-    """Rows of none."""
-
-    def __init__(self) -> None:
-        self.ids: list[bytes] = []
-        self.labels, self.label_sizes = np.empty(0, np.uint8), np.empty(0, np.int64)
-        self.labelled = np.empty(0, bool)
-        self.bad: Faults = {}
-        self.label_faults: Faults = {}
-
-    def copy(self, first: int, last: int, rows: Sequence[NDArray[np.float32]]) -> bool:
-        return True
 
 
 def _damage(error: Exception) -> str:

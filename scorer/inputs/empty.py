@@ -40,8 +40,8 @@ class EmptyShard:
 
 
 @dataclass
-class _NoRows:
-    """See scorer.inputs.records.Rows."""
+class NoRows:
+    """The rows of a block without records: see scorer.inputs.records.Rows."""
 
     ids: list[bytes] = field(default_factory=list)
     labels: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -66,4 +66,4 @@ class EmptyReader:
 
     def block(self, position: Position) -> DecodedBlock:
         self.check_unchanged()
-        return DecodedBlock(position.shard, 0, 0, 0, np.zeros(1, np.int64), last=True, lost=None, rows=_NoRows())
+        return DecodedBlock(position.shard, 0, 0, 0, np.zeros(1, np.int64), last=True, lost=None, rows=NoRows())
