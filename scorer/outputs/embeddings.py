@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scorer.errors import OutputError, UsageError
 from scorer.inputs.addresses import is_address, redacted
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.parquet import Target, exactly, offsets
+from scorer.outputs.parquet import Target, exactly, in_groups, offsets
 from scorer.outputs.paths import OutputPaths, output_paths
 from scorer.outputs.row_format import Pack
 from scorer.system.packages import required
@@ -81,7 +81,7 @@ class ParquetEmbeddings:
         parquet = required("pyarrow.parquet", "parquet", "Parquet")
         options = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
         with parquet.ParquetWriter(Target(write), self._schema(), **options) as writer:
-            for group in self._groups(kept):
+            for group in in_groups(self._tables(kept)):
                 writer.write_table(group, row_group_size=len(group))
 
     def _schema(self) -> Any:
@@ -89,23 +89,9 @@ class ParquetEmbeddings:
         vector = pa.list_(pa.field("element", pa.float32(), nullable=False), self._width)
         return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("embedding", vector, nullable=False)])
 
-    def _groups(self, kept: BinaryIO) -> Iterator[Any]:
-        size = max(1, _GROUP_FLOATS // self._width)
-        waiting, count = [self._schema().empty_table()], 0
-        for table in self._tables(kept):
-            waiting.append(table)
-            count += len(table)
-            if count >= size:
-                joined = self._arrow.concat_tables(waiting)
-                whole = count - count % size
-                yield from (joined.slice(at, size).combine_chunks() for at in range(0, whole, size))
-                waiting, count = [joined.slice(whole)], count - whole
-        if count:
-            yield self._arrow.concat_tables(waiting).combine_chunks()
-
-    def _tables(self, kept: BinaryIO) -> Iterator[Any]:
-        """What each `rows` gave."""
-        pa = self._arrow
+    def _tables(self, kept: BinaryIO) -> Iterator[tuple[Any, int]]:
+        """What each `rows` gave, and how many rows a group has."""
+        pa, group = self._arrow, max(1, _GROUP_FLOATS // self._width)
         while prefix := kept.read(_PREFIX.size):
             n, id_bytes = _PREFIX.unpack(prefix)
             ids = exactly(kept, id_bytes)
@@ -115,7 +101,7 @@ class ParquetEmbeddings:
                 pa.StringArray.from_buffers(n, pa.py_buffer(offsets(sizes)), pa.py_buffer(ids)),
                 pa.FixedSizeListArray.from_arrays(pa.array(values), type=self._schema().field("embedding").type),
             ]
-            yield pa.Table.from_arrays(columns, schema=self._schema())
+            yield pa.Table.from_arrays(columns, schema=self._schema()), group
 
 
 @dataclass(frozen=True)

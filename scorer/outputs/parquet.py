@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -51,7 +51,7 @@ class Parquet:
             compression="zstd",
             use_dictionary=[f"{name}.list.element" for name in listed],
         ) as writer:
-            for group in self._groups(rows):
+            for group in in_groups(self._tables(rows)):
                 writer.write_table(group, row_group_size=len(group))
 
     def _schema(self) -> Any:
@@ -60,34 +60,15 @@ class Parquet:
         columns = [("id", pa.string()), ("labels", pa.list_(pa.int32())), *names, ("scores", pa.list_(pa.float32()))]
         return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
-    def _groups(self, rows: BinaryIO) -> Iterator[Any]:
-        """Tables of a fixed number of rows, the last of what is left."""
-        waiting, count, size = [self._schema().empty_table()], 0, 0
-        for table, k in self._tables(rows):
-            size = max(1, _MOST_LABELS // k)
-            waiting.append(table)
-            count += len(table)
-            if count >= size:
-                joined = self._arrow.concat_tables(waiting)
-                whole = count - count % size
-                yield from (self._one(joined.slice(start, size)) for start in range(0, whole, size))
-                waiting, count = [joined.slice(whole)], count - whole
-        if count:
-            yield self._one(self._arrow.concat_tables(waiting))
-
-    def _one(self, table: Any) -> Any:
-        """In one piece: pages are cut where pieces end."""
-        return table.combine_chunks()
-
     def _tables(self, rows: BinaryIO) -> Iterator[tuple[Any, int]]:
-        """What each `rows` gave, and labels a video."""
+        """What each `rows` gave, and how many rows a group has."""
         while prefix := rows.read(_PREFIX.size):
             n, k, id_bytes = _PREFIX.unpack(prefix)
             ids = exactly(rows, id_bytes)
             sizes = np.frombuffer(exactly(rows, 4 * n), "<i4")
             labels = np.frombuffer(exactly(rows, 4 * n * k), "<i4").reshape(n, k)
             scores = np.frombuffer(exactly(rows, 4 * n * k), "<f4").reshape(n, k)
-            yield self._table(ids, sizes, labels, scores), k
+            yield self._table(ids, sizes, labels, scores), max(1, _MOST_LABELS // k)
 
     def _table(self, ids: bytes, sizes: NDArray[np.int32], labels: NDArray[np.int32], scores: Scores) -> Any:
         pa = self._arrow
@@ -105,6 +86,26 @@ class Parquet:
 
     def _list(self, counts: NDArray[np.int64], values: Any) -> Any:
         return self._arrow.ListArray.from_arrays(self._arrow.array(offsets(counts)), values)
+
+
+def in_groups(tables: Iterable[tuple[Any, int]]) -> Iterator[Any]:
+    """The rows of `tables` in tables of a fixed number of rows, which stands beside each; the last has what is left.
+
+    Each is in one piece: pages are cut where pieces end.
+    """
+    arrow = required("pyarrow", "parquet", "Parquet")
+    waiting: list[Any] = []
+    count = 0
+    for table, size in tables:
+        waiting.append(table)
+        count += len(table)
+        if count >= size:
+            joined = arrow.concat_tables(waiting)
+            whole = count - count % size
+            yield from (joined.slice(at, size).combine_chunks() for at in range(0, whole, size))
+            waiting, count = [joined.slice(whole)], count - whole
+    if count:
+        yield arrow.concat_tables(waiting).combine_chunks()
 
 
 def offsets(sizes: NDArray[np.int32] | NDArray[np.int64]) -> NDArray[np.int32]:
