@@ -19,15 +19,12 @@ from scorer.inputs.position import Position
 from scorer.job.job_array import PartReport, finished_part, own_part_path, score_part
 from scorer.job.part import Part, moved_chunk, plan
 from scorer.job.part_file import PartFile
-from scorer.job.run import embeddings_of, open_output, options_of, predictions_of
+from scorer.job.run import opened_job, options_of, predictions_of
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.workers import Cluster, Workers, connected
-from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor
-from scorer.outputs.formats import make_format
 from scorer.outputs.paths import output_paths
-from scorer.outputs.row_format import RowOptions
-from scorer.outputs.sink import Chunk, JobKey, ResumePolicy, shard_id
+from scorer.outputs.sink import Chunk, ResumePolicy
 from scorer.system.signals import StopRequest
 
 _PART_BYTES = 64 << 20  # of shards: some 14,000 videos, whose predictions are 3 MB
@@ -51,28 +48,15 @@ def score_on_cluster(
         DeviceError: no Ray, no cluster, a node with another version, model or runtime, or a part that is lost for good.
         Yt8mError: what `scorer.job.run.score` raises.
     """
-    options, shards = options_of(job, predictor), tuple(map(shard_id, job.shards))
-    began, key = time.monotonic(), JobKey(options.key(), shards)
-    embeddings = embeddings_of(job.embeddings, options)
-    row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
-    with (
-        open_output(job.output, key, row_format, job.resume_policy, stop, embeddings) as sink,
-        connected(cluster, log) as ray,
-    ):
-        writer = JobWriter(sink, shards, options, job.max_errors)
-        resumed = writer.scored
-        if sink.completed is None:
+    options, began = options_of(job, predictor), time.monotonic()
+    with opened_job(job, options, stop) as opened, connected(cluster, log) as ray:
+        writer = opened.writer
+        if opened.sink.completed is None:
             workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
             times = 1 + options.embeddings // _FLOATS_A_VIDEO
             writer.write(_chunks(job, workers, writer.end, stop, times), stop, watch, job.commit_seconds)
             log(workers.summary())
-        return Report(
-            record=writer.complete(job.output),
-            quarantine_place=sink.quarantine_place,
-            seconds=time.monotonic() - began,
-            resumed=resumed,
-            batch_size=predictor.batch_size,
-        )
+        return opened.complete(began, predictor)
 
 
 def _chunks(job: Job, workers: Workers, start: Position, stop: StopRequest, times: int = 1) -> Generator[Chunk]:

@@ -6,8 +6,9 @@ Writing and committing happen in the caller's thread, while predictions are made
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 from scorer.errors import UsageError
 from scorer.inputs.columns import check_columns
@@ -45,25 +46,46 @@ def score(
         BrokenPipeError: the reader of a pipe has gone away.
         Stopped: `stop` was set; what was done is committed.
     """
-    options = options_of(job, predictor)
-    shards = tuple(map(shard_id, job.shards))
     began = time.monotonic()
+    with opened_job(job, options_of(job, predictor), stop) as opened:
+        writer = opened.writer
+        if opened.sink.completed is None:
+            chunks = predictions_of(job, predictor, log).from_position(writer.end, stop, opened.row_format)
+            writer.write(chunks, stop, watch, job.commit_seconds)
+        return opened.complete(began, predictor)
+
+
+@dataclass(frozen=True)
+class OpenedJob:
+    """A job whose output is open. resumed: videos that an earlier run had scored."""
+
+    job: Job
+    sink: Sink
+    writer: JobWriter
+    row_format: RowFormat
+    resumed: int
+
+    def complete(self, began: float, predictor: Predictor) -> Report:
+        """Put the output in its place, and say what was done since `began`. Raises as `JobWriter.complete`."""
+        return Report(
+            record=self.writer.complete(self.job.output),
+            quarantine_place=self.sink.quarantine_place,
+            seconds=time.monotonic() - began,
+            resumed=self.resumed,
+            batch_size=predictor.batch_size,
+        )
+
+
+@contextmanager
+def opened_job(job: Job, options: Options, stop: StopRequest) -> Iterator[OpenedJob]:
+    """The output of `job`, begun or continued. Raises what `score` raises about it."""
+    shards = tuple(map(shard_id, job.shards))
     key = JobKey(options.key(), shards)
     row_format = make_format(job.row_format, RowOptions(job.threshold, job.names))
     embeddings = embeddings_of(job.embeddings, options)
     with open_output(job.output, key, row_format, job.resume_policy, stop, embeddings) as sink:
         writer = JobWriter(sink, shards, options, job.max_errors)
-        resumed = writer.scored
-        if sink.completed is None:
-            chunks = predictions_of(job, predictor, log).from_position(writer.end, stop, row_format)
-            writer.write(chunks, stop, watch, job.commit_seconds)
-        return Report(
-            record=writer.complete(job.output),
-            quarantine_place=sink.quarantine_place,
-            seconds=time.monotonic() - began,
-            resumed=resumed,
-            batch_size=predictor.batch_size,
-        )
+        yield OpenedJob(job, sink, writer, row_format, writer.scored)
 
 
 def options_of(job: Job, predictor: Predictor) -> Options:
