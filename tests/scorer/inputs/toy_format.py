@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import Position
 from scorer.inputs.readers import register_format
-from scorer.inputs.records import NOTHING, DecodedBlock, DecodedRun, Faults, Opener, Schema
+from scorer.inputs.records import DecodedBlock, Faults, Opener, Schema, decode_nothing
 from scorer.inputs.source import Reader, Source
-from scorer.kernels.packed import PackedStrings, RowSizes
+from scorer.kernels.packed import PackedStrings
 
 BLOCK_RECORDS = 5
 
@@ -28,22 +28,11 @@ class JsonLines:
 
 
 class JsonReader:
-    find_record = None
+    decode_into, find_record = staticmethod(decode_nothing), None
 
     def __init__(self, inputs: Mapping[str, int], source: Source, reader: Reader) -> None:
         self._inputs, self._source, self._reader = inputs, source, reader
         self.check_unchanged, self.close, self.size = reader.check_unchanged, reader.close, source.stat.size
-
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-        stop: int,
-    ) -> DecodedRun:
-        return NOTHING
 
     def block(self, position: Position) -> DecodedBlock:
         content = memoryview(bytearray(self._source.stat.size - position.offset))
