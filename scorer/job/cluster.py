@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -52,10 +53,10 @@ def score_on_cluster(
     with opened_job(job, options, stop) as opened, connected(cluster, log) as ray:
         writer = opened.writer
         if opened.sink.completed is None:
-            workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
             times = 1 + options.embeddings // _FLOATS_A_VIDEO
-            writer.write(_chunks(job, workers, writer.end, stop, times), stop, watch, job.commit_seconds)
-            log(workers.summary())
+            with closing(Workers(ray, replace(job, shards=(), output=""), cluster, options, log)) as workers:
+                writer.write(_chunks(job, workers, writer.end, stop, times), stop, watch, job.commit_seconds)
+                log(workers.summary())
         return opened.complete(began, predictor)
 
 
@@ -132,9 +133,11 @@ def score_parts_on_cluster(
     kept, here = done.parts, done.scored
     todo = deque(part for part in parts if part.index not in found)
     policy: ResumePolicy = "restart" if job.resume_policy == "restart" else "resume"  # a part that runs again resumes
-    with connected(cluster, log) as ray:
-        workers = Workers(ray, replace(job, shards=(), output=""), cluster, options, log)
-        own = replace(job, shards=(), resume_policy=policy)
+    own = replace(job, shards=(), resume_policy=policy)
+    with (
+        connected(cluster, log) as ray,
+        closing(Workers(ray, replace(job, shards=(), output=""), cluster, options, log)) as workers,
+    ):
         for part, report in _reports(own, todo, workers, stop):
             done.add(part, report.scored, report.quarantined)
         log(workers.summary())

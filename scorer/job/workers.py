@@ -30,6 +30,7 @@ from scorer.system.packages import install_command, version
 _IN_FLIGHT = 2  # parts a slot: one runs, and one is done or waits
 _WAIT_SECONDS = 0.1  # between looks at the request to stop
 _LOOK_SECONDS = 1.0  # between looks at the nodes
+_LET_GO_SECONDS = 2.0  # that tasks have to end when they are cancelled
 _RETRIES = 20  # of a part whose worker or node was lost, or which ran out of memory
 _KEEP_ALL_GPUS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """Workers see every GPU of their node and are told which to use: CUDA looks at what it may see once in a process, and a
@@ -129,6 +130,7 @@ class Workers:
         retries = {"max_retries": _RETRIES, "retry_exceptions": [MemoryError]}
         self._task = ray.remote(**wanted, **retries, scheduling_strategy="SPREAD")(run_task)
         self._folder = os.getcwd()
+        self._in_flight: set[Any] = set()
         self._nodes: dict[str, _Node] = {}
         self._looked = 0.0
         self._look()
@@ -147,7 +149,9 @@ class Workers:
 
     def start(self, work: Work) -> Any:
         """Begin a task; what is to be waited for."""
-        return self._task.remote(work, self._job, self._cluster.open, self._folder)
+        task = self._task.remote(work, self._job, self._cluster.open, self._folder)
+        self._in_flight.add(task)
+        return task
 
     def ready(self, tasks: Sequence[Any]) -> list[Any]:
         """Those of `tasks` that are done, after a moment at most."""
@@ -156,6 +160,7 @@ class Workers:
 
     def results(self, task: Any) -> Iterator[Any]:
         """What a task that is done yielded, and then its error. Raises DeviceError where it did not run as asked."""
+        self._in_flight.discard(task)
         try:
             made: Made = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
@@ -170,6 +175,14 @@ class Workers:
             made.error.message = f"node {node.name}: {made.error.message}"
         if made.error is not None:
             raise made.error
+
+    def close(self) -> None:
+        """Cancel what is in flight: of tasks that a command leaves behind Ray at times writes on standard error."""
+        left = [*self._in_flight]
+        for task in left:
+            self._ray.cancel(task)
+        if left:
+            self._ray.wait(left, num_returns=len(left), timeout=_LET_GO_SECONDS)
 
     def summary(self) -> str:
         """How many parts each node made."""
