@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scorer.errors import RecordError, ShardError
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
-from scorer.inputs.records import DecodedBlock, DecodedRun, RecordReader, Rows, Schema
+from scorer.inputs.records import DecodedBlock, DecodedRun, RecordReader, Rows, Schema, Target
 from scorer.inputs.source import UNKNOWN_SIZE, Source
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
@@ -144,8 +144,9 @@ class Batch:
         `reader` decoded.
         """
         here, buffers = self._count, [*self._buffers.values()]
-        rows, label_bytes = (here, here + self.room), MAX_LABEL_BYTES - self._label_bytes
-        run = reader.decode_into(position, buffers, self._sizes, rows, label_bytes, stop)
+        label_bytes = MAX_LABEL_BYTES - self._label_bytes
+        target = Target(buffers, self._sizes, here, here + self.room, label_bytes, stop)
+        run = reader.decode_into(position, target)
         if run.bad:
             good = np.delete(np.arange(here, here + run.records), [*run.bad])
             for values in (*buffers, *self._sizes.matrix):

@@ -14,7 +14,17 @@ from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.long_record import shortened
 from scorer.inputs.position import Position
 from scorer.inputs.protobuf import InvalidExample, Row
-from scorer.inputs.records import BLOCK_BYTES, HEAD_BYTES, NOTHING, DecodedBlock, DecodedRun, Faults, Rows, Schema
+from scorer.inputs.records import (
+    BLOCK_BYTES,
+    HEAD_BYTES,
+    NOTHING,
+    DecodedBlock,
+    DecodedRun,
+    Faults,
+    Rows,
+    Schema,
+    Target,
+)
 from scorer.inputs.source import Reader, Source
 from scorer.inputs.tfrecord import MAX_BLOCK_RECORDS, Block, FramedBlock, Shard
 from scorer.kernels import loops
@@ -30,26 +40,15 @@ class NativeDecoder:
         self._schema, self._decode = schema, decode
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
 
-    def decode(
-        self,
-        shard: Shard,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-        stop: int,
-    ) -> DecodedRun:
-        """Decode records from `position` on into rows[0]..rows[1]-1, as many as come before one of these ends: the
-        shard, byte `stop` of it, the rows, `label_bytes` of labels, some records of which one is irregular, what is
-        whole and readable.
-
-        features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
+    def decode(self, shard: Shard, position: Position, target: Target) -> DecodedRun:
+        """Decode records from `position` on into `target`, as many as come before one of these ends: the shard, the
+        target, some records of which one is irregular, what is whole and readable. A bad record's row is spoilt.
         """
         window = shard.window(position.offset)
-        begin, last, end = (at - window.start for at in (position.offset, stop, window.stop))
+        begin, last, end = (at - window.start for at in (position.offset, target.stop, window.stop))
         where = window.descriptor, begin, last, end, shard.block.room
-        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, label_bytes)
+        features, rows, sizes = target.features, (target.first, target.last), target.sizes
+        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, target.label_bytes)
         run, start = DecodedRun(*found[:5]), found[5]
         if start is None:
             return run
@@ -96,9 +95,8 @@ class NativeRows:
 
     def decode(self, shard: Shard, position: Position) -> NDArray[np.int64]:
         """Take the whole records from `position` on as far as there is room; returns DecodedBlock.bounds."""
-        run = self._decoder.decode(
-            shard, position, self._features, self._sizes, (0, self._size), BLOCK_BYTES, shard.size
-        )
+        target = Target(self._features, self._sizes, 0, self._size, BLOCK_BYTES, shard.size)
+        run = self._decoder.decode(shard, position, target)
         id_sizes, self.label_sizes, labelled, sizes = self._sizes.matrix[:, : run.records]
         self.ids, self.labels = PackedStrings(run.ids, id_sizes).split(), np.frombuffer(run.labels, np.uint8)
         self.labelled, self.bad, self.label_faults = labelled.astype(bool), run.bad, run.label_faults
@@ -179,19 +177,11 @@ class ExampleReader:
     def size(self) -> int:
         return self._shard.size
 
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-        stop: int,
-    ) -> DecodedRun:
+    def decode_into(self, position: Position, target: Target) -> DecodedRun:
         native = self._opener.native
         if native is None:
             return NOTHING
-        run = native.decode(self._shard, position, features, sizes, rows, label_bytes, stop)
+        run = native.decode(self._shard, position, target)
         run.unread_frames = self._unread_frames
         return run
 

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, pairwise
-from typing import Any
 
 from scorer.inputs.bare import BARE
 from scorer.inputs.columns import ARROW, PARQUET
@@ -27,6 +26,7 @@ from scorer.inputs.records import (
     RecordFormat,
     RecordReader,
     Schema,
+    Target,
 )
 from scorer.inputs.segments import SEGMENTS
 from scorer.inputs.source import Opening, OpensAhead, Reader, Source
@@ -109,8 +109,8 @@ class _Compressed:
     def size(self) -> int:
         return self._reader.size
 
-    def decode_into(self, *arguments: Any, **named: Any) -> DecodedRun:
-        run = self._reader.decode_into(*arguments, **named)
+    def decode_into(self, position: Position, target: Target) -> DecodedRun:
+        run = self._reader.decode_into(position, target)
         return replace(run, consumed=self._stream.consumed) if run.records else run
 
     def block(self, position: Position) -> DecodedBlock:

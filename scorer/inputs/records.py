@@ -138,14 +138,23 @@ class DecodedRun:
 NOTHING = DecodedRun(0, b"", b"", 0, False)
 
 
-def decode_nothing(
-    position: Position,
-    features: Sequence[NDArray[np.float32]],
-    sizes: RowSizes,
-    rows: tuple[int, int],
-    label_bytes: int,
-    stop: int,
-) -> DecodedRun:
+@dataclass(frozen=True)
+class Target:
+    """Where records are decoded to, and up to where.
+
+    features: float32 (n, width) for each input. sizes: of n rows. first, last: the rows to fill are first..last-1.
+    label_bytes: about how many bytes of labels to stop at. stop: the byte of the shard before which records start.
+    """
+
+    features: Sequence[NDArray[np.float32]]
+    sizes: RowSizes
+    first: int
+    last: int
+    label_bytes: int
+    stop: int
+
+
+def decode_nothing(position: Position, target: Target) -> DecodedRun:
     """The `RecordReader.decode_into` of a format that is decoded a block at a time alone."""
     return NOTHING
 
@@ -157,20 +166,11 @@ class RecordReader(Protocol):
     def size(self) -> int:
         """The position's offset at its end; more than any before that is known."""
 
-    def decode_into(
-        self,
-        position: Position,
-        features: Sequence[NDArray[np.float32]],
-        sizes: RowSizes,
-        rows: tuple[int, int],
-        label_bytes: int,
-        stop: int,
-    ) -> DecodedRun:
-        """Decode the records from `position` on that start before byte `stop` straight into rows[0]..rows[1]-1, up to
-        about `label_bytes` of labels.
+    def decode_into(self, position: Position, target: Target) -> DecodedRun:
+        """Decode the records from `position` on straight into `target`; a bad record's row is spoilt.
 
         It ends where it must, and gives NOTHING where the next record is one for `block`; a format that has no such
-        way always does. features: float32 (n, width) for each input. sizes: of n rows. A bad record's row is spoilt.
+        way always does.
         """
 
     def block(self, position: Position) -> DecodedBlock:

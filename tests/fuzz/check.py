@@ -14,7 +14,7 @@ from scorer.inputs import example_reader, tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
 from scorer.inputs.example import Decoder, Records
 from scorer.inputs.position import Position
-from scorer.inputs.records import Schema
+from scorer.inputs.records import Schema, Target
 from scorer.inputs.source import LocalFile
 from scorer.inputs.tfrecord import Block, FramedBlock, Shard
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
@@ -78,7 +78,8 @@ def compiled(payloads: Sequence[bytes], schema: Schema, decoder: example_reader.
         file.flush()
         with Shard(LocalFile.at(file.name), BLOCK) as shard:
             while place.record < len(payloads):
-                run = decoder.decode(shard, place, features, sizes, (place.record, len(payloads)), 1, shard.size)
+                target = Target(features, sizes, place.record, len(payloads), 1, shard.size)
+                run = decoder.decode(shard, place, target)
                 assert run.records
                 ids, labels = ids + run.ids, labels + run.labels
                 bad |= {place.record + row for row in run.bad}
