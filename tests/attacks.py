@@ -18,9 +18,8 @@ import numpy as np
 import onnx
 
 from scorer.errors import printable
-from scorer.model import runtime
 from tests import shards
-from tests.onnx_models import save_model
+from tests.onnx_models import save_model, save_ort
 from tests.scorer.model.test_contract import LOUD, wrong_label
 from tests.scorer.model.test_model import SMALL
 from tests.scorer.model.test_onnx_file import ENTRY, field, with_tensor
@@ -61,11 +60,7 @@ def _model(data: bytes) -> Callable[[Path], Command]:
 
 
 def _ort(folder: Path) -> Command:
-    module = runtime.import_runtime()
-    options = module.SessionOptions()
-    options.optimized_model_filepath = str(folder / "m.onnx")
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    module.InferenceSession(save_model(folder / "other.onnx", **SMALL), options, providers=["CPUExecutionProvider"])
+    save_ort(save_model(folder / "other.onnx", **SMALL), folder / "m.onnx")
     return _score(folder)
 
 

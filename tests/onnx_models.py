@@ -19,6 +19,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from scorer.model import runtime
+
 INPUTS = {"mean_rgb": 1024, "mean_audio": 128}
 LABELS = 3862
 
@@ -136,3 +138,12 @@ def _nodes(inputs: list[str], hidden: int, half: bool, embeddings: bool) -> list
     nodes.append(helper.make_node("Sigmoid", [last], ["probabilities"]))
     nodes.append(helper.make_node("TopK", ["probabilities", "k"], ["scores", "labels"], axis=1, largest=1, sorted=1))
     return nodes
+
+
+def save_ort(model: str | Path, path: Path) -> None:
+    """Write the model file `model` to `path` in ONNX Runtime's own format."""
+    module = runtime.import_runtime()
+    options = module.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    module.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -68,9 +68,7 @@ def make_run(folder: Path) -> Reader:
         return name.encode() + b"\n" + data
 
     def read(data: bytes) -> None:
-        name, _, content = data.partition(b"\n")
-        for known, whole in files.items():
-            (place / known).write_bytes(content if known == name.decode() else whole)
+        _lay_out(place, files, data)
         _look(options, "lstm", {})
         training.state.restore(*checkpoint.read(place / checkpoint.LAST))
         (place / checkpoint.LAST).unlink()
@@ -139,6 +137,14 @@ def _check(soft: SoftLabels, videos: int) -> None:
     assert bool(soft.share.isfinite().all())
 
 
+def _lay_out(folder: Path, files: Mapping[str, bytes], data: bytes) -> None:
+    """Write `files`, of which the one that `data` begins with the name of has the rest of that in its place."""
+    name, _, content = data.partition(b"\n")
+    for known, whole in files.items():
+        (folder / known).unlink(missing_ok=True)  # arrays may be mapped still
+        (folder / known).write_bytes(content if known == name.decode() else whole)
+
+
 def make_decoded_cache(folder: Path) -> Reader:
     """A cache of decoded videos, of which one file is another."""
     few = videos(20)
@@ -161,10 +167,7 @@ def make_decoded_cache(folder: Path) -> Reader:
         return name.encode() + b"\n" + data
 
     def read(data: bytes) -> None:
-        name, _, content = data.partition(b"\n")
-        for known, whole in files.items():
-            (folder / known).unlink(missing_ok=True)  # arrays that are mapped still
-            (folder / known).write_bytes(content if known == name.decode() else whole)
+        _lay_out(folder, files, data)
         features, labels, ids = decoded.read(folder, widths, LABELS)
         assert ids == few.ids
         assert np.array_equal(labels, few.labels)

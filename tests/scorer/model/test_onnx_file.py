@@ -23,7 +23,7 @@ from scorer.errors import ModelError
 from scorer.model import onnx_file, runtime
 from scorer.model.model import Model
 from scorer.model.onnx_file import MESSAGES, ModelFile
-from tests.onnx_models import build_model, save_model
+from tests.onnx_models import build_model, save_model, save_ort
 from tests.scorer.model.test_model import SMALL, features, same
 
 # ---- files that are refused
@@ -406,10 +406,7 @@ def test_what_was_hashed_is_what_is_opened(tmp_path: Path, monkeypatch: pytest.M
 def test_onnx_runtimes_own_format_is_refused(tmp_path: Path) -> None:
     """Whatever it holds was not examined."""
     module = runtime.import_runtime()
-    options = module.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "m.ort")
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    module.InferenceSession(save_model(tmp_path / "m.onnx", **SMALL), options, providers=["CPUExecutionProvider"])
+    save_ort(save_model(tmp_path / "m.onnx", **SMALL), tmp_path / "m.ort")
     with pytest.raises(ModelError, match="the model does not open"):
         runtime.open_cpu(module, (tmp_path / "m.ort").read_bytes(), 1)
 
