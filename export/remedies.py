@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from scorer.cli.remedies import READING
 from scorer.errors import Hint
 
 EXPORT = {
-    Hint.ALLOW_EMPTY: "or use --allow-empty",
+    **READING,
     Hint.SKIP: "or leave the shard out",
-    Hint.COLUMNS: "or say which it is with --columns",
     Hint.SMALLER_BATCH: "or give fewer shards to --check and --calibrate",
 }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import InputError
 from scorer.inputs.batching import batches
-from scorer.inputs.columns import check_columns
+from scorer.inputs.columns import NO_COLUMNS, check_columns
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
 from scorer.system.phases import At, nobody
@@ -18,7 +18,6 @@ from scorer.system.phases import At, nobody
 Features = dict[str, NDArray[np.float32]]
 
 _READ = 1024
-NO_COLUMNS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

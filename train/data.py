@@ -21,9 +21,9 @@ from torch import Tensor
 
 from scorer.errors import Hint, RecordError, TrainingError
 from scorer.inputs.batching import Batch
-from scorer.inputs.columns import check_columns
+from scorer.inputs.columns import NO_COLUMNS, check_columns
 from scorer.inputs.layouts import ID_KEYS
-from scorer.inputs.position import BEGINNING
+from scorer.inputs.position import BEGINNING, bytes_read
 from scorer.inputs.readers import decoded_blocks
 from scorer.inputs.records import Schema
 from scorer.inputs.source import Source
@@ -33,7 +33,6 @@ from scorer.system.cores import usable_cores
 from scorer.system.memory import available_memory
 from train.cache import make_arrays, name_of, read, write_rest
 
-NO_COLUMNS: Mapping[str, str] = {}
 Inputs = Sequence[tuple[str, int]]
 Split = Literal["all", "train", "valid"]
 """All videos, those to train on, or those that are held out."""
@@ -138,8 +137,7 @@ def _decode(
             _check_labelled(batch, shards, parts, unlabelled)
             store.append(batch)
             batch.release()
-            end = batch.end
-            at(min(before[end.shard] + end.offset, before[min(end.shard + 1, len(shards))]) / max(1, before[-1]))
+            at(bytes_read(before, batch.end, batch.consumed) / max(1, before[-1]))
     limit.finish()
     return store.videos()
 
@@ -169,8 +167,9 @@ def _check_labelled(batch: Batch, shards: Sequence[Source], parts: list[_Part], 
 
     unlabelled: the shards that have begun and had no labels so far.
     """
+    labelled = batch.labelled_rows
     for part in parts:
-        if batch.labelled_rows[part.first : part.last].any():
+        if labelled[part.first : part.last].any():
             unlabelled.discard(part.shard)
         elif not part.record:
             unlabelled.add(part.shard)

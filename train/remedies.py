@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from scorer.cli.remedies import READING
 from scorer.errors import Hint
 
 TRAIN = {
-    Hint.ALLOW_EMPTY: "or use --allow-empty",
+    **READING,
     Hint.SKIP: "or leave the shard out",
-    Hint.COLUMNS: "or say which it is with --columns",
     Hint.FEATURES: "or name the features and widths that it has with --inputs",
     Hint.RESUME: "resume it with --resume and the same settings",
     Hint.RESTART: "or start again with --restart",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from scorer.errors import Hint
 
+READING = {Hint.ALLOW_EMPTY: "or use --allow-empty", Hint.COLUMNS: "or say which it is with --columns"}
+"""Of all commands that read shards."""
+
 SCORE = {
-    Hint.ALLOW_EMPTY: "or use --allow-empty",
+    **READING,
     Hint.SKIP: "or use --on-error skip",
-    Hint.COLUMNS: "or say which it is with --columns",
     Hint.MORE_ERRORS: "or raise --max-errors",
     Hint.RESUME: "resume it with --resume",
     Hint.RESUME_LATER: "then resume with --resume",

@@ -26,6 +26,8 @@ from scorer.inputs.wire import varint
 from scorer.kernels.packed import PackedStrings
 from scorer.system.packages import required
 
+NO_COLUMNS: Mapping[str, str] = {}
+"""No feature has a column of another name."""
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _MOST_VALUES = 1 << 22  # of a column that are read at once: 16 MB of floats, 4,096 rows of YouTube-8M's
 _BUFFER_BYTES = 1 << 20  # of a column that are read at once
@@ -249,17 +251,17 @@ class ColumnReader:
         self.check_unchanged, self.close = reader.check_unchanged, reader.close
         self._errors = (required("pyarrow", "parquet", "Parquet").ArrowException, OSError, ValueError, TypeError)
         self._most = min(MAX_BLOCK_RECORDS, BLOCK_BYTES // max(4 * sum(schema.inputs.values()), 1))
-        self._next = 0
+        self._next = -1  # the record that `_pieces` continues with
         try:
             self._table: _Table = kind(_File(reader, self.size))
         except self._errors as error:
             raise ShardError(self._address, _damage(error), record=0, offset=0) from None
         self._named, self._columns = self._chosen(self._table.names)
-        self._pieces = self._table.pieces(self._columns, 0, self._most)
+        self._pieces: Iterator[tuple[Any, float]] = iter(())
         self._ahead: tuple[Any, float] | None = None
 
     def block(self, position: Position) -> DecodedBlock:
-        if position.record != self._next or not position.record:
+        if position.record != self._next:
             self._pieces, self._ahead = self._table.pieces(self._columns, position.record, self._most), None
         try:
             piece = self._ahead or next(self._pieces, None)

@@ -19,7 +19,7 @@ from scorer.errors import Hint, NothingScoredError, OutputError, RecordError, Re
 from scorer.evaluation.duplicates import count_duplicates
 from scorer.evaluation.metrics import Metrics, read_metrics
 from scorer.inputs.batching import Quarantined
-from scorer.inputs.position import BEGINNING
+from scorer.inputs.position import BEGINNING, bytes_read
 from scorer.inputs.source import FileStat
 from scorer.job.record import CompletionRecord, Options, OutputFacts, ShardRecord
 from scorer.job.spec import Progress, Stopped
@@ -86,20 +86,12 @@ class JobWriter:
         with closing(chunks):
             for chunk in chunks:
                 self.append(chunk)
-                watch(Progress(self.scored, self.end.shard, self._bytes_done(sizes, chunk.consumed)))
+                watch(Progress(self.scored, self.end.shard, bytes_read(sizes, self.end, chunk.consumed)))
                 if time.monotonic() >= due:
                     self.commit()
                     due = time.monotonic() + commit_seconds
                 if stop.is_set():
                     break
-
-    def _bytes_done(self, sizes: list[int], consumed: int | None) -> int:
-        """Of all shards, `sizes` being those of the shards before each; positions in compressed ones go further, where
-        what was `consumed` of them is not known.
-        """
-        shard = self.end.shard
-        within = self.end.offset if consumed is None else consumed
-        return min(sizes[shard] + within, sizes[min(shard + 1, len(self._shards))])
 
     def append(self, chunk: Chunk) -> None:
         """Append a chunk and count it. Raises RecordError where there are too many bad records by then."""

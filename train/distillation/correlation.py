@@ -59,10 +59,8 @@ def calibration(values_NL: Tensor, y_NL: Tensor) -> tuple[float, float]:
     x = top.values.clamp(min=_FLOOR).log().double().flatten()
     design = torch.stack([x, torch.ones_like(x)], dim=1)
     y = y_NL.gather(1, top.indices).flatten().double()
-    coefficients, eye = (
-        x.new_tensor([2.0, 2.0]),
-        torch.eye(2, dtype=torch.double, device=x.device),
-    )  # about where they end
+    coefficients = x.new_tensor([2.0, 2.0])  # about where they end
+    eye = torch.eye(2, dtype=torch.double, device=x.device)
     for _ in range(_NEWTON_STEPS):
         p = torch.sigmoid(design @ coefficients)
         curvature = design.T @ (design * (p * (1 - p))[:, None]) + 1e-6 * eye
