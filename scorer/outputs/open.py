@@ -10,7 +10,6 @@ from scorer.errors import Hint, UsageError
 from scorer.inputs.addresses import is_address
 from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.file import open_file
-from scorer.outputs.object_sink import check_object, open_object
 from scorer.outputs.paths import output_paths
 from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
@@ -35,6 +34,8 @@ def check_output(output: str) -> None:
     if _opener(output) is not None:
         return
     if is_address(output):
+        from scorer.outputs.object_sink import check_object
+
         check_object(output)
     else:
         output_paths(output)
@@ -61,6 +62,8 @@ def open_sink(
     if (opener := _opener(output)) is not None:
         return opener(output, key, row_format, policy)
     if is_address(output):
+        from scorer.outputs.object_sink import open_object
+
         return open_object(output, key, row_format, policy, embeddings)
     paths = output_paths(output)
     if paths is not None:
