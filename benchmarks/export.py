@@ -30,7 +30,7 @@ from export.plain import plain_export
 from export.timing import measure
 from export.videos import VideoSample, read_videos
 from scorer.errors import Yt8mError
-from scorer.evaluation.metrics import evaluate
+from scorer.evaluation.metrics import exact_metrics
 from scorer.inputs.discover import find_shards
 from scorer.inputs.source import Source
 from scorer.model.model import Model
@@ -128,7 +128,7 @@ def _quality(models: Mapping[str, Predictor], videos: VideoSample) -> tuple[dict
     for name, model in models.items():
         scores, labels = in_batches(model, videos.features, 1024, 10)
         plain = labels if plain is None else plain
-        metrics = evaluate(labels, scores, videos.label_values, videos.label_splits)
+        metrics = exact_metrics(labels, scores, videos.label_values, videos.label_splits)
         quality[name] = metrics.get("MAP@10", float("nan"))
         overlap[name] = float((plain[:, :, None] == labels[:, None, :]).any(axis=2).mean())
     return quality, overlap

@@ -22,7 +22,7 @@ from torch import nn
 
 from export.videos import Features, VideoSample
 from scorer.errors import GateError
-from scorer.evaluation.metrics import evaluate
+from scorer.evaluation.metrics import exact_metrics
 from scorer.model.predictor import ModelFacts, Predictions
 from scorer.system.phases import At, nobody, portion
 
@@ -188,8 +188,8 @@ def check_quality(model: Runs, expected: Floats, videos: VideoSample, at: At = n
     report: Report = {"videos": videos.source, "overlap": round(overlap, 5), "quality": "not measured"}
     failures = [] if overlap >= OVERLAP else [f"{overlap:.2%} of the top-{TOP} are the same, not {OVERLAP:.0%}"]
     if videos.labelled >= LABELLED:
-        before = evaluate(order, best, videos.label_values, videos.label_splits)
-        after = evaluate(labels, scores, videos.label_values, videos.label_splits)
+        before = exact_metrics(order, best, videos.label_values, videos.label_splits)
+        after = exact_metrics(labels, scores, videos.label_values, videos.label_splits)
         report["quality"] = {name: [round(before[name], 6), round(after[name], 6)] for name in before}
         for name, bound in ((f"MAP@{min(TOP, depth)}", MAP_DROP), (f"GAP@{depth}", GAP_DROP)):
             if not before[name] - after[name] <= bound:

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.build import Exported, TracedCheckpoint
 from export.onnx_writer import node_count
-from export.timing import PLAIN, Timing
+from export.timing import PLAIN_EXPORT, Timing
 from export.videos import VideoSample
 from scorer.system.tables import format_table, paragraph, terminal_width
 from train.layers import count_parameters
@@ -29,7 +29,7 @@ def _table(traced: TracedCheckpoint, written: Sequence[Exported], timing: Timing
         parameters = count_parameters(traced.model)
         size = timing.plain_bytes if timing else 4 * parameters
         row = _numbers(node_count(traced.graph), parameters, traced.graph.flops(), size)
-        rows.append(["as trained", *row, *(timing.cells(PLAIN) if timing else [])])
+        rows.append(["as trained", *row, *(timing.cells(PLAIN_EXPORT) if timing else [])])
     for exported in written:
         flops = traced.reduced.flops() if traced.reduced else 0
         row = _numbers(exported.nodes, exported.parameters, flops, exported.bytes)

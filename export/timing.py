@@ -19,7 +19,7 @@ from scorer.model.model import Model
 from scorer.model.predictor import Features
 from scorer.system.phases import At, nobody, portion
 
-PLAIN = "plain export"
+PLAIN_EXPORT = "plain export"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Timing:
     plain_bytes: int
 
     def cells(self, name: str) -> list[str]:
-        return [f"{self.rates[name]:,.0f}", f"{self.rates[name] / self.rates[PLAIN]:.2f}"]
+        return [f"{self.rates[name]:,.0f}", f"{self.rates[name] / self.rates[PLAIN_EXPORT]:.2f}"]
 
 
 def time_files(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSample, at: At = nobody) -> Timing:
@@ -42,7 +42,7 @@ def time_files(traced: TracedCheckpoint, written: Sequence[Exported], check: Vid
         path = Path(folder) / "plain.onnx"
         size = write(path, plain_export(traced.model, traced.checkpoint.config.inputs, traced.metadata))
         at(0.5)
-        models = {PLAIN: Model.open(str(path), device="cpu")}
+        models = {PLAIN_EXPORT: Model.open(str(path), device="cpu")}
         models |= {exported.path.name: Model.open(str(exported.path), device="cpu") for exported in written}
         return Timing(measure(models, check, at=portion(at, 0.5, 1.0)), size)
 

@@ -21,7 +21,7 @@ from scorer.inputs.source import Source
 from scorer.model.arguments import as_features, check_finite, check_whole_number
 from scorer.model.find import open_model
 from scorer.model.model import Model
-from scorer.model.predictor import Embeddings, Predictions, check_embeddings
+from scorer.model.predictor import Embeddings, Predictions, require_embeddings
 from scorer.outputs.sink import Chunk
 from scorer.pipeline.predict import OnError, PredictionStream
 from scorer.system.signals import interruptible
@@ -217,7 +217,7 @@ class Scorer:
 
         Raises ModelError also where the model gives no embeddings.
         """
-        check_embeddings(self.model.facts)
+        require_embeddings(self.model.facts)
         found = _shards(paths, allow_empty)
         options = _stream_options(self.model, on_error, level, segments, columns)
         stream = PredictionStream(self.model, found, 1, embeddings=True, **options)

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scorer.errors import Hint, ModelError
-from scorer.inputs.file_kinds import HEAD_BYTES, SAFETENSORS, kind_of
+from scorer.inputs.file_kinds import KIND_BYTES, SAFETENSORS, kind_of
 from train.config import ModelConfig, TrainConfig, parse_object
 from train.facts import TrainedOn
 from train.files import replace_file
@@ -143,7 +143,7 @@ def _check_kind(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise ModelError(f"{path} is no regular file, so no checkpoint", remedy=f"give the {BEST} of a run")
         with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+            head = file.read(KIND_BYTES)
     except OSError:
         return  # the reader says what is wrong
     kind = kind_of(head, f"give the {BEST} that `yt8m train` leaves in the folder of a run")

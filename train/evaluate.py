@@ -11,7 +11,7 @@ from scorer.evaluation import metrics
 from train.gather import Resident, Streamed
 from train.losses import LOSSES, targets_of
 
-TOP = 20
+_DEPTH = 20
 EVALUATED = 2048
 """Videos at a time."""
 Record = dict[str, float]
@@ -32,12 +32,12 @@ def evaluate(model: nn.Module, videos: Resident | Streamed, loss: str) -> Record
     truth = videos.labels.cpu().numpy()
     known = truth >= 0
     splits = np.concatenate([[0], np.cumsum(known.sum(axis=1))])
-    found = metrics.evaluate(top_labels, top_scores, truth[known].astype(np.int64), splits)
+    found = metrics.exact_metrics(top_labels, top_scores, truth[known].astype(np.int64), splits)
     return {"valid_loss": float(total) / len(videos), **found}
 
 
 def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and labels (n, 20) of the best; fewer labels are filled up with one that is never true."""
-    scores, labels = logits.topk(min(TOP, logits.shape[1]))
-    missing = (0, TOP - scores.shape[1])
+    scores, labels = logits.topk(min(_DEPTH, logits.shape[1]))
+    missing = (0, _DEPTH - scores.shape[1])
     return functional.pad(scores.sigmoid(), missing), functional.pad(labels, missing, value=logits.shape[1])

@@ -21,7 +21,7 @@ from train import checkpoint, curves
 from train.config import ModelConfig, Recipe, TrainConfig
 from train.data import VOCABULARIES, Split, Videos, label_count, load
 from train.devices import choose_device, private_compiler_cache, use_all_cores
-from train.distillation.cache import plan
+from train.distillation.cache import describe_cost
 from train.distillation.soft_labels import At, taught_in_parts
 from train.distributed import World, joined
 from train.evaluate import Record
@@ -65,7 +65,7 @@ class Runner:
                     rows.append((run.name, self._train(run, shared[key], device, world)))
             if world.first:
                 print_table(rows)
-                _say_what_next(runs)
+                _log_what_next(runs)
 
     def _train(self, run: Run, data: Data, device: torch.device, world: World) -> Record:
         """Train one model in its folder; its best epoch's measures."""
@@ -159,7 +159,7 @@ class Runner:
             return
         cache = self.options.cache
         data.soft_folder = _make(cache, "--cache") if cache else _make(self.options.runs)
-        if world.first and (text := plan(data.train, model.labels, data.soft_folder, device)):
+        if world.first and (text := describe_cost(data.train, model.labels, data.soft_folder, device)):
             log(f"train: {text}")
         with world.in_turn(), self._phase(f"soft labels of {len(data.train):,} videos", world) as at:
             data.soft_labels(model.labels, device, at, lambda line: log(f"train: {line}") if world.first else None)
@@ -262,7 +262,7 @@ def _describe(training: Training, data: Data) -> str:
     return f"{text}, resumed after epoch {progress.epoch}, step {progress.step}" if progress.seconds else text
 
 
-def _say_what_next(runs: list[Run]) -> None:
+def _log_what_next(runs: list[Run]) -> None:
     """Where the runs are, and the command that comes next."""
     for run in runs:
         where = "" if run.folder.parent == Path("runs") else f" --runs {run.folder.parent}"

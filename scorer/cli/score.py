@@ -277,7 +277,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.model.find import check_model_apart, find_model, open_model
     from scorer.outputs.embeddings import embedding_output
     from scorer.outputs.formats import check_format, format_of
-    from scorer.outputs.open import check_embeddings, check_output
+    from scorer.outputs.open import check_embeddings_output, check_output
 
     _check_scale(options)
     if options.max_errors is not None and options.on_error == "fail":
@@ -290,7 +290,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     if options.embeddings:
         check_shards_apart(shards, options.embeddings)
         check_model_apart(model_path, options.embeddings)
-        check_embeddings(options.output, embedding_output(options.embeddings))
+        check_embeddings_output(options.output, embedding_output(options.embeddings))
     row_format = format_of(options.output, options.format)
     check_format(row_format, names=options.names or bool(options.vocabulary))
 

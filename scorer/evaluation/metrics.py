@@ -78,7 +78,9 @@ def read_metrics(records: BinaryIO, k: int) -> Metrics:
     return metrics
 
 
-def evaluate(labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints) -> dict[str, float]:
+def exact_metrics(
+    labels: Ints, scores: NDArray[np.float32], label_values: Ints, label_splits: Ints
+) -> dict[str, float]:
     """The exact metrics of n videos at once; as `Metrics.result`.
 
     Args:

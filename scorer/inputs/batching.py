@@ -22,7 +22,7 @@ from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
 MAX_QUARANTINED = 1000
 """A batch ends when it has met so many bad records, so that a shard of nothing else keeps memory flat too."""
-MAX_LABEL_BYTES = 1 << 20
+BATCH_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
 _DEPTH = 3  # buffers that `batches` keeps
 
@@ -57,7 +57,7 @@ class Batch:
     finished: (shard index, records read there in all: good ones and quarantined ones) of shards that ended here.
 
     A batch has fewer than `size` videos, perhaps none, at the end of the input, after MAX_QUARANTINED bad
-    records and with MAX_LABEL_BYTES of labels.
+    records and with BATCH_LABEL_BYTES of labels.
     """
 
     def __init__(self, pool: BufferPool, start: Position) -> None:
@@ -124,7 +124,7 @@ class Batch:
     @property
     def room(self) -> int:
         """How many more rows go in; 0 too when there are enough bad records or labels."""
-        full = self._label_bytes >= MAX_LABEL_BYTES
+        full = self._label_bytes >= BATCH_LABEL_BYTES
         return 0 if full else min(self._pool.size - self._count, MAX_QUARANTINED - len(self.quarantined))
 
     def append(self, records: Rows, first: int, last: int) -> bool:
@@ -144,7 +144,7 @@ class Batch:
         `reader` decoded.
         """
         here, buffers = self._count, [*self._buffers.values()]
-        label_bytes = MAX_LABEL_BYTES - self._label_bytes
+        label_bytes = BATCH_LABEL_BYTES - self._label_bytes
         target = Target(buffers, self._sizes, here, here + self.room, label_bytes, stop)
         run = reader.decode_into(position, target)
         if run.bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-HEAD_BYTES = 512
+KIND_BYTES = 512
 """How many of them are asked for."""
 
 ONNX, SAFETENSORS = "an ONNX model", "a safetensors file"
@@ -59,7 +59,7 @@ def _inflates(head: bytes) -> bool:
 
 def _text(head: bytes, wanted: str) -> tuple[str, str] | None:
     try:
-        text = head[:HEAD_BYTES].decode()
+        text = head[:KIND_BYTES].decode()
     except UnicodeDecodeError as error:
         if error.start < len(head) - 3:  # else a character that is cut off
             return None

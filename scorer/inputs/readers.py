@@ -85,7 +85,7 @@ class RecordReaders:
             if number not in self._openers:
                 self._openers[number] = self._formats[number].opener(self._schema)
             opened = self._openers[number](source, reader)
-            return _Compressed(opened, reader) if isinstance(reader, DecompressingReader) else opened
+            return _CompressedReader(opened, reader) if isinstance(reader, DecompressingReader) else opened
         except BaseException:
             reader.close()
             raise
@@ -96,7 +96,7 @@ class RecordReaders:
         return next((number for number in range(last) if self._formats[number].recognises(head)), last)
 
 
-class _Compressed:
+class _CompressedReader:
     """The record reader of a compressed shard: `reader`, with how far it is in `stream`."""
 
     find_record = None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
-from scorer.inputs.file_kinds import HEAD_BYTES, kind_of
+from scorer.inputs.file_kinds import KIND_BYTES, kind_of
 from scorer.inputs.records import BLOCK_BYTES as BLOCK_BYTES
 from scorer.inputs.source import UNKNOWN_SIZE, Reader, Source
 from scorer.inputs.staging import Stage, Window
@@ -212,7 +212,7 @@ class Shard:
             return self._rest_is_lost(offset, record, f"truncated: {left} of a header's {_HEADER} bytes")
         length = _SIZES[bytes(self.block.view[:_HEADER])] - _HEADER - _FOOTER
         if length >= 1 << 64:
-            return self._bad_length(bytes(self.block.view[: min(size, HEAD_BYTES)]), offset, record)
+            return self._bad_length(bytes(self.block.view[: min(size, KIND_BYTES)]), offset, record)
         if length > left - _HEADER - _FOOTER:
             return self._truncated(offset, record, length)
         return self._long(offset, record, length)

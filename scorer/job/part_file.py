@@ -30,7 +30,7 @@ from scorer.inputs.source import FileStat
 from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
 from scorer.job.record import Options, ShardRecord
 from scorer.kernels import loops
-from scorer.outputs.append import NOTHING, AppendFile, Checkpoint
+from scorer.outputs.append import NO_BYTES, AppendFile, Extent
 from scorer.outputs.atomic import sync_folder, writing
 from scorer.outputs.lock import owned
 from scorer.outputs.own import open_own
@@ -125,12 +125,12 @@ class PartFileSink:
         """Nothing: metrics and duplicates are counted by who merges the parts."""
         return open(os.devnull, "rb")
 
-    def seal(self) -> Checkpoint:
-        return self._opened.checkpoint
+    def seal(self) -> Extent:
+        return self._opened.extent
 
     def complete(self, record: Mapping[str, Any]) -> None:
         if self.completed is None:
-            where = self._opened.checkpoint.length
+            where = self._opened.extent.length
             self._add(b"E", _dumped(record), _WHERE.pack(where))
         self.completed = record
         with self._writing():
@@ -160,15 +160,15 @@ class PartFileSink:
         for address, (old, _), stat in zip(left.facts.addresses, left.finished, now, strict=False):
             if old != stat:
                 raise self._refused(f"{address} changed since it was scored")
-        commit, checkpoint = left.newest
+        commit, extent = left.newest
         if commit.partial not in (None, *now[commit.end.shard : commit.end.shard + 1]):
-            commit, checkpoint = left.whole
-            if checkpoint == NOTHING:
+            commit, extent = left.whole
+            if extent == NO_BYTES:
                 return self.start()
         self.last, self.completed = commit, left.completed
         self.finished = left.finished[: commit.end.shard]
         with self._writing():
-            self._file = AppendFile.reopen(self._paths.rows, checkpoint)
+            self._file = AppendFile.reopen(self._paths.rows, extent)
 
     def close(self) -> None:
         """Let go of the file, and leave none behind that holds nothing."""
@@ -228,16 +228,16 @@ class _Left:
     """
 
     facts: PartFacts
-    newest: tuple[Commit, Checkpoint]
-    whole: tuple[Commit, Checkpoint]
+    newest: tuple[Commit, Extent]
+    whole: tuple[Commit, Extent]
     finished: list[tuple[FileStat, int]]
     completed: Mapping[str, Any] | None = None
 
-    def add(self, commit: Commit, checkpoint: Checkpoint) -> None:
+    def add(self, commit: Commit, extent: Extent) -> None:
         old = self.newest[0]
         if old.partial is None or old.end.shard < commit.end.shard:
             self.whole = self.newest
-        self.newest = commit, checkpoint
+        self.newest = commit, extent
         self.finished += commit.finished
 
 
@@ -257,7 +257,7 @@ def _own(path: Path) -> int:
 
 
 def _read_left(file: BinaryIO) -> _Left | None:
-    counts, left, facts = Checkpoint(0, 0).add(_MAGIC), None, None
+    counts, left, facts = Extent(0, 0).add(_MAGIC), None, None
     if file.read(len(_MAGIC)) != _MAGIC:
         return None
     while (found := _frame(file)) is not None:
@@ -268,7 +268,7 @@ def _read_left(file: BinaryIO) -> _Left | None:
         elif kind == b"M" and facts is not None:
             commit = _commit(json.loads(payload))
             if left is None:
-                left = _Left(facts, (Commit(_BEGINNING), NOTHING), (Commit(_BEGINNING), NOTHING), [])
+                left = _Left(facts, (Commit(_BEGINNING), NO_BYTES), (Commit(_BEGINNING), NO_BYTES), [])
             left.add(commit, counts)
         elif kind == b"E" and left is not None:
             counts = counts.add(file.read(_WHERE.size))

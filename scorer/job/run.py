@@ -15,7 +15,7 @@ from scorer.inputs.columns import check_columns
 from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
-from scorer.model.predictor import Predictor, check_embeddings
+from scorer.model.predictor import Predictor, require_embeddings
 from scorer.outputs.embeddings import EmbeddingOutput, embedding_output
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
@@ -101,7 +101,7 @@ def options_of(job: Job, predictor: Predictor) -> Options:
         raise UsageError(f"{len(job.names)} names for the {facts.labels} labels of {facts.path}")
     check_columns(job.columns, facts.inputs)
     if job.embeddings:
-        check_embeddings(facts)
+        require_embeddings(facts)
     return Options(
         facts.sha256,
         facts.provider,

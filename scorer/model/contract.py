@@ -64,7 +64,7 @@ def read_contract(path: str, session: Session) -> Contract:
         embeddings = _read_outputs(session)
         labels, names = _read_labels(metadata)
         contract = Contract(inputs, dtype, labels, names, metadata, _read_ranges(metadata, inputs), embeddings)
-        check_predictions(session, contract)
+        try_session(session, contract)
     except ValueError as error:
         raise ModelError(f"{path} is not a model for this scorer: {error}", remedy=EXPORT_IT) from None
     return contract
@@ -156,7 +156,7 @@ def _read_json(metadata: Mapping[str, str], key: str) -> Any:
         raise ValueError(f"its {key} is no JSON: {error}") from None
 
 
-def check_predictions(session: Session, contract: Contract) -> None:
+def try_session(session: Session, contract: Contract) -> None:
     """Ask about a few videos for every label, so that what can only fail in a run fails before any shard is read."""
     videos = _videos(contract)
     together, all_embeddings = _ask(session, contract, videos)

@@ -19,7 +19,7 @@ from scorer.model.contract import all_finite
 from scorer.model.devices import CUDA
 from scorer.model.onnx_file import ModelFile
 from scorer.model.placement import DeviceOptions, place
-from scorer.model.predictor import DEFAULT_K, Embeddings, Features, ModelFacts, Predictions, check_embeddings
+from scorer.model.predictor import DEFAULT_K, Embeddings, Features, ModelFacts, Predictions, require_embeddings
 from scorer.model.runtime import BOTH_INSTALLED, import_runtime, installed_runtimes
 from scorer.model.slots import Outcome, SlotPool
 
@@ -117,7 +117,7 @@ class Model:
 
         Raises ModelError also where the model gives none.
         """
-        check_embeddings(self.facts)
+        require_embeddings(self.facts)
         predictions, embeddings = self._run(features, k, with_embeddings=True)
         if embeddings is None:
             return predictions, np.empty((0, self.facts.embeddings), np.float32)

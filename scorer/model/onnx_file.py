@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final
 
 from scorer.errors import ModelError
-from scorer.inputs.file_kinds import HEAD_BYTES, ONNX, kind_of
+from scorer.inputs.file_kinds import KIND_BYTES, ONNX, kind_of
 
 EXPORT_IT = "export it with `yt8m export`"
 MOST_BYTES: Final = (1 << 31) - 1
@@ -200,7 +200,7 @@ def _scan(path: str, descriptor: int, size: int) -> None:
     try:
         scan.run()
     except ValueError as error:
-        what, remedy = _what_else(os.pread(descriptor, HEAD_BYTES, 0), error)
+        what, remedy = _what_else(os.pread(descriptor, KIND_BYTES, 0), error)
         raise ModelError(f"{path} is {what}", remedy=remedy) from None
     if scan.external:
         raise ModelError(f"{path} keeps weights in another file", remedy=f"{EXPORT_IT} as one file")

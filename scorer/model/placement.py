@@ -11,7 +11,7 @@ import numpy as np
 
 from scorer.errors import DeviceError, Hint, UsageError
 from scorer.model.arguments import check_whole_number
-from scorer.model.contract import Contract, check_predictions, read_contract
+from scorer.model.contract import Contract, read_contract, try_session
 from scorer.model.devices import CPU, CUDA, MOST_THREADS, MOST_VIDEOS, Provider, check_device, gpus
 from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
@@ -148,7 +148,7 @@ def _on_provider(runtime: Any, file: ModelFile, provider: Provider, options: Dev
         model = without_default_k(Path(file.address).read_bytes())
         session = open_provider(runtime, model, provider.full_name, provider.options)
         with device_errors(name):
-            check_predictions(session, contract)
+            try_session(session, contract)
     except MemoryError:
         raise DeviceError(f"{name} has no room for {file.path}", hints=(Hint.ON_CPU,)) from None
     pool = _fitted(runtime, contract, name, [ProviderSlot(session)], options.batch_size or CPU_BATCH)

@@ -55,7 +55,7 @@ class ModelFacts:
     embeddings: int = 0
 
 
-def check_embeddings(facts: ModelFacts) -> None:
+def require_embeddings(facts: ModelFacts) -> None:
     """Raise ModelError where the model gives no embeddings."""
     if not facts.embeddings:
         raise ModelError(

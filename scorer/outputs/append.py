@@ -15,18 +15,18 @@ _CHUNK = 1 << 20  # bytes read at once where a prefix is checked
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Extent:
     """How far a growing file counts: its length in bytes and the CRC32C of those bytes."""
 
     length: int = 0
     crc: int = 0
 
-    def add(self, data: bytes) -> Checkpoint:
-        """The checkpoint after `data` more."""
-        return Checkpoint(self.length + len(data), loops.active.crc32c(data, self.crc))
+    def add(self, data: bytes) -> Extent:
+        """The extent after `data` more."""
+        return Extent(self.length + len(data), loops.active.crc32c(data, self.crc))
 
-    def with_start(self, old: bytes, new: bytes) -> Checkpoint:
-        """The checkpoint of the same bytes where these begin with `new` in the place of `old`, which is as long.
+    def with_start(self, old: bytes, new: bytes) -> Extent:
+        """The extent of the same bytes where these begin with `new` in the place of `old`, which is as long.
 
         For any A, A' of one length, crc(A + B) ^ crc(A' + B) = (crc(A) ^ crc(A')) * x ** (8 * len(B)) modulo the CRC's
         polynomial: the CRC is linear except for constants, which cancel.
@@ -34,10 +34,10 @@ class Checkpoint:
         if len(old) != len(new) or len(old) > self.length:
             raise ValueError("another start is as long as the one before, and no longer than all")
         change = loops.active.crc32c(old) ^ loops.active.crc32c(new)
-        return Checkpoint(self.length, self.crc ^ _shifted(change, self.length - len(old)))
+        return Extent(self.length, self.crc ^ _shifted(change, self.length - len(old)))
 
 
-NOTHING = Checkpoint()
+NO_BYTES = Extent()
 
 _POLYNOMIAL = 0x82F63B78  # CRC32C's (RFC 3720), its bits reversed, as all that follows is
 _ONE = 1 << 31
@@ -64,12 +64,12 @@ def _product(a: int, b: int) -> int:
 
 
 class AppendFile:
-    """A file that only grows. checkpoint: how far it is now. Methods raise OSError as the system reports it."""
+    """A file that only grows. extent: how far it is now. Methods raise OSError as the system reports it."""
 
-    def __init__(self, path: Path, descriptor: int, checkpoint: Checkpoint) -> None:
+    def __init__(self, path: Path, descriptor: int, extent: Extent) -> None:
         self.path = path
-        self.checkpoint = checkpoint
-        self._synced = True  # up to `checkpoint`, which was committed after that
+        self.extent = extent
+        self._synced = True  # up to `extent`, which was committed after that
         self._descriptor = descriptor
 
     @classmethod
@@ -78,45 +78,45 @@ class AppendFile:
         descriptor = create(path)
         if mode is not None:
             os.fchmod(descriptor, mode)
-        return cls(path, descriptor, NOTHING)
+        return cls(path, descriptor, NO_BYTES)
 
     @classmethod
-    def reopen(cls, path: Path, checkpoint: Checkpoint, start: bytes = b"") -> AppendFile:
-        """The file as it was at `checkpoint`; whatever stands behind that is cut off.
+    def reopen(cls, path: Path, extent: Extent, start: bytes = b"") -> AppendFile:
+        """The file as it was at `extent`; whatever stands behind that is cut off.
 
         start: what it began with, if `restart` may have changed that.
 
         Raises:
-            ResumeError: the file is not there or does not start with what the checkpoint describes.
+            ResumeError: the file is not there or does not start with what the extent describes.
             OSError: it is not this user's own.
         """
         descriptor = None
         try:
             descriptor = open_own(path)
-            if len(start) <= checkpoint.length:
+            if len(start) <= extent.length:
                 os.pwrite(descriptor, start, 0)
-            if not _starts_with(descriptor, checkpoint):
-                reason = f"its first {checkpoint.length} bytes are not what was committed"
+            if not _starts_with(descriptor, extent):
+                reason = f"its first {extent.length} bytes are not what was committed"
                 raise ResumeError(f"{path}: {reason}", hints=(Hint.RESTART,))
-            os.ftruncate(descriptor, checkpoint.length)
-            os.lseek(descriptor, checkpoint.length, os.SEEK_SET)
+            os.ftruncate(descriptor, extent.length)
+            os.lseek(descriptor, extent.length, os.SEEK_SET)
         except FileNotFoundError:
             raise ResumeError(f"{path} was removed", hints=(Hint.RESTART,)) from None
         except BaseException:
             if descriptor is not None:
                 os.close(descriptor)
             raise
-        return cls(path, descriptor, checkpoint)
+        return cls(path, descriptor, extent)
 
     def append(self, data: bytes) -> None:
         """Write `data`, all of it, at the end; `sync` makes it last."""
         write_all(self._descriptor, data)
-        self.checkpoint = self.checkpoint.add(data)
+        self.extent = self.extent.add(data)
         self._synced = False
 
     def restart(self, old: bytes, new: bytes) -> None:
         """Let the file begin with `new`, where it begins with `old`, which is as long; no more is appended."""
-        self.checkpoint = self.checkpoint.with_start(old, new)
+        self.extent = self.extent.with_start(old, new)
         os.pwrite(self._descriptor, new, 0)
         self._synced = False
 
@@ -130,22 +130,22 @@ class AppendFile:
         os.close(self._descriptor)
 
 
-def holds(path: Path, checkpoint: Checkpoint) -> bool:
-    """Whether the file at `path` is there and is what `checkpoint` describes, no less and no more."""
+def holds(path: Path, extent: Extent) -> bool:
+    """Whether the file at `path` is there and is what `extent` describes, no less and no more."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:
-        return os.fstat(descriptor).st_size == checkpoint.length and _starts_with(descriptor, checkpoint)
+        return os.fstat(descriptor).st_size == extent.length and _starts_with(descriptor, extent)
     finally:
         os.close(descriptor)
 
 
-def _starts_with(descriptor: int, checkpoint: Checkpoint) -> bool:
-    if os.fstat(descriptor).st_size < checkpoint.length:  # looked at first: a forged length may be enormous
+def _starts_with(descriptor: int, extent: Extent) -> bool:
+    if os.fstat(descriptor).st_size < extent.length:  # looked at first: a forged length may be enormous
         return False
     crc = 0
-    for start in range(0, checkpoint.length, _CHUNK):
-        crc = loops.active.crc32c(os.pread(descriptor, min(_CHUNK, checkpoint.length - start), start), crc)
-    return crc == checkpoint.crc
+    for start in range(0, extent.length, _CHUNK):
+        crc = loops.active.crc32c(os.pread(descriptor, min(_CHUNK, extent.length - start), start), crc)
+    return crc == extent.crc

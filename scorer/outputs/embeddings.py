@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scorer.errors import OutputError, UsageError
 from scorer.inputs.addresses import is_address, redacted
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.parquet import Target, exactly, in_groups, offsets
+from scorer.outputs.parquet import WriteStream, exactly, in_groups, offsets
 from scorer.outputs.paths import OutputPaths, output_paths
 from scorer.outputs.row_format import Pack
 from scorer.system.packages import required
@@ -80,7 +80,7 @@ class ParquetEmbeddings:
         """In row groups of a fixed number of rows; the floats are not compressed, which would gain little."""
         parquet = required("pyarrow.parquet", "parquet", "Parquet")
         options = {"compression": "none", "use_dictionary": False, "write_statistics": ["id"]}
-        with parquet.ParquetWriter(Target(write), self._schema(), **options) as writer:
+        with parquet.ParquetWriter(WriteStream(write), self._schema(), **options) as writer:
             for group in in_groups(self._tables(kept)):
                 writer.write_table(group, row_group_size=len(group))
 

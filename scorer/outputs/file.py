@@ -37,7 +37,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
-from scorer.outputs.append import NOTHING, AppendFile, Checkpoint, holds
+from scorer.outputs.append import NO_BYTES, AppendFile, Extent, holds
 from scorer.outputs.atomic import replace_bytes, sync_folder, writing
 from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.journal import (
@@ -88,9 +88,9 @@ class FileSink:
         self.completed: Mapping[str, Any] | None = None
         self._paths, self._key, self._format = paths, key, row_format
         self._files: dict[str, AppendFile] = {}
-        self._committed: Mapping[str, Checkpoint] = {}
-        self._packed: Checkpoint | None = None
-        self._embedded: Checkpoint | None = None
+        self._committed: Mapping[str, Extent] = {}
+        self._packed: Extent | None = None
+        self._embedded: Extent | None = None
         self._keep = True
 
     @property
@@ -98,7 +98,7 @@ class FileSink:
         return f"in {self._paths.shown_quarantine}"
 
     @property
-    def embeddings(self) -> tuple[str, Checkpoint] | None:
+    def embeddings(self) -> tuple[str, Extent] | None:
         if self._embeddings is None or self._embedded is None:
             return None
         return self._embeddings.paths.final.name, self._embedded
@@ -120,7 +120,7 @@ class FileSink:
         with self._writing():
             for name in self._work:
                 self._files[name].sync()
-            self._committed = {name: self._files[name].checkpoint for name in self._work}
+            self._committed = {name: self._files[name].extent for name in self._work}
             self._record(commit_line(commit, self._committed))
         self.finished += commit.finished
         self.last, self._keep = commit, True
@@ -134,13 +134,13 @@ class FileSink:
         with self._writing(), open(path, "rb", opener=lambda name, flags: open_own(Path(name), flags)) as file:
             yield file
 
-    def seal(self) -> Checkpoint:
+    def seal(self) -> Extent:
         if self._embeddings is not None and self._embedded is None:
             with self._writing():
                 self._embedded = self._seal_embeddings(self._embeddings)
                 self._record(embeddings_line(self._embedded))
         if self._format.pack is None:
-            return self._files["rows"].checkpoint
+            return self._files["rows"].extent
         if self._packed is None:
             with self._writing():
                 self._packed = self._pack("rows", self._format.pack, self._paths)
@@ -161,22 +161,22 @@ class FileSink:
     def discard(self) -> None:
         self._keep = False
 
-    def _pack(self, what: str, pack: Pack, paths: OutputPaths) -> Checkpoint:
+    def _pack(self, what: str, pack: Pack, paths: OutputPaths) -> Extent:
         path = paths.packed
         _remove(path)  # one that a crash left
         with self._kept(what) as kept, closing(AppendFile.new(path, _mode_of(paths.final))) as packed:
             pack(kept, packed.append)
             packed.sync()
         sync_folder(path.parent)
-        return packed.checkpoint
+        return packed.extent
 
-    def _seal_embeddings(self, embeddings: EmbeddingOutput) -> Checkpoint:
+    def _seal_embeddings(self, embeddings: EmbeddingOutput) -> Extent:
         if embeddings.format.pack is not None:
             return self._pack(EMBEDDINGS, embeddings.format.pack, embeddings.paths)
         file, rows = self._files[EMBEDDINGS], self.last.scored if self.last else 0
         file.restart(embeddings.format.start(0), embeddings.format.start(rows))
         file.sync()
-        return file.checkpoint
+        return file.extent
 
     def start(self) -> None:
         """Begin from nothing: what an earlier run left is removed."""
@@ -224,20 +224,20 @@ class FileSink:
             else:
                 self._check_sealed()
 
-    def _reopen(self, journal: Checkpoint) -> None:
+    def _reopen(self, journal: Extent) -> None:
         for name, path in self._work.items():
             start = self._embeddings.format.start(0) if self._embeddings and name == EMBEDDINGS else b""
-            self._files[name] = AppendFile.reopen(path, self._committed.get(name, NOTHING), start)
+            self._files[name] = AppendFile.reopen(path, self._committed.get(name, NO_BYTES), start)
         self._files["journal"] = AppendFile.reopen(self._paths.journal, journal)
         if self.last is None:
             self._begin()
 
     def _check_sealed(self) -> None:
         """Of a job that came to its end: what still waits for its last rename is what was committed."""
-        for source, _, checkpoint in [*self._moves_of_embeddings(), *self._moves()]:
+        for source, _, extent in [*self._moves_of_embeddings(), *self._moves()]:
             if os.path.lexists(source):
                 check_own(source)
-                if not holds(source, checkpoint):
+                if not holds(source, extent):
                     reason = f"{source}: it is not what was committed"
                     raise ResumeError(reason, hints=(Hint.RESTART,))
 
@@ -294,7 +294,7 @@ class FileSink:
         self._remove_work()
         sync_folder(paths.final.parent)
 
-    def _move_all(self, moves: Sequence[tuple[Path, Path, Checkpoint]], record: bytes) -> None:
+    def _move_all(self, moves: Sequence[tuple[Path, Path, Extent]], record: bytes) -> None:
         paths = self._paths
         _remove(paths.done)  # it describes an older file
         if not self._committed["quarantine"].length:
@@ -305,7 +305,7 @@ class FileSink:
         replace_bytes(paths.done, record)
         sync_folder(paths.final.parent)  # or a power loss may keep the removals and lose the record
 
-    def _moves(self) -> list[tuple[Path, Path, Checkpoint]]:
+    def _moves(self) -> list[tuple[Path, Path, Extent]]:
         """From where to where, and what must be there: the quarantine, if anything is in it, and the rows."""
         paths, files = self._paths, self._committed
         moves = [(paths.rows, paths.final, files["rows"])]
@@ -315,7 +315,7 @@ class FileSink:
             moves.insert(0, (paths.quarantine, paths.final_quarantine, files["quarantine"]))
         return moves
 
-    def _moves_of_embeddings(self) -> list[tuple[Path, Path, Checkpoint]]:
+    def _moves_of_embeddings(self) -> list[tuple[Path, Path, Extent]]:
         """As `_moves`: those where there are some."""
         if self._embeddings is None or self._embedded is None:
             return []
@@ -329,7 +329,7 @@ class FileSink:
 
     def _record(self, entry: bytes) -> None:
         journal = self._files["journal"]
-        journal.append(sealed(entry, journal.checkpoint))
+        journal.append(sealed(entry, journal.extent))
         journal.sync()
 
     def _remove_work(self) -> None:
@@ -411,23 +411,23 @@ def _remove(path: Path) -> None:
         os.unlink(path)
 
 
-def _move(source: Path, target: Path, checkpoint: Checkpoint) -> None:
+def _move(source: Path, target: Path, extent: Extent) -> None:
     try:
         os.replace(source, target)
     except FileNotFoundError:
-        _check_there(source, target, checkpoint)
+        _check_there(source, target, extent)
 
 
-def _check_there(source: Path, target: Path, checkpoint: Checkpoint) -> None:
-    """Refuse to continue unless the bytes of `checkpoint` are at `source`, or at `target` since a crash after the move.
+def _check_there(source: Path, target: Path, extent: Extent) -> None:
+    """Refuse to continue unless the bytes of `extent` are at `source`, or at `target` since a crash after the move.
 
     Where `source` is there its length will do: its bytes were checked, or written, by who holds the lock.
     """
     try:
-        there = os.lstat(source).st_size == checkpoint.length
+        there = os.lstat(source).st_size == extent.length
         check_own(source)
     except FileNotFoundError:  # a cleaner of temporary files may have taken it: only the bytes tell that from a move
-        there = holds(target, checkpoint)
+        there = holds(target, extent)
     if not there:
         raise OutputError(
             f"{target}: its rows or records were in {source}, which was removed or changed meanwhile",

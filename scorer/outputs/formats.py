@@ -53,7 +53,7 @@ def make_format(name: str, options: RowOptions = PLAIN) -> RowFormat:
     made = _formats[plain](options)
     if compression and made.pack is not None:
         raise UsageError(f"{plain} is compressed within", remedy=f"leave .{compression} out")
-    return _Compressed(made, packing_with(COMPRESSIONS[compression]())) if compression else made
+    return _CompressedRows(made, packing_with(COMPRESSIONS[compression]())) if compression else made
 
 
 def check_format(name: str, *, names: bool) -> None:
@@ -103,7 +103,7 @@ def _of_extension(output: str, extension: str, asked: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Compressed:
+class _CompressedRows:
     """The rows of another format, compressed in the end."""
 
     inner: RowFormat

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from scorer.errors import Hint, ResumeError
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat
-from scorer.outputs.append import NOTHING, Checkpoint
+from scorer.outputs.append import NO_BYTES, Extent
 from scorer.outputs.own import open_own
 from scorer.outputs.sink import Commit, JobKey
 from scorer.outputs.typed import count_of, version_of
@@ -43,8 +43,8 @@ class Saved:
     """A commit on disk. files: how far each growing file counts. end: how far the journal does, itself included."""
 
     commit: Commit
-    files: Mapping[str, Checkpoint]
-    end: Checkpoint
+    files: Mapping[str, Extent]
+    end: Extent
 
 
 @dataclass
@@ -63,24 +63,24 @@ class Journal:
     saved: Saved | None = None
     before: Saved | None = None
     finished: list[tuple[FileStat, int]] = field(default_factory=list)
-    packed: Checkpoint | None = None
-    embeddings: Checkpoint | None = None
+    packed: Extent | None = None
+    embeddings: Extent | None = None
     completed: Mapping[str, Any] | None = None
-    started: Checkpoint = NOTHING
-    end: Checkpoint = NOTHING
+    started: Extent = NO_BYTES
+    end: Extent = NO_BYTES
 
     def add(self, key: str, value: Any) -> None:
         """Take one more line, which ends at `end`. Raises KeyError, TypeError or ValueError for what no job writes."""
-        if (self.started == NOTHING) != (key == "job") or self.completed is not None:
+        if (self.started == NO_BYTES) != (key == "job") or self.completed is not None:
             raise ValueError("out of order")
         if key == "job":
             self.options, self.shards, self.started = _job(value["options"]), [*value["shards"]], self.end
         elif key == "commit":
             self._commit(Saved(_commit(value), _files(value["marks"]), self.end))
         elif key == "packed":
-            self.packed = _checkpoint(*value)
+            self.packed = _extent(*value)
         elif key == EMBEDDINGS:
-            self.embeddings = _checkpoint(*value)
+            self.embeddings = _extent(*value)
         elif key == "complete" and isinstance(value, dict):
             self.completed = value
         else:
@@ -171,7 +171,7 @@ def _skip_line(file: BinaryIO) -> bool:
     return False
 
 
-def _parsed(line: bytes, before: Checkpoint) -> tuple[str, Any]:
+def _parsed(line: bytes, before: Extent) -> tuple[str, Any]:
     """Key and value of a line, which `before` stands before. Raises ValueError for a torn or damaged one."""
     seal = _SEAL.search(line)
     if seal is None or int(seal[1], 16) != before.add(line[: seal.start()]).crc:
@@ -191,7 +191,7 @@ def _add(journal: Journal, path: Path, number: int, key: str, value: Any) -> Non
         raise ResumeError(f"{path}: line {number} is not what a job writes", hints=(Hint.RESTART,)) from error
 
 
-def sealed(line: bytes, before: Checkpoint) -> bytes:
+def sealed(line: bytes, before: Extent) -> bytes:
     """A line of the functions below as it stands in a journal, after what `before` describes."""
     body = line.removesuffix(b"}\n")
     return body + b',"crc32c":"%08x"}\n' % before.add(body).crc
@@ -203,7 +203,7 @@ def job_line(key: JobKey) -> bytes:
     return _line("job", {"format": _FORMAT, "options": key.options, "shards": shards})
 
 
-def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
+def commit_line(commit: Commit, files: Mapping[str, Extent]) -> bytes:
     """The line of a commit at which each of `files` is that long."""
     return _line(
         "commit",
@@ -220,12 +220,12 @@ def commit_line(commit: Commit, files: Mapping[str, Checkpoint]) -> bytes:
     )
 
 
-def packed_line(output: Checkpoint) -> bytes:
+def packed_line(output: Extent) -> bytes:
     """The line of an output that was packed from its rows and is flushed to the disk."""
     return _line("packed", [output.length, output.crc])
 
 
-def embeddings_line(file: Checkpoint) -> bytes:
+def embeddings_line(file: Extent) -> bytes:
     """The line of embeddings that are as they are to be, and flushed to the disk."""
     return _line(EMBEDDINGS, [file.length, file.crc])
 
@@ -257,13 +257,13 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
     )
 
 
-def _files(marks: Mapping[str, Any]) -> dict[str, Checkpoint]:
+def _files(marks: Mapping[str, Any]) -> dict[str, Extent]:
     names = [*APPEND_FILES, EMBEDDINGS] if EMBEDDINGS in marks else APPEND_FILES
-    return {name: _checkpoint(*marks[name]) for name in names}
+    return {name: _extent(*marks[name]) for name in names}
 
 
-def _checkpoint(length: object, crc: object) -> Checkpoint:
-    return Checkpoint(count_of(length), count_of(crc))
+def _extent(length: object, crc: object) -> Extent:
+    return Extent(count_of(length), count_of(crc))
 
 
 def _stat(size: object, version: object) -> FileStat:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.append import NOTHING, Checkpoint
+from scorer.outputs.append import NO_BYTES, Extent
 from scorer.outputs.sink import Chunk, Commit, Kept
 
 
@@ -40,8 +40,8 @@ class MemorySink:
     def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
         raise ValueError(f"{what} are for who puts the output together")
 
-    def seal(self) -> Checkpoint:
-        return NOTHING
+    def seal(self) -> Extent:
+        return NO_BYTES
 
     def complete(self, record: Mapping[str, Any]) -> None:
         self.completed = record
@@ -51,10 +51,10 @@ class MemorySink:
 
     def joined(self) -> Chunk:
         """All that was appended, as one."""
-        return join(self._chunks)
+        return join_chunks(self._chunks)
 
 
-def join(chunks: Sequence[Chunk]) -> Chunk:
+def join_chunks(chunks: Sequence[Chunk]) -> Chunk:
     """Some chunks, at least one, as one."""
     return Chunk(
         ids=PackedStrings(

@@ -58,7 +58,7 @@ def open_sink(
         UsageError: to resume what cannot be, or a format or embeddings that only a file can have.
     """
     if embeddings is not None:
-        check_embeddings(output, embeddings)
+        check_embeddings_output(output, embeddings)
     if (opener := _opener(output)) is not None:
         return opener(output, key, row_format, policy)
     if is_address(output):
@@ -75,7 +75,7 @@ def open_sink(
     return open_stream(output, row_format, wait)
 
 
-def check_embeddings(output: str, embeddings: EmbeddingOutput) -> None:
+def check_embeddings_output(output: str, embeddings: EmbeddingOutput) -> None:
     """Say at once why embeddings cannot be written beside `output`. Raises UsageError."""
     paths = None if is_address(output) else output_paths(output)
     if _opener(output) is not None or (paths is None and not is_address(output)):

@@ -46,7 +46,7 @@ class Parquet:
         parquet = required("pyarrow.parquet", "parquet", "Parquet")
         listed = [name for name in ("labels", "names") if name in self._schema().names]
         with parquet.ParquetWriter(
-            Target(write),
+            WriteStream(write),
             self._schema(),
             compression="zstd",
             use_dictionary=[f"{name}.list.element" for name in listed],
@@ -119,7 +119,7 @@ def exactly(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-class Target(io.RawIOBase):
+class WriteStream(io.RawIOBase):
     """What pyarrow writes to."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:

@@ -21,7 +21,7 @@ from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import Position
 from scorer.inputs.source import FileStat, Source
 from scorer.kernels.packed import PackedStrings
-from scorer.outputs.append import Checkpoint
+from scorer.outputs.append import Extent
 from scorer.outputs.row_format import RowFormat
 
 ResumePolicy: TypeAlias = Literal["refuse", "resume", "restart"]
@@ -139,7 +139,7 @@ class Sink(Protocol):
         """Every finished shard that was committed, in input order, with its number of records."""
 
     @property
-    def embeddings(self) -> tuple[str, Checkpoint] | None:
+    def embeddings(self) -> tuple[str, Extent] | None:
         """Once sealed, the file of embeddings: its name without a folder, its size and checksum; None for none."""
 
     @property
@@ -160,7 +160,7 @@ class Sink(Protocol):
         "hits" and "quarantine" only where `resumable`.
         """
 
-    def seal(self) -> Checkpoint:
+    def seal(self) -> Extent:
         """Called once everything is committed: no more rows come. The size and checksum of the whole output."""
 
     def complete(self, record: Mapping[str, Any]) -> None:

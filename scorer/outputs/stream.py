@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from scorer.errors import OutputError
 from scorer.inputs.source import FileStat
-from scorer.outputs.append import NOTHING, Checkpoint
+from scorer.outputs.append import NO_BYTES, Extent
 from scorer.outputs.atomic import write_all
 from scorer.outputs.paths import STANDARD_OUTPUT
 from scorer.outputs.row_format import RowFormat
@@ -37,7 +37,7 @@ class StreamSink:
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
         self._name, self._descriptor, self._ids, self._format = name, descriptor, ids, row_format
-        self._sent = NOTHING
+        self._sent = NO_BYTES
 
     def append(self, chunk: Chunk) -> None:
         rows = chunk.rows(self._format)
@@ -59,7 +59,7 @@ class StreamSink:
         self.finished += commit.finished
         self.last = commit
 
-    def seal(self) -> Checkpoint:
+    def seal(self) -> Extent:
         if not self._sent.length:
             self._send(self._format.header)
         return self._sent

@@ -71,7 +71,7 @@ class PredictionStream:
     ) -> None:
         """See `scorer.job.spec.Job` for the options; `log` gets a line about what is not read."""
         self._predictor, self._k, self._embeddings, self._log = predictor, k, embeddings, log
-        self._label_fault_said = self._unread_frames_said = False
+        self._label_fault_logged = self._unread_frames_logged = False
         self._row_format: RowFormat | None = None
         on_cpu = predictor.facts.device == "cpu"
         more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
@@ -106,18 +106,18 @@ class PredictionStream:
         with closing(self._reader.read(start, max_in_flight, stop, coalesce)) as found:
             for some in found:
                 for done in some:
-                    self._say_what_is_not_read(done.batch)
+                    self._log_what_is_not_read(done.batch)
                 if some[0].result.chunk is None:
                     yield self._chunk(some)
                 else:
                     yield from map(_placed, some)
 
-    def _say_what_is_not_read(self, batch: Batch) -> None:
-        if batch.label_faults and not self._label_fault_said:
-            self._label_fault_said = True
+    def _log_what_is_not_read(self, batch: Batch) -> None:
+        if batch.label_faults and not self._label_fault_logged:
+            self._label_fault_logged = True
             self._log(f"{batch.label_faults[0].message}: such labels are not used")
-        if batch.unread_frames and not self._unread_frames_said:
-            self._unread_frames_said = True
+        if batch.unread_frames and not self._unread_frames_logged:
+            self._unread_frames_logged = True
             self._log("there are frames beside the means of them; the means are scored")
 
     def _predict(self, batch: Batch) -> _Predicted:

@@ -65,7 +65,7 @@ def cached_soft_labels(
     return soft
 
 
-def plan(videos: Videos, labels: int, folder: Path, device: torch.device = CPU) -> str:
+def describe_cost(videos: Videos, labels: int, folder: Path, device: torch.device = CPU) -> str:
     """What computing the soft labels will take, in words; "" where a file has them already or it takes seconds."""
     if (folder / f"soft-{_digest(videos, labels)}.safetensors").exists():
         return ""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scorer.evaluation.metrics import Metrics, evaluate, global_average_precision, read_metrics
+from scorer.evaluation.metrics import Metrics, exact_metrics, global_average_precision, read_metrics
 from scorer.kernels import loops as kernels
 from scorer.kernels.numpy_loops import find_hits
 from scorer.kernels.packed import PackedStrings, metric_record
@@ -91,7 +91,7 @@ def naive_gap(pairs: list[tuple[float, bool]]) -> float:
 @given(cases())
 def test_exact_metrics_equal_the_naive_ones(case: Case) -> None:
     labels, scores, truth = case
-    assert evaluate(labels, scores, *csr(truth)) == pytest.approx(naive(labels, scores, truth), abs=1e-12)
+    assert exact_metrics(labels, scores, *csr(truth)) == pytest.approx(naive(labels, scores, truth), abs=1e-12)
 
 
 @given(cases(), st.integers(1, 6))
@@ -101,7 +101,7 @@ def test_streaming_equals_exact_except_for_gap_within_a_bin(case: Case, size: in
     metrics = Metrics(K)
     for i in range(0, len(labels), size):
         add(metrics, labels[i : i + size], scores[i : i + size], truth[i : i + size])
-    assert metrics.result() == pytest.approx(evaluate(labels, scores, *csr(truth)), abs=1e-12)
+    assert metrics.result() == pytest.approx(exact_metrics(labels, scores, *csr(truth)), abs=1e-12)
     assert metrics.videos == sum(bool(row) for row in truth)
 
 
@@ -116,14 +116,14 @@ def test_streaming_gap_comes_close_on_any_spread_of_confidences(spread: str) -> 
     truth = [random.integers(0, 30, random.integers(0, 5)).tolist() for _ in range(videos)]
     metrics = Metrics(10)
     add(metrics, labels, scores, truth)
-    assert metrics.result()["GAP@10"] == pytest.approx(evaluate(labels, scores, *csr(truth))["GAP@10"], abs=1e-5)
+    assert metrics.result()["GAP@10"] == pytest.approx(exact_metrics(labels, scores, *csr(truth))["GAP@10"], abs=1e-5)
 
 
 def test_map_by_hand() -> None:
     """Hits at places 1 and 3 of 2 positives: (1/1 + 2/3) / 2. One hit at place 2 of 3 positives: (1/2) / 3."""
     labels = np.array([[4, 9, 7, 1, 2, 3, 5, 6, 8, 0], [4, 9, 7, 1, 2, 3, 5, 6, 8, 0]])
     scores = np.linspace(0.9, 0.1, 10, dtype=np.float32)[None].repeat(2, axis=0)
-    result = evaluate(labels, scores, *csr([[7, 4], [9, 11, 12]]))
+    result = exact_metrics(labels, scores, *csr([[7, 4], [9, 11, 12]]))
     assert result["MAP@10"] == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2) / 3) / 2)
     assert result["Hit@1"] == 0.5
     assert result["PERR"] == pytest.approx((1 / 2 + 1 / 3) / 2)
@@ -131,7 +131,7 @@ def test_map_by_hand() -> None:
 
 def test_map_divides_by_ten_where_there_are_more_positives() -> None:
     labels, scores = np.arange(10)[None], np.linspace(1, 0, 10, dtype=np.float32)[None]
-    assert evaluate(labels, scores, *csr([list(range(25))]))["MAP@10"] == 1.0
+    assert exact_metrics(labels, scores, *csr([list(range(25))]))["MAP@10"] == 1.0
 
 
 def test_gap_by_hand() -> None:
@@ -173,18 +173,18 @@ def test_what_eval_util_does_otherwise() -> None:
     metrics = Metrics(2)
     add(metrics, labels, scores, [[3, 4], []])
     assert metrics.result() == {"MAP@2": 1.0, "GAP@2": 1.0, "Hit@1": 1.0, "PERR": 1.0}
-    assert evaluate(labels, scores, *csr([[3, 4], []])) == metrics.result()
+    assert exact_metrics(labels, scores, *csr([[3, 4], []])) == metrics.result()
 
 
 def test_without_labels_there_are_no_metrics() -> None:
     metrics = Metrics(10)
     add(metrics, np.zeros((2, 10), np.int64), np.zeros((2, 10), np.float32), [[], []])
     assert metrics.result() == {}
-    assert evaluate(np.zeros((2, 10), np.int64), np.zeros((2, 10), np.float32), *csr([[], []])) == {}
+    assert exact_metrics(np.zeros((2, 10), np.int64), np.zeros((2, 10), np.float32), *csr([[], []])) == {}
 
 
 def test_fewer_than_ten_predictions_name_what_was_measured() -> None:
-    result = evaluate(np.array([[3, 4]]), np.array([[0.9, 0.8]], np.float32), *csr([[3, 4, 5]]))
+    result = exact_metrics(np.array([[3, 4]]), np.array([[0.9, 0.8]], np.float32), *csr([[3, 4, 5]]))
     assert result == {"MAP@2": 1.0, "GAP@2": pytest.approx(2 / 3), "Hit@1": 1.0, "PERR": 1.0}
 
 

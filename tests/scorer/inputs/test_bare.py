@@ -45,7 +45,7 @@ def test_an_id_of_its_own_goes_first(tmp_path: Path) -> None:
     assert (batch.ids, batch.label_values.tolist()) == ([b"v"], [3])
 
 
-def test_what_is_odd_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_invalid_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bad,) = read(tmp_path / "x", PLAIN[:-9]).quarantined
     assert bad.reason.startswith("not a tf.Example (")
     (bad,) = read(tmp_path / "x", shards.example("v", [1], {})).quarantined

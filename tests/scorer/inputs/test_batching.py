@@ -236,7 +236,7 @@ def test_a_shard_of_bad_records_alone_keeps_batches_small(tmp_path: Path, monkey
 
 
 def test_many_labels_end_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LABEL_BYTES", 1000)
+    monkeypatch.setattr(module, "BATCH_LABEL_BYTES", 1000)
     monkeypatch.setattr(tfrecord, "MAX_BLOCK_RECORDS", 1)
     monkeypatch.setattr(tfrecord, "BLOCK_BYTES", 1500)
     payloads = [shards.example(f"id{i}", range(600), {"rgb": [1, 2, 3], "audio": [1]}) for i in range(5)]

@@ -1,4 +1,4 @@
-"""Frames are averaged as YouTube-8M's video-level release did, fast and through protobuf; what is odd is named."""
+"""Frames are averaged as YouTube-8M's video-level release did, fast and through protobuf; what is invalid is named."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("form", REASONS)
-def test_what_is_odd_is_named(tmp_path: Path, form: str) -> None:
+def test_what_is_invalid_is_named(tmp_path: Path, form: str) -> None:
     (bad,) = read_one(tmp_path, ODD_FORMS[form]).quarantined
     assert bad.reason == REASONS[form]
 

@@ -127,7 +127,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("reason", BAD)
-def test_what_is_odd_is_named(tmp_path: Path, reason: str) -> None:
+def test_what_is_invalid_is_named(tmp_path: Path, reason: str) -> None:
     path = shards.write_shard(tmp_path / "x", [BAD[reason], video(1, [(5, 3, 1)])])
     found = read(path)
     (bad,) = [bad for batch in found for bad in batch.quarantined]

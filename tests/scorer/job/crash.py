@@ -100,12 +100,12 @@ def _one_job(
 def _wait_for_work(process: subprocess.Popen[str], output: Path) -> None:
     """Until the process has changed its journal, or has ended."""
     journal = output.with_name(f".{output.name}.journal")
-    before = stamp_of(journal)
-    while process.poll() is None and stamp_of(journal) == before:
+    before = stat_of(journal)
+    while process.poll() is None and stat_of(journal) == before:
         time.sleep(0.002)
 
 
-def stamp_of(path: Path) -> tuple[int, int] | None:
+def stat_of(path: Path) -> tuple[int, int] | None:
     with suppress(FileNotFoundError):
         status = path.stat()
         return status.st_ino, status.st_mtime_ns

@@ -30,7 +30,7 @@ from unittest.mock import patch
 from scorer.outputs.object_sink import work_folder
 from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
-from tests.scorer.job.crash import KILLED, Tally, stamp_of
+from tests.scorer.job.crash import KILLED, Tally, stat_of
 from tests.stores import s3
 
 FORMATS = ("csv", "csv.gz", "parquet")
@@ -139,13 +139,13 @@ def _wait(process: subprocess.Popen[str], work: Path, pattern: str) -> None:
     """Until a file of this pattern, any at all, is another in the folder `work`, or the process has ended."""
     if not pattern:
         return
-    before = _stamps(work, pattern)
-    while process.poll() is None and _stamps(work, pattern) in ([], before):
+    before = _stats(work, pattern)
+    while process.poll() is None and _stats(work, pattern) in ([], before):
         time.sleep(0.002)
 
 
-def _stamps(work: Path, pattern: str) -> list[tuple[int, int]]:
-    return [stamp for path in work.glob(pattern) if (stamp := stamp_of(path))]
+def _stats(work: Path, pattern: str) -> list[tuple[int, int]]:
+    return [stat for path in work.glob(pattern) if (stat := stat_of(path))]
 
 
 def _state(store: _Store, output: str) -> str:

@@ -17,7 +17,7 @@ from scorer.job.part import merge, plan, run_part
 from scorer.job.spec import Job
 from scorer.kernels import loops
 from scorer.model.predictor import Embeddings, Features, Predictions
-from scorer.outputs.append import NOTHING
+from scorer.outputs.append import NO_BYTES
 from scorer.outputs.embeddings import Npy
 from scorer.outputs.sink import shard_id
 from tests import shards
@@ -209,8 +209,8 @@ def test_a_checkpoint_with_another_start(loop_set: str, rest: int) -> None:
     random = np.random.default_rng(rest)
     old, new, behind = random.bytes(128), random.bytes(128), random.bytes(rest)
     with using(loop_set):
-        checkpoint = NOTHING.add(old).add(behind)
-        assert checkpoint.with_start(old, new) == NOTHING.add(new).add(behind)
-        assert checkpoint.with_start(old, old) == checkpoint
+        extent = NO_BYTES.add(old).add(behind)
+        assert extent.with_start(old, new) == NO_BYTES.add(new).add(behind)
+        assert extent.with_start(old, old) == extent
         with pytest.raises(ValueError, match="as long"):
-            checkpoint.with_start(old, new[1:])
+            extent.with_start(old, new[1:])

@@ -76,10 +76,10 @@ def test_fast_equals_plain_across_blocks(videos: int) -> None:
     assert format_rows(*table) == format_rows_plain(*table)
 
 
-def test_one_odd_id_in_a_batch_changes_no_other_row() -> None:
+def test_one_irregular_id_in_a_batch_changes_no_other_row() -> None:
     ids, labels, scores = big_table(3000)
-    for odd in (b"=1+1", b"a,b", b"x" * 200, b"nul\0", b""):
-        named = [*ids[:1500], odd, *ids[1501:]]
+    for irregular in (b"=1+1", b"a,b", b"x" * 200, b"nul\0", b""):
+        named = [*ids[:1500], irregular, *ids[1501:]]
         assert format_rows(named, labels, scores) == format_rows_plain(named, labels, scores)
 
 

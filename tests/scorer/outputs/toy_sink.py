@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import ResumeError
 from scorer.inputs.source import FileStat
-from scorer.outputs.append import Checkpoint
+from scorer.outputs.append import Extent
 from scorer.outputs.open import register_sink
 from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
@@ -100,8 +100,8 @@ class ToySink:
         data = self._work.kept[what] + b"".join(_kept(self._new, what))
         return _as_file(data)
 
-    def seal(self) -> Checkpoint:
-        return Checkpoint(sum(group.labels.nbytes + group.scores.nbytes for group in self._work.groups))
+    def seal(self) -> Extent:
+        return Extent(sum(group.labels.nbytes + group.scores.nbytes for group in self._work.groups))
 
     def complete(self, record: Mapping[str, Any]) -> None:
         self._work.completed = record

@@ -112,7 +112,7 @@ def test_an_error_comes_after_the_results_that_come_with_it() -> None:
         next(results)
 
 
-def test_no_more_than_the_window_is_under_way() -> None:
+def test_no_more_than_may_be_is_in_flight() -> None:
     made = count()
     results = in_order(lambda item: next(made), numbers(1000), 3, 4)
     next(results)

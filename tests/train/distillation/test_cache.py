@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.train.shards import LABELS, videos
 from train import checkpoint
 from train.distillation import cache, soft_labels
-from train.distillation.cache import cached_soft_labels, plan
+from train.distillation.cache import cached_soft_labels, describe_cost
 from train.distillation.soft_labels import SoftLabels
 
 
@@ -39,7 +39,7 @@ def test_cached_soft_labels_are_read_and_not_computed_again(tmp_path: Path, monk
     second = computed(tmp_path)
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.index, second.index)
-    assert plan(videos(50), LABELS, tmp_path) == ""
+    assert describe_cost(videos(50), LABELS, tmp_path) == ""
 
 
 def test_other_videos_have_other_soft_labels(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_parts_that_are_done_outlive_a_stop(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         cached_soft_labels(videos(50), LABELS, tmp_path, stop)
     assert sorted(path.name.split(".")[1] for path in tmp_path.glob("*.safetensors")) == ["1of3", "2of3"]
-    assert "in 3 parts" in plan(videos(50), LABELS, tmp_path)
+    assert "in 3 parts" in describe_cost(videos(50), LABELS, tmp_path)
     begun: list[str] = []
     resumed = cached_soft_labels(videos(50), LABELS, tmp_path, lambda share, what: begun.append(what))
     assert all(what.startswith("part 3 of 3") for what in begun)
