@@ -11,9 +11,10 @@ A slot has a thread of its own, in which its session is opened, fitted and run. 
 a session a stream and handles of cuBLAS and cuDNN, which takes milliseconds and memory, and takes them back as late as
 another thread comes; one thread makes them once.
 
-CUDA graphs are not used: CUDA refuses all threads' allocations while one captures, and there is little to gain, some 60
-launches of microseconds beside a batch's milliseconds of work, which another slot's kernels fill. `benchmarks.gpu`
-measures a session with and without.
+CUDA graphs are not used unless `GpuOptions.graphs` says so: there is little to gain, some 60 launches of microseconds
+beside a batch's milliseconds of work, which another slot's kernels fill. `benchmarks.gpu` measures sessions and jobs
+with and without. With them each slot captures one graph while it is fitted, when no other slot runs: CUDA refuses all
+threads' allocations while one captures.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ R = TypeVar("R")
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
+_NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _PROPERTIES_BYTES = 1 << 14  # of cudaDeviceProp, generously; it begins with the name
 _LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "cudart64_13.dll", "cudart64_12.dll")
@@ -144,6 +146,7 @@ class Buffers:
     arrays: dict[str, Array]
     tensors: dict[str, Any]  # onnxruntime.OrtValue
     binding: Any  # onnxruntime.IOBinding
+    options: Any  # onnxruntime.RunOptions: with CUDA graphs, that of these tensors
 
 
 class OwnThread:
@@ -196,12 +199,12 @@ class CudaSlot:
         self._session: Session = self._thread.do(open_cuda, runtime, file, gpu, options)
         self._stream: ctypes.c_void_p | None = None
         self._buffers: Buffers | None = None
-        self._labels = 0
+        self._labels = self._fits = 0
 
     def contract(self, path: str) -> Contract:
         """What the model promises. Raises what `scorer.model.contract.read_contract` raises, and DeviceError."""
         with device_errors(f"cuda:{self._gpu}"):
-            return self._thread.do(read_contract, path, self._session)
+            return self._thread.do(read_contract, path, Uncaptured(self._session, self._graph(_NO_GRAPH)))
 
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Make buffers for batches of `size` and `k` labels each, and run once: what memory that takes is taken now.
@@ -231,11 +234,12 @@ class CudaSlot:
         tensors = {name: make(list(shape), kind, "cuda", self._gpu) for name, (shape, kind) in shapes.items()}
         arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
         tensors["k"] = self._runtime.OrtValue.ortvalue_from_numpy(np.array([columns], np.int64))
-        buffers = Buffers(arrays, tensors, self._bind(tensors))
+        self._fits += 1
+        buffers = Buffers(arrays, tensors, self._bind(tensors), self._graph(self._fits))
         for name in contract.inputs:
             self._cuda.upload(tensors[name].data_ptr(), arrays[name], self._stream)  # zeros
         self._cuda.wait(self._stream)
-        self._session.run_with_iobinding(buffers.binding)
+        self._session.run_with_iobinding(buffers.binding, buffers.options)
         self._buffers = buffers
 
     def _run(self, features: Features, k: int, embeddings: bool) -> Outcome:
@@ -248,7 +252,7 @@ class CudaSlot:
             np.copyto(staged, values)
             self._cuda.upload(buffers.tensors[name].data_ptr(), staged, stream)
         self._cuda.wait(stream)
-        self._session.run_with_iobinding(buffers.binding)
+        self._session.run_with_iobinding(buffers.binding, buffers.options)
         for name in outputs(embeddings):
             self._cuda.download(buffers.arrays[name], buffers.tensors[name].data_ptr(), stream)
         self._cuda.wait(stream)
@@ -262,8 +266,14 @@ class CudaSlot:
         binding = self._bind({**buffers.tensors, "k": every}, but=outputs(True))
         for name in OUTPUTS:
             binding.bind_output(name)  # in main memory
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._graph(_NO_GRAPH))
         return Predictions(*binding.copy_outputs_to_cpu())
+
+    def _graph(self, number: int) -> Any:
+        """The options of a run that, where CUDA graphs are used, captures or replays the one of that number."""
+        options = self._runtime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        return options
 
     def _bind(self, tensors: Mapping[str, Any], but: Sequence[str] = ()) -> Any:
         """A binding of every tensor, which must outlive it: older ONNX Runtimes keep no reference."""
@@ -273,3 +283,18 @@ class CudaSlot:
             if name not in but:
                 bind(name, tensor)
         return binding
+
+
+class Uncaptured:
+    """A session of which no run is captured."""
+
+    def __init__(self, session: Session, options: Any) -> None:
+        """options: an onnxruntime.RunOptions that says so."""
+        self._session, self._options = session, options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, names: Sequence[str], features: Mapping[str, Array]) -> Any:
+        """As the session's."""
+        return self._session.run(names, features, self._options)

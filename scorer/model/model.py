@@ -49,6 +49,7 @@ class Model:
         tf32: bool = False,
         gpu_memory: int | None = None,
         provider: str | None = None,
+        cuda_graphs: bool = False,
     ) -> Model:
         """Open the ONNX file at `path`; the options are those of `scorer.model.placement.DeviceOptions`.
 
@@ -59,7 +60,8 @@ class Model:
         """
         with ModelFile(path) as file:
             runtime = import_runtime()
-            placed = place(runtime, file, DeviceOptions(device, threads, batch_size, tf32, gpu_memory, provider))
+            options = DeviceOptions(device, threads, batch_size, tf32, gpu_memory, provider, cuda_graphs)
+            placed = place(runtime, file, options)
             file.check_unchanged()
         contract = placed.contract
         facts = ModelFacts(

@@ -61,6 +61,7 @@ class DeviceOptions:
     tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
     gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
     provider: instead of a device, another execution provider of ONNX Runtime: see `scorer.model.providers.Provider`.
+    cuda_graphs: let each slot on a GPU replay a CUDA graph, so that what they gain there can be measured.
     """
 
     device: str = "auto"
@@ -69,6 +70,7 @@ class DeviceOptions:
     tf32: bool = False
     gpu_memory: int | None = None
     provider: str | None = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         """Raises UsageError."""
@@ -126,7 +128,7 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
     numbers = gpus(options.device, cuda.count())
     device = "cuda:" + ",".join(map(str, numbers))
     memory = options.gpu_memory // _CUDA_SLOTS if options.gpu_memory else None
-    session = GpuOptions(tf32=options.tf32, memory=memory)
+    session = GpuOptions(tf32=options.tf32, memory=memory, graphs=options.cuda_graphs)
     try:
         slots = [CudaSlot(runtime, file, gpu, cuda, session) for gpu in numbers for _ in range(_CUDA_SLOTS)]
         contract = slots[0].contract(file.path)

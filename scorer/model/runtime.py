@@ -127,7 +127,7 @@ class GpuOptions:
     """How a session uses its GPU.
 
     tf32: round the factors of float32 products to 10 bits. memory: bytes that it may take, at most.
-    graphs: capture each run as a CUDA graph; for one thread and bound buffers only.
+    graphs: capture runs as CUDA graphs; for one thread and bound buffers only.
     """
 
     tf32: bool = False

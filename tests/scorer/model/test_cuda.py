@@ -109,7 +109,7 @@ class Session:
         nodes = [SimpleNamespace(op_type=kind) for kind in self._gpu.on_cpu]
         return [SimpleNamespace(ep_name=CPU, get_nodes=lambda: nodes)]
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         if self._gpu.run_error is not None:
             raise self._gpu.run_error
         self._session.run_with_iobinding(binding)

@@ -44,10 +44,11 @@ def made(done: Done) -> Counter[str]:
     return Counter(call.name for call in done.log if call.name in LEAKS)
 
 
-def score(stub: CudaStub, output: Path, *arguments: str, failing: str = "", **variables: str) -> Done:
+def score(stub: CudaStub, output: Path, *arguments: str, failing: str = "", script: str = "", **variables: str) -> Done:
+    """script: what is to run `score` instead of the command itself."""
     shards = sorted(map(str, (ROOT / "samples").glob("*.tfrecord")))
-    command = ["-m", "scorer", *shards, "-o", str(output), "--device", "cuda", *arguments]
-    return stub.run(*command, failing=failing, **variables)
+    command = [*(("-c", script) if script else ("-m", "scorer")), *shards, "-o", str(output), "--device", "cuda"]
+    return stub.run(*command, *arguments, failing=failing, **variables)
 
 
 def test_a_job_runs_on_cuda_and_prints_nothing_but_its_summary(cuda_stub: CudaStub, tmp_path: Path) -> None:
@@ -79,6 +80,59 @@ def test_a_slot_has_one_thread_and_its_handles_are_made_once(cuda_stub: CudaStub
         assert {call.thread for call in done.calls("cudaLaunchKernel")} == set(handles)
         assert {call.thread for call in done.calls("cudaMemcpyAsync")} == set(handles)
         assert made(done)["cudaStreamCreate"] == 2 * SLOTS
+
+
+GRAPHED = """
+import sys
+from scorer.cli.score import main
+from scorer.model.model import Model
+
+opened = Model.open
+Model.open = lambda *given, **options: opened(*given, **options, cuda_graphs=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("labels", ["10", "20"])
+def test_with_cuda_graphs_each_slot_captures_its_own_while_it_is_fitted(
+    cuda_stub: CudaStub, tmp_path: Path, labels: str
+) -> None:
+    """Again for more labels than it was fitted for first; what a job needs beside it is never captured."""
+    options = "--batch-size", "8", "--top-k", labels
+    plain = score(cuda_stub, tmp_path / "plain.csv", *options)
+    done = score(cuda_stub, tmp_path / "graphs.csv", *options, script=GRAPHED)
+    assert (plain.returncode, done.returncode) == (0, 0), done.stderr
+    assert (tmp_path / "graphs.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+    assert not done.calls("FORBIDDEN")
+    captures = Counter(call.thread for call in done.calls("cudaStreamBeginCapture"))
+    assert len(captures) == SLOTS
+    assert set(captures.values()) == {1 if labels == "10" else 2}
+    replays = Counter(call.thread for call in done.calls("cudaGraphLaunch"))
+    assert set(replays) == set(captures)
+    assert replays.total() > 5 * SLOTS
+    assert len(done.calls("cudaLaunchKernel")) < len(plain.calls("cudaLaunchKernel"))
+
+
+def test_a_graph_that_cannot_be_captured_is_an_error(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    for number in (1, SLOTS):
+        done = score(cuda_stub, tmp_path / "preds.csv", "--quiet", failing=f"capture:{number}:719", script=GRAPHED)
+        assert done.returncode == DeviceError.exit_code
+        assert re.fullmatch("score: cuda:0 failed: .*unspecified launch failure.*\n", done.stderr), done.stderr
+
+
+FORBIDDEN = """
+import ctypes
+cuda = ctypes.CDLL("libcudart.so.13")
+stream, memory, graph = (ctypes.c_void_p() for _ in range(3))
+print(cuda.cudaStreamCreate(ctypes.byref(stream)), cuda.cudaStreamBeginCapture(stream, 0))
+print(cuda.cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(8)), cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)))
+"""
+
+
+def test_the_stand_ins_refuse_what_cuda_forbids_during_a_capture(cuda_stub: CudaStub) -> None:
+    done = cuda_stub.run("-c", FORBIDDEN)
+    assert done.stdout.splitlines() == ["0 0", "900 901"]
+    assert len(done.calls("FORBIDDEN")) == 1
 
 
 def test_nothing_of_a_batch_is_copied_from_pageable_memory(cuda_stub: CudaStub) -> None:
