@@ -299,6 +299,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     from scorer.system.memory import give_memory_back
 
     give_memory_back()
+    if options.resume and options.batch_size is None:
+        options.batch_size = _size_begun(options)
     with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
         model, origin = open_model(options.model, lambda path: _open(path, options))
     job = _job(options, shards, row_format, _names(options, model))
@@ -321,6 +323,21 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     if not options.quiet:
         print_summary(report, model, origin, options.output)
     return PARTIAL_SUCCESS if report.record.quarantined else 0
+
+
+def _size_begun(options: argparse.Namespace) -> int | None:
+    """The size of batches of the job that is to be resumed, where its rows' last bits depend on it."""
+    from scorer.job.part_file import begun_part, part_path
+    from scorer.model.placement import fitted_size
+    from scorer.outputs.open import begun_options
+
+    if options.part:
+        part = begun_part(part_path(options.output, *options.part))
+        runtime = part.options.runtime if part else ""
+    else:
+        runtime = str(begun_options(options.output).get("runtime", ""))
+    size = fitted_size(runtime)
+    return size if size and size <= MOST_VIDEOS else None
 
 
 def _check_scale(options: argparse.Namespace) -> None:

@@ -221,6 +221,18 @@ def open_part_file(
         yield sink
 
 
+def begun_part(path: str) -> PartFacts | None:
+    """What the unfinished part at `path` is; None where there is none, or none that can be read."""
+    if (paths := output_paths(path)) is None:
+        return None
+    try:
+        with open(_own(paths.rows), "rb") as file:
+            whole = file.read(len(_MAGIC)) == _MAGIC and _frame(file)
+            return PartFacts.from_json(json.loads(whole[1])) if whole else None
+    except (OSError, *MALFORMED):
+        return None
+
+
 @dataclass
 class _Left:
     """What an unfinished run left. newest: its last commit, and how far the file counts there; whole: the last that

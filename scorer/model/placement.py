@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from scorer.system.cores import usable_cores
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
 _MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
+_SIZE = re.compile("batches of ([0-9,]{1,20})$")
 _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
 
 
@@ -49,6 +51,12 @@ class Placement:
     provider: str
     reason: str
     engine: str = ""
+
+
+def fitted_size(runtime: str) -> int | None:
+    """The size of batches that `runtime`, as `ModelFacts` has it, says; None where the bits depend on none."""
+    found = _SIZE.search(runtime)
+    return int(found[1].replace(",", "")) if found else None
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
         raise DeviceError(what, remedy="free its memory", hints=(Hint.ON_CPU,)) from None
     pool = _fitted(runtime, contract, device, slots, options.batch_size or CUDA_BATCH)
     names = " and ".join(sorted({cuda.name(gpu) for gpu in numbers}))
-    engine = f"{' TF32' * options.tf32} on {names}, batches of {pool.batch_size:,}"
+    engine = f"{' TF32' * options.tf32} on {names}, {_batches(pool)}"
     return Placement(contract, pool, device, CUDA, reason, engine)
 
 
@@ -154,8 +162,13 @@ def _on_provider(runtime: Any, file: ModelFile, provider: Provider, options: Dev
     except MemoryError:
         raise DeviceError(f"{name} has no room for {file.path}", hints=(Hint.ON_CPU,)) from None
     pool = _fitted(runtime, contract, name, [ProviderSlot(session)], options.batch_size or CPU_BATCH)
-    engine = f" with {name}, batches of {pool.batch_size:,}"
+    engine = f" with {name}, {_batches(pool)}"
     return Placement(contract, pool, name, provider.full_name, "asked for", engine)
+
+
+def _batches(pool: SlotPool) -> str:
+    """As `fitted_size` reads it."""
+    return f"batches of {pool.batch_size:,}"
 
 
 def _fitted(runtime: Any, contract: Contract, device: str, slots: Sequence[Slot], size: int) -> SlotPool:

@@ -66,6 +66,11 @@ def work_folder(address: str) -> Path:
     return Path(state).absolute() / "yt8m-edge" / hashlib.sha256(address.encode()).hexdigest()[:16]
 
 
+def work_paths(address: str) -> OutputPaths:
+    """The files of that work."""
+    return OutputPaths(work_folder(address) / _key(address).rpartition("/")[2], redacted(address))
+
+
 @contextmanager
 def open_object(
     address: str,
@@ -75,13 +80,13 @@ def open_object(
     embeddings: EmbeddingOutput | None = None,
 ) -> Iterator[FileSink]:
     """As `open_file`, for an output in a store; embeddings stay on this machine."""
-    folder = work_folder(address)
+    paths = work_paths(address)
+    folder = paths.final.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         reason = f"{redacted(address)}: cannot make {folder} for the work on it: {error.strerror}"
         raise OutputError(reason, remedy="name another folder in XDG_STATE_HOME") from None
-    paths = OutputPaths(folder / _key(address).rpartition("/")[2], redacted(address))
     try:
         publish = partial(_publish, address)
         with open_file(paths, key, row_format, policy, publish, embeddings) as sink:

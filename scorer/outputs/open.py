@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from scorer.errors import Hint, UsageError
+from scorer.errors import Hint, ResumeError, UsageError
 from scorer.inputs.addresses import is_address
 from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.file import open_file
+from scorer.outputs.journal import read_journal
 from scorer.outputs.paths import output_paths
 from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
@@ -83,6 +84,27 @@ def check_embeddings_output(output: str, embeddings: EmbeddingOutput) -> None:
     own = embeddings.paths.final
     if paths is not None and own in (paths.final, paths.done, paths.final_quarantine):
         raise UsageError(f"embeddings and predictions are both to be {own}", remedy="name another file")
+
+
+def begun_options(output: str) -> Mapping[str, Any]:
+    """What decides the rows of the unfinished job that left its work on `output`.
+
+    Empty where there is none, or none that can be read, which whoever resumes it says.
+    """
+    if _opener(output) is not None:
+        return {}
+    if is_address(output):
+        from scorer.outputs.object_sink import work_paths
+
+        paths = work_paths(output)
+    elif (local := output_paths(output)) is not None:
+        paths = local
+    else:
+        return {}
+    try:
+        return read_journal(paths.journal).options
+    except (OSError, ResumeError):
+        return {}
 
 
 def _opener(output: str) -> Opener | None:

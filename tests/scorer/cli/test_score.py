@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -503,3 +504,18 @@ def test_labels_above_a_threshold(run: Callable[..., Outcome]) -> None:
     assert run("good.tfrecord", "-o", "preds.csv", "--format", "labels", "--threshold", "1").code == 0
     assert Path("preds.csv").read_text() == "VideoId,Label\n" + "".join(f"v{row},\n" for row in range(5))
     assert json.loads(Path("preds.csv.done.json").read_text())["options"]["threshold"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("runtime", "size"),
+    [
+        ("onnxruntime 1.31.1 on NVIDIA H100, batches of 4,096", 4096),
+        ("onnxruntime 1.31.1 on NVIDIA H100, batches of 9,999,999,999", None),
+        ("onnxruntime 1.32.0", None),
+    ],
+)
+def test_a_resumed_job_keeps_the_size_of_its_batches_where_that_decides_bits(
+    runtime: str, size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer.outputs.open.begun_options", lambda output: {"runtime": runtime})
+    assert command._size_begun(Namespace(part=None, output="preds.csv")) == size

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from scorer.errors import InputError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
-from scorer.job.job_array import PartReport, found_parts, merge_files, score_part
+from scorer.job.job_array import PartReport, found_parts, merge_files, own_part_path, score_part
 from scorer.job.part import plan
-from scorer.job.part_file import PartFile, part_path
+from scorer.job.part_file import PartFile, begun_part, part_path
 from scorer.job.spec import Job, Progress, Stopped
 from scorer.system.signals import StopRequest
 from tests import shards
@@ -156,6 +156,20 @@ def test_another_model_does_not_resume_a_part(job: Job) -> None:
         run(job, 0, 1, after=2)
     with pytest.raises(ResumeError, match="the model, the runtime"):
         run(replace(job, resume_policy="resume"), 0, 1, FakePredictor(facts=replace(FACTS, sha256="e" * 64)))
+
+
+def test_what_an_unfinished_part_was_begun_with(job: Job) -> None:
+    assert begun_part(own_part_path(job, plan(job.shards, 2)[1])) is None
+    with pytest.raises(Stopped):
+        run(job, 1, 2, after=2)
+    path = own_part_path(job, plan(job.shards, 2)[1])
+    begun = begun_part(path)
+    assert begun is not None
+    assert (begun.name, begun.options.runtime) == ("part 2 of 2", "fake 1")
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    partial.write_bytes(partial.read_bytes()[:60])
+    assert begun_part(path) is None
+    assert begun_part("/dev/null") is None
 
 
 def test_what_is_wrong_with_the_parts_is_named(job: Job, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from scorer.errors import DeviceError, InputError, ResumeError, ShardError
 from scorer.job.spec import Job, Stopped
 from scorer.model.predictor import Features, Predictions
+from scorer.outputs.open import begun_options
 from scorer.outputs.sink import ResumePolicy
 from scorer.system.signals import StopRequest
 from tests import shards
@@ -87,6 +88,16 @@ def test_the_bytes_are_those_of_an_uninterrupted_run(
     report = do(resumed, FakePredictor(batch_size, slots))
     assert report.resumed == 8 * batches
     assert files(job) == expected
+
+
+def test_what_an_unfinished_job_was_begun_with(job: Job, tmp_path: Path) -> None:
+    assert begun_options(job.output) == {}
+    broken_off(job, 2)
+    assert begun_options(job.output)["runtime"] == "fake 1"
+    journal = tmp_path / "out" / ".preds.csv.journal"
+    journal.write_bytes(b"{}\n" + journal.read_bytes())
+    assert begun_options(job.output) == {}, "whoever resumes it says what is wrong"
+    assert begun_options("-") == {}
 
 
 def test_the_error_says_what_is_kept(job: Job) -> None:

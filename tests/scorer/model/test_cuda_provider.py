@@ -197,6 +197,24 @@ def test_a_limit_holds_for_each_gpu(cuda_stub: CudaStub, tmp_path: Path) -> None
     assert most_held(free) > 0.6 * 2**30
 
 
+@pytest.mark.parametrize(("part", "written"), [((), "csv"), (("--part", "1/1"), "csv.part-1-of-1")])
+def test_a_resumed_job_keeps_the_size_of_its_batches(
+    cuda_stub: CudaStub, tmp_path: Path, part: tuple[str, ...], written: str
+) -> None:
+    """By which its rows' last bits go: the memory of the day decides it for a job that begins."""
+    output, batches = tmp_path / "preds.csv", ("--batch-size", "8", *part)
+    launches = score(cuda_stub, tmp_path / "whole.csv", *batches).kinds()["launch"]
+    stopped = score(cuda_stub, output, *batches, failing=f"launch:{launches * 3 // 4}:719")
+    assert "are kept" in stopped.stderr
+    done = score(cuda_stub, output, "--resume", *part)
+    assert done.returncode == 0, done.stderr
+    assert "of an earlier run" in done.stderr
+    assert "batches of 8" in done.stderr
+    if not part:  # a part file tells where its commits were
+        assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert (tmp_path / f"preds.{written}").exists()
+
+
 def most_held(done: Done) -> int:
     """The most bytes of the GPU's memory that were allocated at once."""
     signs = {"cudaMalloc": 1, "cudaFree": -1}
@@ -255,8 +273,17 @@ def test_the_benchmark_runs(cuda_stub: CudaStub) -> None:
     exact = next(line for line in done.stdout.splitlines() if line.startswith("| default.onnx"))
     assert exact.startswith("| default.onnx | 100.00% | 100.00% | 100.00% | 0.00% | yes | 100.00% | 100.00% |")
     captures = done.calls("cudaStreamBeginCapture")
-    assert len(captures) == 1, "the session that is measured with a CUDA graph"
+    assert len(captures) == 1 + SLOTS, "the session that is measured with a CUDA graph, and the slots of such a job"
     assert not done.calls("FORBIDDEN")
+
+
+def test_the_benchmark_says_first_what_is_missing(cuda_stub: CudaStub) -> None:
+    """Not after minutes on a machine that is lent."""
+    done = cuda_stub.run("-m", "benchmarks.gpu")
+    assert done.returncode == DeviceError.exit_code
+    missing = "there is no torch, no onnx, no safetensors, no tfrecord"
+    assert done.stderr.startswith(f"benchmarks.gpu: {missing}; install them")
+    assert not done.log
 
 
 KINDS = {
