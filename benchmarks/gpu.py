@@ -5,18 +5,28 @@
 
 1. Exactness, for each model: equal scores among the ten best, how the GPU ordered them and how the scorer does;
    whether a video's bits depend on its place and on the batch size; labels against the CPU's, by the first model.
-2. Speed, for each model: the session alone on data that lies on the GPU, with and without CUDA graphs, the model fed
-   from memory, and `score` from a shard in the page cache to the committed file. Rounds alternate; medians.
+2. Speed, for each model: the session alone on data that lies on the GPU, the model fed from memory, and `score` from a
+   shard in the page cache to the committed file, the first and the last with and without CUDA graphs. Rounds
+   alternate; medians.
 3. What the CPU can feed, by cores: the same job with a model that costs nothing.
-4. Training: `python -m benchmarks.train`, ours against the straightforward loop, and MFU; and the time for soft labels.
+4. Training: `python -m benchmarks.train`, ours against the straightforward loop, and MFU, in batches of 4,096 and 512;
+   the time for soft labels; batches of 512 with CUDA graphs.
 
-A part that fails says so, and others are run. Goals on an H100 with BiLSTM in fp16: 1,000,000 videos/s end to end, at
-least 0.7 of the session alone.
+What is missing of what it needs is said before anything is measured. What fails then says so, and the rest is run.
+Rows are printed as they are known. Goals on an H100 with BiLSTM in fp16: 1,000,000 videos/s end to end, at least 0.7
+of the session alone.
+
+On a machine without a package index, install what it has not by `pip install --no-index --no-deps` from wheels:
+onnxruntime-gpu (and not onnxruntime beside it), crc32c and tfrecord, which few machines have, numpy, protobuf, rich,
+torch for CUDA, onnx and safetensors; and build the compiled loops there (`python setup.py build_ext
+--inplace`), or bring scorer/kernels/native.abi3.so. Without them decoding is less than half as fast, as the first line
+says. NVIDIA's libraries are found beside onnxruntime or in LD_LIBRARY_PATH.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
@@ -28,14 +38,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.free import FreePredictor
 from benchmarks.machine import machine
+from benchmarks.tables import print_header, print_row
 from scorer.errors import DeviceError, Yt8mError
 from scorer.inputs.batching import batches
 from scorer.inputs.discover import find_shards
@@ -54,8 +66,13 @@ from scorer.system.signals import StopRequest
 K = 10
 GOAL, GOAL_RATIO = 1_000_000, 0.7
 TRAINING_VIDEOS = 40_000
+TRAINING_SECONDS = 150
+"""That the models of one kind may take, so that all else gets its turn."""
 SOFT_VIDEOS = 10_000
 _VIDEO_BYTES = 4700
+_EXPORT = "torch", "onnx", "safetensors"  # what makes models
+_TRAINING = "torch", "safetensors", "tfrecord"
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -75,9 +92,9 @@ class Setting:
     def gpu(self) -> int:
         return int(self.options.device.partition(":")[2].partition(",")[0] or 0)
 
-    def open(self, path: str, batch_size: int | None = None) -> Model:
-        options = self.options
-        return Model.open(path, device=options.device, batch_size=batch_size or options.batch_size, tf32=options.tf32)
+    def open(self, path: str, batch_size: int | None = None, *, graphs: bool = False) -> Model:
+        options, size = self.options, batch_size or self.options.batch_size
+        return Model.open(path, device=options.device, batch_size=size, tf32=options.tf32, cuda_graphs=graphs)
 
 
 def main() -> int:
@@ -85,13 +102,15 @@ def main() -> int:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         try:
+            check_packages(options)
             setting = prepare(options, Path(folder))
         except Yt8mError as error:
             print(f"benchmarks.gpu: {error}", file=sys.stderr)
             return error.exit_code
-        failed = [
-            part.__name__ for part in (exactness, speed, feeding, training, soft_labels) if not run(part, setting)
-        ]
+        parts = [exactness, speed, feeding]
+        if not options.no_training:
+            parts += [training, soft_labels, training_with_graphs]
+        failed = [part.__name__ for part in parts if not run(part, setting)]
     print(f"\n{time.perf_counter() - began:.0f} s in all" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return DeviceError.exit_code if failed else 0
 
@@ -112,10 +131,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_packages(options: argparse.Namespace) -> None:
+    """Raises DeviceError where ONNX Runtime, any other package or PyTorch's CUDA is missing."""
+    load_cuda(import_runtime())
+    wanted = [*(() if options.models else _EXPORT), *(() if options.no_training else _TRAINING)]
+    missing = [name for name in dict.fromkeys(wanted) if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "install them, or leave parts out with --models and --no-training"
+        raise DeviceError(f"there is no {', no '.join(missing)}", remedy=remedy)
+    if options.no_training:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        remedy = "install one for CUDA, or leave training out with --no-training"
+        raise DeviceError(f"this PyTorch, {torch.__version__}, finds no GPU", remedy=remedy)
+
+
 def prepare(options: argparse.Namespace, folder: Path) -> Setting:
     """Models and one large shard. Raises Yt8mError where a GPU is not there or does not work."""
     shards = [source.address for source in find_shards(options.data)]
-    load_cuda(import_runtime())
     models = options.models or random_models(folder)
     Model.open(models[0], device=options.device)
     setting = Setting(
@@ -128,8 +163,6 @@ def prepare(options: argparse.Namespace, folder: Path) -> Setting:
 
 def run(part: Callable[[Setting], None], setting: Setting) -> bool:
     """Whether `part` came to its end."""
-    if setting.options.no_training and part in (training, soft_labels):
-        return True
     print(f"\n## {part.__name__.replace('_', ' ')}\n", flush=True)
     began = time.perf_counter()
     try:
@@ -163,13 +196,14 @@ def random_models(folder: Path) -> list[str]:
 
 def exactness(setting: Setting) -> None:
     first = Model.open(setting.models[0], device="cpu")
-    rows = []
+    print_header("model", "equal scores", "at the border", "GPU's order wrong", "ours wrong", "bits alike when moved",
+                 "in batches of 512", "of 2,048", f"labels as {Path(setting.models[0]).name} on the CPU")  # fmt: skip
     for path in setting.models:
         model = setting.open(path)
         features = noisy_videos(setting, model)
         raw = Resident(setting, path, model.batch_size, K + SPARE).predict(features)
         found = model.run(features, K)
-        rows.append([
+        print_row(
             Path(path).name,
             percent((raw.scores[:, 1:K] == raw.scores[:, : K - 1]).any(axis=1)),
             percent(raw.scores[:, K - 1] == raw.scores[:, K]),
@@ -178,10 +212,7 @@ def exactness(setting: Setting) -> None:
             "yes" if moved_alike(model, features, found) else "NO",
             *(percent(same_bits(setting, path, size, features, found)) for size in (512, 2048)),
             percent((first.run(features, K).labels == found.labels).all(axis=1)),
-        ])  # fmt: skip
-    header = ["model", "equal scores", "at the border", "GPU's order wrong", "ours wrong", "bits alike when moved",
-              "in batches of 512", "of 2,048", f"labels as {Path(setting.models[0]).name} on the CPU"]  # fmt: skip
-    print_table(header, rows)
+        )
 
 
 def noisy_videos(setting: Setting, model: Model) -> Features:
@@ -219,30 +250,49 @@ def same_bits(setting: Setting, path: str, size: int, features: Features, found:
 
 
 def speed(setting: Setting) -> None:
-    rows = []
+    print_header("model, videos/s", *ALONE_TO_WHOLE, "of the session", "goals")
+    whole_failed = []
     for path in setting.models:
-        rates = model_rates(setting, path)
-        alone, graph, memory, whole = (statistics.median(rates[kind]) for kind in ALONE_TO_WHOLE)
+        rates = {kind: statistics.median(found) for kind, found in model_rates(setting, path).items()}
+        alone, whole = (rates.get(kind, float("nan")) for kind in ("session alone", "whole job"))
         goals = "met" if whole >= GOAL and whole >= GOAL_RATIO * alone else "missed"
-        numbers = (f"{rate:,.0f}" for rate in (alone, graph, memory, whole))
-        rows.append([Path(path).name, *numbers, f"{whole / alone:.0%}", goals])
-    print_table(["model", *ALONE_TO_WHOLE, "of the session", "goals"], rows)
+        numbers = (f"{rates[kind]:,.0f}" if kind in rates else "failed" for kind in ALONE_TO_WHOLE)
+        print_row(Path(path).name, *numbers, f"{whole / alone:.0%}", goals)
+        whole_failed += [path] if "whole job" not in rates else []
+    if whole_failed:
+        raise DeviceError(f"no job came to its end with {', '.join(whole_failed)}")
 
 
-ALONE_TO_WHOLE = "session alone", "with a CUDA graph", "from memory", "whole job"
+ALONE_TO_WHOLE = "session alone", "with a CUDA graph", "from memory", "whole job", "with CUDA graphs"
 
 
 def model_rates(setting: Setting, path: str) -> dict[str, list[float]]:
-    """videos/s of each kind, round by round."""
-    model, seconds = setting.open(path), setting.options.seconds
-    alone = {graphs: Resident(setting, path, model.batch_size, K, graphs=graphs) for graphs in (False, True)}
+    """videos/s of each kind, round by round; what fails is printed and left out."""
+    model, seconds, shard = setting.open(path), setting.options.seconds, setting.shard
+    size = model.batch_size
+    kinds: dict[str, Callable[[], Callable[[], float]]] = {
+        "session alone": lambda: partial(Resident(setting, path, size, K).rate, seconds),
+        "with a CUDA graph": lambda: partial(Resident(setting, path, size, K, graphs=True).rate, seconds),
+        "from memory": lambda: partial(from_memory, model, seconds),
+        "whole job": lambda: partial(whole_job, model, shard),
+        "with CUDA graphs": lambda: partial(whole_job, setting.open(path, graphs=True), shard),
+    }
+    measures = {kind: tried(kind, open_) for kind, open_ in kinds.items()}
     rates = defaultdict(list)
     for _ in range(setting.options.rounds):
-        rates["session alone"].append(alone[False].rate(seconds))
-        rates["with a CUDA graph"].append(alone[True].rate(seconds))
-        rates["from memory"].append(from_memory(model, seconds))
-        rates["whole job"].append(whole_job(model, setting.shard))
+        for kind, measure in measures.items():
+            if measure is not None and (rate := tried(kind, measure)) is not None:
+                rates[kind].append(rate)
     return rates
+
+
+def tried(what: str, function: Callable[[], R]) -> R | None:
+    """What the function gives; None where it fails, which is said."""
+    try:
+        return function()
+    except Exception as error:
+        print(f"FAILED: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 class Resident:
@@ -330,27 +380,36 @@ def whole_job(model: Predictor, shard: str) -> float:
 def feeding(setting: Setting) -> None:
     cores = sorted(os.sched_getaffinity(0))
     counts = sorted({1, 2, 4, 8, 16, len(cores)})
-    rates = {}
+    print_header("cores", "videos/s of a model that costs nothing", "times one core")
+    one = 0.0
     try:
         for count in (count for count in counts if count <= len(cores)):
             os.sched_setaffinity(0, cores[:count])
-            rates[count] = whole_job(FreePredictor(), setting.shard)
+            rate = whole_job(FreePredictor(), setting.shard)
+            one = one or rate
+            print_row(str(count), f"{rate:,.0f}", f"{rate / one:.2f}")
     finally:
         os.sched_setaffinity(0, cores)
-    one = rates[1]
-    rows = [[str(count), f"{rate:,.0f}", f"{rate / one:.2f}"] for count, rate in rates.items()]
-    print_table(["cores", "videos/s of a model that costs nothing", "times one core"], rows)
 
 
 # ---- training
 
 
 def training(setting: Setting) -> None:
+    train(setting, "--batch", "4096")
+    train(setting, "--batch", "512")
+
+
+def training_with_graphs(setting: Setting) -> None:
+    train(setting, "--batch", "512", "--compile")
+
+
+def train(setting: Setting, *options: str) -> None:
+    """The models one after the other; rows stand as they are known."""
     shard = join(setting.data, setting.folder / "training.tfrecord", TRAINING_VIDEOS * _VIDEO_BYTES)
     command = [sys.executable, "-m", "benchmarks.train", "--data", shard, "--rounds", "2", "--steps", "30"]
-    device = f"cuda:{setting.gpu}"
-    for batch in ("4096", "512"):
-        subprocess.run([*command, "--device", device, "--batch", batch], check=True, timeout=200)
+    command += ["--device", f"cuda:{setting.gpu}", *options]
+    subprocess.run(command, check=True, timeout=TRAINING_SECONDS)
 
 
 def soft_labels(setting: Setting) -> None:
@@ -393,12 +452,6 @@ def gpu_name(gpu: int) -> str:
 
 def percent(rows: NDArray[Any]) -> str:
     return f"{100 * float(np.mean(rows)):.2f}%"
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As Markdown."""
-    for cells in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from scorer.kernels.loops import missing
 from scorer.model.runtime import import_runtime, installed_runtimes
 from scorer.system.cores import usable_cores
 
 
 def machine() -> str:
-    """Processor, usable cores, memory, Python and ONNX Runtime, as one line."""
+    """Processor, usable cores, memory, Python, ONNX Runtime, and whether decoding is not compiled, as one line."""
     runtime = f"{' and '.join(installed_runtimes())} {import_runtime().__version__}"
-    return f"{processor()}, {usable_cores()} cores, {memory()}, Python {platform.python_version()}, {runtime}"
+    loops = f", decoding in NumPy ({missing})" if missing else ""
+    return f"{processor()}, {usable_cores()} cores, {memory()}, Python {platform.python_version()}, {runtime}{loops}"
 
 
 def processor() -> str:

@@ -29,13 +29,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import ChainDataset, DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import processor
+from benchmarks.tables import print_header, print_row
 from scorer.errors import TrainingError, Yt8mError
 from scorer.inputs.discover import find_shards
 from train.config import ModelConfig, TrainConfig
@@ -99,8 +98,10 @@ def _run(options: argparse.Namespace) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{len(videos):,} videos decoded once in {seconds:.2f} s")
-    rows = [_compare(name, options, videos, [shard.address for shard in shards], device) for name in options.model]
-    _show(rows, options.batch)
+    print(f"batches of {options.batch:,}{', torch.compile' * options.compile}")
+    print_header("model", "straightforward", "ours", "ratio", "MFLOP/video", "TFLOP/s", "peak", "MFU")
+    for name in options.model:
+        _show(_compare(name, options, videos, [shard.address for shard in shards], device))
     return 0
 
 
@@ -261,22 +262,17 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _show(rows: list[Row], batch: int) -> None:
-    table = Table(title=f"training, batches of {batch:,}", title_justify="left")
-    for column in ("model", "straightforward", "ours", "ratio", "MFLOP/video", "TFLOP/s", "peak", "MFU"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.plain:,.0f} videos/s",
-            f"{row.ours:,.0f} videos/s",
-            f"{row.ours / row.plain:.1f}",
-            f"{row.flops / 1e6:,.0f}",
-            f"{row.ours * row.flops / 1e12:.2f}",
-            f"{row.peak / 1e12:.2f}",
-            f"{row.mfu:.0%}",
-        )
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+def _show(row: Row) -> None:
+    print_row(
+        row.name,
+        f"{row.plain:,.0f} videos/s",
+        f"{row.ours:,.0f} videos/s",
+        f"{row.ours / row.plain:.1f}",
+        f"{row.flops / 1e6:,.0f}",
+        f"{row.ours * row.flops / 1e12:.2f}",
+        f"{row.peak / 1e12:.2f}",
+        f"{row.mfu:.0%}",
+    )
 
 
 if __name__ == "__main__":
