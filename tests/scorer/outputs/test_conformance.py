@@ -90,6 +90,22 @@ def test_a_crash_loses_what_was_not_committed_and_nothing_else(harness: Harness,
     assert harness.unfinished() == []
 
 
+def test_a_crash_after_several_commits_loses_nothing_of_any(harness: Harness) -> None:
+    with harness.open(key(), "refuse") as sink:
+        driver = Driver(sink, key())
+        for count in (2, 4, 5):
+            driver.append(count)
+            driver.commit()
+        driver.append(3)
+        snapshot = harness.snapshot()
+    harness.restore(snapshot)
+    with harness.open(key(), "resume") as sink:
+        driver = Driver(sink, key())
+        assert (driver.done, len(sink.finished)) == (11, 2)
+        driver.complete()
+    assert harness.output() == (exactly(ALL), record())
+
+
 def test_what_is_kept_is_of_what_was_committed_and_appended(harness: Harness) -> None:
     crash_after(harness, 6, 3)
     with harness.open(key(), "resume") as sink:
