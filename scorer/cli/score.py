@@ -312,7 +312,7 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     if options.ray:
         from scorer.job.cluster import score_on_cluster
 
-        cluster = _cluster(options)
+        cluster = _cluster(options, model.facts.path)
         report = _run(
             job, arguments, options.quiet, lambda watch: score_on_cluster(job, model, cluster, stop, watch, log)
         )
@@ -377,11 +377,10 @@ def _names(options: argparse.Namespace, model: Model) -> Sequence[str] | None:
     return model.facts.names if options.names else None
 
 
-def _cluster(options: argparse.Namespace) -> Cluster:
+def _cluster(options: argparse.Namespace, path: str) -> Cluster:
+    """path: the model that is open here, which on a GPU may be another file than the one that was found first."""
     from scorer.job.workers import Cluster
-    from scorer.model.find import find_model
 
-    path, _ = find_model(options.model)
     own = argparse.Namespace(**{**vars(options), "threads": options.threads or options.ray_cpus})
     address = None if options.ray == "local" else options.ray
     return Cluster(address, partial(_open, path, own), options.ray_cpus, options.ray_gpus)
@@ -430,7 +429,7 @@ def _score_parts(
     from scorer.cli.summary import print_parts_summary
     from scorer.job.cluster import score_parts_on_cluster
 
-    log, cluster, count = _log_of(options), _cluster(options), options.ray_parts
+    log, cluster, count = _log_of(options), _cluster(options, model.facts.path), options.ray_parts
     report = _run(
         job,
         arguments,

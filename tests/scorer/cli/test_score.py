@@ -20,6 +20,7 @@ from scorer.cli import score as command
 from scorer.errors import BROKEN_PIPE, InputError
 from scorer.inputs.source import absolute
 from scorer.job.spec import Job, Stopped
+from scorer.job.workers import Cluster
 from scorer.model.predictor import Predictor
 from scorer.system.signals import StopRequest
 from tests import onnx_models, shards
@@ -519,3 +520,27 @@ def test_a_resumed_job_keeps_the_size_of_its_batches_where_that_decides_bits(
 ) -> None:
     monkeypatch.setattr("scorer.outputs.open.begun_options", lambda output: {"runtime": runtime})
     assert command._size_begun(Namespace(part=None, output="preds.csv")) == size
+
+
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [((), "score_on_cluster"), (("--ray-parts", "2"), "score_parts_on_cluster")],
+)
+def test_workers_of_a_cluster_open_the_file_that_is_open_here(
+    run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], place: str
+) -> None:
+    """Not the one that was found first, beside which a GPU finds one in fp16."""
+    Path("models").mkdir()
+    for name in ("default.onnx", "tiny.fp16.onnx"):
+        onnx_models.save_model(Path("models") / name, inputs=INPUTS, labels=LABELS)
+    opened: list[str] = []
+
+    def scored(*given: object) -> None:
+        opened.extend(cluster.open(None).facts.path for cluster in given if isinstance(cluster, Cluster))
+        raise Stopped(0)
+
+    monkeypatch.setattr(f"scorer.job.cluster.{place}", scored)
+    monkeypatch.setattr("scorer.model.find._fp16_twin", lambda facts: "models/tiny.fp16.onnx")
+    monkeypatch.setattr(sys, "argv", ["score"])
+    command.main([good(), "-o", "preds.csv", "--ray", *more])
+    assert opened == ["models/tiny.fp16.onnx"]
