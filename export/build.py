@@ -35,6 +35,7 @@ from export.videos import VideoSample
 from scorer.errors import GateError, ModelError
 from scorer.model.contract import FORMAT
 from scorer.model.model import Model
+from scorer.model.runtime import has_cuda, import_runtime
 from scorer.outputs.atomic import replacing, writing
 from scorer.system.phases import At, nobody, portion
 from train.checkpoint import Checkpoint, digest
@@ -67,7 +68,10 @@ class TracedCheckpoint:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that passed its gates. nodes: ONNX operators in it. parameters: numbers in its initialisers."""
+    """A file that passed its gates. nodes: ONNX operators in it. parameters: numbers in its initialisers.
+
+    device: where it passed them too, beside the CPU; "cpu" where nowhere else.
+    """
 
     path: Path
     precision: str
@@ -75,6 +79,7 @@ class Exported:
     nodes: int
     parameters: int
     bytes: int
+    device: str = "cpu"
 
 
 def trace_checkpoint(
@@ -134,8 +139,8 @@ def export_to(
     """Write the model in `precision` to `path`, which is replaced only by a file that passes its gates.
 
     Args:
-        device: where it has to pass them too, beside the CPU. The file holds the CPU's report alone: the same
-            checkpoint gives the same bytes.
+        device: where it has to pass them too, beside the CPU; "auto" is the first GPU where CUDA opens. The file
+            holds the CPU's report alone: the same checkpoint gives the same bytes.
 
     Raises:
         DeviceError: `device` is not there or failed.
@@ -152,8 +157,7 @@ def export_to(
         with writing(path):
             write(part, proto)
         report = _gate(Model.open(str(part), device="cpu"), traced, precision, check, portion(at, 0.2, 1.0))
-        if device != "cpu":
-            _gate_on(device, part, traced, precision, check, at)
+        device = _gate_on(device, part, traced, precision, check, at)
         if precision == "int8":
             report["calibration"] = {"videos": calibration.source}
         entries = {entry.key: entry.value for entry in proto.metadata_props}
@@ -161,7 +165,7 @@ def export_to(
         with writing(path):
             size = write(part, proto)
     parameters = sum(int(np.prod(tensor.dims)) for tensor in proto.graph.initializer)
-    return Exported(path, precision, report, len(proto.graph.node), parameters, size)
+    return Exported(path, precision, report, len(proto.graph.node), parameters, size, device)
 
 
 def convert(traced: TracedCheckpoint, precision: str, calibration: VideoSample) -> ModelProto:
@@ -198,12 +202,21 @@ def _gate(model: Model, traced: TracedCheckpoint, precision: str, check: VideoSa
     return report
 
 
-def _gate_on(device: str, path: Path, traced: TracedCheckpoint, precision: str, check: VideoSample, at: At) -> None:
-    """Raises GateError, with the device in front, and DeviceError."""
+def _gate_on(device: str, path: Path, traced: TracedCheckpoint, precision: str, check: VideoSample, at: At) -> str:
+    """Pass the gates on the device, unless that is the CPU; which one it was.
+
+    Raises GateError, with the device in front, and DeviceError.
+    """
+    if device == "cpu" or (device == "auto" and not has_cuda(import_runtime())):
+        return "cpu"
+    model = Model.open(str(path), device=device, batch_size=_DEVICE_BATCH)
+    if model.facts.device == "cpu":
+        return "cpu"
     try:
-        _gate(Model.open(str(path), device=device, batch_size=_DEVICE_BATCH), traced, precision, check, at)
+        _gate(model, traced, precision, check, at)
     except GateError as error:
-        raise GateError(f"on {device}: {error.message}", remedy=error.remedy) from None
+        raise GateError(f"on {model.facts.device}: {error.message}", remedy=error.remedy) from None
+    return model.facts.device
 
 
 def write(path: Path, proto: ModelProto) -> int:

@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--embeddings", action="store_true", help="have the files give what their last layer reads of each video too"
     )
-    parser.add_argument("--device", default="cpu", help="where the files must pass their gates, beside the CPU [cpu]")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="where the files must pass their gates, beside the CPU [auto: a GPU, if any]",
+    )
     videos = parser.add_argument_group("videos: files, quoted patterns, or folders")
     videos.add_argument("--check", nargs="+", metavar="SHARD", help=f"to check the files on [{SAMPLES}]")
     videos.add_argument("--calibrate", nargs="+", metavar="SHARD", help="to take int8's ranges from [as --check]")

@@ -50,7 +50,8 @@ def _notes(traced: TracedCheckpoint, written: Sequence[Exported], check: VideoSa
     for exported in written:
         independence = exported.report["independence"]
         same = "the same bits" if independence["same_bits"] else f"within {independence['bound']:.0e}"
-        yield f"{exported.path}: {_agreement(exported.report)}; in other batches {same}"
+        too = "" if exported.device == "cpu" else f"; passed on {exported.device} too"
+        yield f"{exported.path}: {_agreement(exported.report)}; in other batches {same}{too}"
         if embeddings := exported.report.get("embeddings"):
             yield f"{exported.path}: {_embeddings(embeddings)}"
     if any(exported.report.get("quality", {}).get("quality") == "not measured" for exported in written):

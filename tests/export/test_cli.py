@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -393,33 +394,56 @@ def test_a_full_temporary_folder_leaves_speed_unmeasured(
     assert files(tmp_path / "models") == ["default.onnx", "lstm.onnx"]
 
 
-def test_a_file_must_pass_on_the_device_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    checkpoint = str(save_run(tmp_path / "runs", "lstm"))
+    assert run(tmp_path, tmp_path / "models", "--checkpoint", checkpoint, "--device", "cuda") == DeviceError.exit_code
+    assert files(tmp_path / "models") == []
+
+
+@pytest.mark.parametrize("device", [[], ["--device", "cuda"], ["--device", "cuda:1"]])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_a_file_must_pass_on_a_gpu_too_where_there_is_one(
+    device: list[str], rounds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = save_run(tmp_path / "runs", "lstm")
-    arguments = "--checkpoint", str(checkpoint), "--device", "cuda"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        assert run(tmp_path, tmp_path / "models", *arguments) == DeviceError.exit_code
-        assert files(tmp_path / "models") == []
     opened = Model.open
 
     def elsewhere(path: str, *, device: str, **options: Any) -> Model:
         model = opened(path, device="cpu")
-        return model if device == "cpu" else cast(Model, Rounding(model))
+        return model if device == "cpu" else cast(Model, OnGpu(model, 2 if rounds else 9))
 
     monkeypatch.setattr(Model, "open", elsewhere)
-    capsys.readouterr()
-    assert run(tmp_path, tmp_path / "models", *arguments) == GateError.exit_code
-    assert capsys.readouterr().err.startswith("export: on cuda: not the checkpoint's answers")
-    assert files(tmp_path / "models") == []
+    monkeypatch.setattr("export.build.has_cuda", lambda runtime: True)
+    checkpoint = save_run(tmp_path / "runs", "lstm")
+    code = run(tmp_path, tmp_path / "models", "--checkpoint", str(checkpoint), *device)
+    captured = capsys.readouterr()
+    if rounds:
+        assert code == GateError.exit_code
+        assert captured.err.startswith("export: on cuda:7: not the checkpoint's answers")
+        assert files(tmp_path / "models") == []
+    else:
+        assert code == 0
+        assert "; passed on cuda:7 too" in " ".join(captured.out.split())
 
 
-class Rounding:
-    """A model whose scores have two decimals."""
+def test_without_a_gpu_the_cpu_is_all_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where ONNX Runtime has a CUDA provider that does not open."""
+    checkpoint = save_run(tmp_path / "runs", "lstm")
+    for listed in (False, True):
+        monkeypatch.setattr("export.build.has_cuda", lambda runtime, listed=listed: listed)
+        assert run(tmp_path, tmp_path / "models", "--checkpoint", str(checkpoint)) == 0
+        assert "too" not in capsys.readouterr().out
 
-    def __init__(self, model: Model) -> None:
-        self.facts, self._model = model.facts, model
+
+class OnGpu:
+    """A model that says it is on a GPU, whose scores have so many decimals."""
+
+    def __init__(self, model: Model, decimals: int) -> None:
+        self.facts, self._model, self._decimals = replace(model.facts, device="cuda:7"), model, decimals
 
     def run(self, features: Features, k: int) -> Predictions:
         scores, labels = self._model.run(features, k)
-        return Predictions(np.round(scores, 2), labels)
+        return Predictions(np.round(scores, self._decimals), labels)
