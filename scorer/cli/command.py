@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from scorer.errors import BROKEN_PIPE, DeviceError, Hint, UsageError, Yt8mError, printable
 from scorer.system.packages import install_command, version
 from scorer.system.terminal import print_stderr
+from scorer.system.threads import is_refused, no_thread
 
 
 class Parser(argparse.ArgumentParser):
@@ -100,6 +101,11 @@ def run(command: str, words: Mapping[Hint, str], action: Callable[[], int], extr
         return DeviceError.exit_code
     except MemoryError:
         print_stderr(f"{command}: {DeviceError('out of memory', hints=(Hint.SMALLER_BATCH,)).line(words)}")
+        return DeviceError.exit_code
+    except RuntimeError as error:
+        if not is_refused(error):
+            raise
+        print_stderr(f"{command}: {no_thread().line(words)}")
         return DeviceError.exit_code
     except BrokenPipeError:
         _forget_output()

@@ -29,6 +29,7 @@ from scorer.model.runtime import (
 )
 from scorer.model.slots import CpuSlot, Slot, SlotPool
 from scorer.system.cores import usable_cores
+from scorer.system.threads import startable
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
@@ -118,12 +119,16 @@ def place(runtime: Any, file: ModelFile, options: DeviceOptions) -> Placement:
 
 
 def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) -> Placement:
-    threads = options.threads or usable_cores()
+    wanted = options.threads or usable_cores()
+    # ONNX Runtime hangs where it wants more than the system starts: github.com/microsoft/onnxruntime/issues/15146.
+    threads = wanted if wanted <= _MOST_CPU_SLOTS else max(1, startable(wanted))
     slots = min(threads, _MOST_CPU_SLOTS)
     # ONNX Runtime counts its caller, and so starts one less: these, for all slots together, beside the slots' own.
     session = open_cpu(runtime, file, threads - slots + 1)
     contract = read_contract(file.path, session)
     pool = _fitted(runtime, contract, "cpu", [CpuSlot(session, file.path)] * slots, options.batch_size or CPU_BATCH)
+    if threads < wanted:
+        pool.notes.append(f"the system starts {threads} threads of {wanted}: a limit on processes or memory")
     return Placement(contract, pool, "cpu", CPU, reason)
 
 

@@ -20,6 +20,7 @@ from scorer.errors import DeviceError, Hint, ModelError
 from scorer.model.contract import Contract, outputs
 from scorer.model.predictor import Embeddings, Features, Predictions
 from scorer.model.runtime import Session, device_errors
+from scorer.system.threads import is_refused
 
 Outcome: TypeAlias = tuple[Predictions, Embeddings | None]
 """Predictions, and embeddings where they were asked for."""
@@ -122,8 +123,14 @@ class SlotPool:
         starts = range(0, videos, size)
         pieces = [{name: values[start : start + size] for name, values in features.items()} for start in starts]
         sizes = [min(size, videos - start) for start in starts]
-        with ThreadPoolExecutor(len(self)) as threads:
-            found = list(threads.map(self._run_piece, pieces, sizes, repeat(k), repeat(embeddings)))
+        given = pieces, sizes, repeat(k), repeat(embeddings)
+        try:
+            with ThreadPoolExecutor(len(self)) as threads:
+                found = list(threads.map(self._run_piece, *given))
+        except RuntimeError as error:
+            if not is_refused(error):
+                raise
+            found = list(map(self._run_piece, *given))
         return [part for parts in found for part in parts]
 
     def _run_piece(self, features: Features, videos: int, k: int, embeddings: bool) -> list[Outcome]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from scorer.system.signals import StopRequest
+from scorer.system.threads import is_refused, no_thread, start_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,22 +31,27 @@ def in_order(
     max_in_flight: int,
     stop: StopRequest | None = None,
     coalesce: int = 1,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Generator[list[R]]:
-    """`work(item)` for each item of `source`, in order, in `threads` threads.
+    """`work(item)` for each item of `source`, in order, in `threads` threads, or in as many as the system starts.
 
     Args:
         max_in_flight: how many items may be worked on or waiting to be taken.
         stop: ends the results early, without an error, once it is set, even where `source` is stuck.
         coalesce: how many results come at once, where that many are done within a moment of the first.
+        log: called with a line where there are fewer threads than wanted.
 
     Raises:
+        DeviceError: the system starts no thread, or none for `source` or `work`.
         whatever `source` or `work` raised, after the results before it.
     """
     shared = _Shared(work, source, max_in_flight, coalesce)
-    started = [threading.Thread(target=shared.run, daemon=True, name=f"predict {i}") for i in range(threads)]
-    for thread in started:
-        thread.start()
+    started = start_threads(threads, shared.run, "predict")
     try:
+        if not started:
+            raise no_thread()
+        if len(started) < threads:
+            log(f"the system starts {len(started)} threads of {threads}: a limit on processes or memory")
         yield from shared.results(stop)
     finally:
         shared.close()
@@ -106,8 +112,8 @@ class _Shared(Generic[T, R]):
                 yield values
             if not found[-1].values:
                 break
-        if found[-1].error is not None:
-            raise found[-1].error
+        if (error := found[-1].error) is not None:
+            raise no_thread() if is_refused(error) else error
 
     def close(self) -> None:
         """Let nobody take another item."""

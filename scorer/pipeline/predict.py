@@ -69,7 +69,7 @@ class PredictionStream:
         embeddings: bool = False,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """See `scorer.job.spec.Job` for the options; `log` gets a line about what is not read."""
+        """See `scorer.job.spec.Job` for the options; `log` gets a line about what is not read, and fewer threads."""
         self._predictor, self._k, self._embeddings, self._log = predictor, k, embeddings, log
         self._label_fault_logged = self._unread_frames_logged = False
         self._row_format: RowFormat | None = None
@@ -88,6 +88,7 @@ class PredictionStream:
             threads=self._threads,
             skip=on_error == "skip",
             range_batches=self._range_batches,
+            log=log,
         )
 
     def from_position(

@@ -85,9 +85,10 @@ class RangeReader(Generic[R]):
         threads: int,
         skip: bool = False,
         range_batches: int = 1,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._shards, self._schema, self._size, self._work = shards, schema, size, work
-        self._threads, self._skip = threads, skip
+        self._threads, self._skip, self._log = threads, skip, log
         self._pool = BufferPool(schema, size, threads + 1)
         self._before = [*accumulate((shard.stat.size for shard in shards), initial=0)]  # bytes before each shard
         self._most_batches = range_batches
@@ -103,11 +104,12 @@ class RangeReader(Generic[R]):
     ) -> Generator[list[Done[R]]]:
         """All batches from `start` on, in order; the other arguments are those of `in_order`.
 
-        Raises InputError, what `work` raises, and, where faults are not skipped, ShardError or RecordError at the first
-        of them; what comes before the batch of an error is given first.
+        Raises InputError, what `in_order` and `work` raise, and, where faults are not skipped, ShardError or
+        RecordError at the first of them; what comes before the batch of an error is given first.
         """
         at, most = start, max_in_flight or 2 * self._threads
-        with closing(in_order(self._do, self._tasks(start), self._threads, most, stop, coalesce)) as results:
+        tasks = self._tasks(start)
+        with closing(in_order(self._do, tasks, self._threads, most, stop, coalesce, self._log)) as results:
             for some in results:
                 at = yield from self._accepted(some, at)
 

@@ -21,6 +21,7 @@ from scorer.model import runtime
 from scorer.model.model import Model
 from scorer.model.placement import CPU_BATCH
 from tests.onnx_models import build_model, metadata, reference, save_model
+from tests.scorer.threads import allow_threads
 
 INPUTS = {"mean_rgb": 8, "mean_audio": 4}
 SMALL: dict[str, Any] = {"inputs": INPUTS, "labels": 30}
@@ -209,6 +210,33 @@ def test_memory_that_is_not_enough_for_one_video_is_an_error(tmp_path: Path, mon
     limit_rows(monkeypatch, 0)
     with pytest.raises(DeviceError, match="not enough memory for one video"):
         model.run(features(3))
+
+
+def test_threads_that_the_system_does_not_start_change_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL), threads=4, batch_size=16)
+    given = features(100)
+    expected = model.run(given)
+    for most in (0, 2):
+        with monkeypatch.context() as patch:
+            allow_threads(patch, most)
+            assert same(model.run(given), expected)
+
+
+def test_no_more_threads_are_asked_for_than_the_system_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would wait for ever for those that it does not get."""
+    allow_threads(monkeypatch, 3)
+    asked: list[int] = []
+
+    def opened(installed: Any, file: Any, threads: int) -> Any:
+        asked.append(threads)
+        return runtime.open_cpu(installed, file, threads)
+
+    monkeypatch.setattr(scorer.model.placement, "open_cpu", opened)
+    model = Model.open(save_model(tmp_path / "m.onnx", **SMALL), threads=40)
+    assert (asked, model.slots) == ([1], 3)
+    assert model.notes == ["the system starts 3 threads of 40: a limit on processes or memory"]
 
 
 def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

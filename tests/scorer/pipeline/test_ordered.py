@@ -9,8 +9,10 @@ from itertools import chain, count
 
 import pytest
 
+from scorer.errors import DeviceError
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
+from tests.scorer.threads import allow_threads
 
 
 def numbers(end: int, *, fail: bool = False, closed: list[bool] | None = None) -> Generator[int]:
@@ -171,3 +173,33 @@ def test_a_stop_while_it_waits_for_a_stuck_source_ends_the_wait(monkeypatch: pyt
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
             thread.join()
+
+
+def test_fewer_threads_where_the_system_starts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    allow_threads(monkeypatch, 2)
+    results = in_order(same, numbers(50), 5, 10, log=said.append)
+    assert [item for some in results for item in some] == [*range(50)]
+    assert said == ["the system starts 2 threads of 5: a limit on processes or memory"]
+
+
+def test_an_error_where_it_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    source = numbers(50, closed=closed)
+    next(source)
+    allow_threads(monkeypatch, 0)
+    with pytest.raises(DeviceError, match="the system starts no more threads"):
+        next(in_order(same, source, 5, 10))
+    assert closed
+
+
+def test_a_thread_that_the_work_needs_and_does_not_get() -> None:
+    def refused(item: int) -> int:
+        if item == 3:
+            raise RuntimeError("can't start new thread")
+        return item
+
+    results = in_order(refused, numbers(50), 2, 10)
+    assert [next(results) for _ in range(3)] == [[0], [1], [2]]
+    with pytest.raises(DeviceError, match="the system starts no more threads"):
+        next(results)

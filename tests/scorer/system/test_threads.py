@@ -1,0 +1,41 @@
+"""Where the system starts no more threads there are fewer, and one line where there are none."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from scorer.cli.command import run
+from scorer.errors import DeviceError
+from scorer.system.threads import is_refused, start_threads, startable
+from tests.scorer.threads import allow_threads
+
+
+@pytest.mark.parametrize("most", [0, 2, 9])
+def test_as_many_as_the_system_starts(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    before = threading.active_count()
+    allow_threads(monkeypatch, most)
+    assert startable(5) == min(most, 5)
+    assert threading.active_count() == before
+
+
+def test_another_error_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("threads can only be started once")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError, match="only be started once"):
+        start_threads(1, print, "x")
+    assert not is_refused(MemoryError("can't start new thread"))
+
+
+def test_a_command_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    allow_threads(monkeypatch, 0)
+    assert run("score", {}, lambda: len(list(ThreadPoolExecutor(1).map(int, "1")))) == DeviceError.exit_code
+    assert capfd.readouterr().err == (
+        "score: the system starts no more threads; allow more processes (ulimit -u) or more memory\n"
+    )
+    with pytest.raises(RuntimeError, match="something else"):
+        run("score", {}, lambda: (_ for _ in ()).throw(RuntimeError("something else")))
