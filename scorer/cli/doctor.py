@@ -118,7 +118,7 @@ def _package(runtime: Any) -> Finding:
 
 
 def _providers(runtime: Any) -> Iterable[Finding]:
-    from scorer.model.devices import CPU, CUDA
+    from scorer.model.devices import CPU, CUDA, PROVIDERS
     from scorer.model.fp16 import CAST_ONNX
     from scorer.model.runtime import open_cpu, open_cuda
 
@@ -129,8 +129,8 @@ def _providers(runtime: Any) -> Iterable[Finding]:
         yield _cuda_libraries()
         if _loads(_CUDA_LIBRARIES["driver"][0]) or _loads(_CUDA_LIBRARIES["driver"][1]):
             yield from _driver_and_gpus(runtime)
-    if others := [name for name in listed if name not in (CPU, CUDA)]:
-        yield Finding("other providers", f"{', '.join(others)}: listed; --provider takes them")
+    if others := [name for name, (full_name, _) in PROVIDERS.items() if full_name in listed]:
+        yield Finding("other providers", f"{', '.join(others)}: listed, and not tried; --provider takes them")
 
 
 def _tried(provider: str, open_session: Callable[[], Any], remedy: str) -> Finding:

@@ -112,6 +112,25 @@ def test_a_provider_that_opens(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "cuda:0: a GPU, compute capability 7.5" in text
 
 
+@pytest.mark.parametrize(
+    ("listed", "line"),
+    [
+        (["AzureExecutionProvider"], None),
+        (
+            ["TensorrtExecutionProvider", "OpenVINOExecutionProvider"],
+            "openvino: listed, and not tried; --provider takes",
+        ),
+    ],
+)
+def test_other_providers_are_those_that_can_be_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, listed: list[str], line: str | None
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*listed, "CPUExecutionProvider"])
+    _, text = report(capsys)
+    assert ("other providers" in text) == (line is not None)
+    assert line is None or f"ok      other providers: {line}" in text
+
+
 @pytest.mark.parametrize("damage", ["absent", "cut short"])
 def test_the_bundled_model_is_tried(capsys: pytest.CaptureFixture[str], bundled: Path, damage: str) -> None:
     if damage == "absent":
