@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from scorer.errors import InputError
 from scorer.inputs.addresses import redacted, scheme_of
 from scorer.inputs.folders import check_folder
-from scorer.inputs.source import FileStat
+from scorer.inputs.source import AGAIN, FileStat, check_position, check_same
 from scorer.inputs.stores import MAGIC, Store, TransientError
 from scorer.system.packages import install_command
 
@@ -25,7 +25,6 @@ IN_FLIGHT = 6
 ATTEMPTS = 7
 _FIRST_SECONDS = 0.1
 """Before the second attempt; twice as long before each that follows: 6 s in all."""
-_AGAIN = "run again once nothing writes to it"
 _Result = TypeVar("_Result")
 
 
@@ -96,10 +95,10 @@ class RemoteReader:
     def reader(self) -> RemoteReader:
         source = self._source
         try:
-            self._check(self._found.result(), "since it was found")
+            check_same(source, self._found.result(), "since it was found")
         except FileNotFoundError:
             self.close()
-            raise InputError(f"{source.address}: cannot be opened: it is gone", remedy=_AGAIN) from None
+            raise InputError(f"{source.address}: cannot be opened: it is gone", remedy=AGAIN) from None
         except OSError as error:
             self.close()
             raise self._failed("cannot be opened", error) from None
@@ -109,10 +108,8 @@ class RemoteReader:
         return self
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        address, size = self._source.address, self._source.stat.size
-        if offset > size:
-            raise InputError(f"{address}: has {size} bytes, but byte {offset} was to come next: it has changed")
-        count, done = min(len(buffer), size - offset), 0
+        check_position(self._source, offset)
+        count, done = min(len(buffer), self._source.stat.size - offset), 0
         while done < count:
             index, start = divmod(offset + done, RANGE_BYTES)
             data = self._range(index)
@@ -125,10 +122,10 @@ class RemoteReader:
         try:
             status = self._stat()
         except FileNotFoundError:
-            raise InputError(f"{self._source.address}: is gone", remedy=_AGAIN) from None
+            raise InputError(f"{self._source.address}: is gone", remedy=AGAIN) from None
         except OSError as error:
             raise self._failed("cannot be looked at", error) from None
-        self._check(status, "while it was read")
+        check_same(self._source, status, "while it was read")
 
     def close(self) -> None:
         self._attempts.end()
@@ -169,7 +166,7 @@ class RemoteReader:
         def rest() -> None:
             nonlocal done
             with self._store.read(self._source.url, start + done, stop) as (status, pieces):
-                self._check(status, "while it was read")
+                check_same(self._source, status, "while it was read")
                 for piece in pieces:
                     if done + len(piece) > len(data):
                         raise TransientError("more bytes came than were asked for")
@@ -191,12 +188,6 @@ class RemoteReader:
 
     def _stat(self) -> FileStat:
         return self._attempts.run(lambda: self._store.stat(self._source.url))
-
-    def _check(self, now: FileStat, when: str) -> None:
-        then = self._source.stat
-        if then != now:
-            difference = f"{then.size} bytes then, {now.size} now"
-            raise InputError(f"{self._source.address}: changed {when} ({difference})", remedy=_AGAIN)
 
     def _failed(self, what: str, error: OSError) -> InputError:
         reason = _shown(error, self._source.url)

@@ -86,6 +86,24 @@ class Source(Protocol):
         """Raises InputError where it cannot be read, or is not what was found."""
 
 
+AGAIN = "run again once nothing writes to it"
+"""What helps where a source has changed."""
+
+
+def check_same(source: Source, now: FileStat, when: str) -> None:
+    """Raise InputError where a source whose stat is `now` is not what was found; `when` it was seen, in words."""
+    then = source.stat
+    if then != now:
+        difference = f"{then.size} bytes then, {now.size} now"
+        raise InputError(f"{source.address}: changed {when} ({difference})", remedy=AGAIN)
+
+
+def check_position(source: Source, offset: int) -> None:
+    """Raise InputError where `offset` is past the source's end."""
+    if offset > (size := source.stat.size):
+        raise InputError(f"{source.address}: has {size} bytes, but byte {offset} was to come next: it has changed")
+
+
 class Opening(Protocol):
     """A source that is being opened."""
 
@@ -143,15 +161,14 @@ class LocalReader:
             reason = f"cannot be opened: {error.strerror}"
             raise InputError(f"{source.address}: {reason}", remedy="check the path") from None
         try:
-            self._check(os.fstat(self.descriptor), "since it was found")
+            check_same(source, _stat(os.fstat(self.descriptor)), "since it was found")
         except InputError:
             self.close()
             raise
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         address, size = self._source.address, self._source.stat.size
-        if offset > size:
-            raise InputError(f"{address}: has {size} bytes, but byte {offset} was to come next: it has changed")
+        check_position(self._source, offset)
         count, done = min(len(buffer), size - offset), 0
         while done < count:
             try:
@@ -169,20 +186,11 @@ class LocalReader:
         try:
             status = os.stat(self._source.address)
         except OSError as error:
-            raise InputError(f"{self._source.address}: is gone ({error.strerror})", remedy=_AGAIN) from None
-        self._check(status, "while it was read")
+            raise InputError(f"{self._source.address}: is gone ({error.strerror})", remedy=AGAIN) from None
+        check_same(self._source, _stat(status), "while it was read")
 
     def close(self) -> None:
         os.close(self.descriptor)
-
-    def _check(self, status: os.stat_result, when: str) -> None:
-        then, now = self._source.stat, _stat(status)
-        if then != now:
-            difference = f"{then.size} bytes then, {now.size} now"
-            raise InputError(f"{self._source.address}: changed {when} ({difference})", remedy=_AGAIN)
-
-
-_AGAIN = "run again once nothing writes to it"
 
 
 def status_of(path: str) -> os.stat_result:

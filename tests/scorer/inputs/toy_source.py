@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scorer.errors import InputError
 from scorer.inputs.discover import register_scheme
 from scorer.inputs.folders import check_folder, is_shard
-from scorer.inputs.source import FileStat
+from scorer.inputs.source import FileStat, check_position, check_same
 
 CONTENT: dict[str, tuple[int, bytes]] = {}
 """Version and bytes by name."""
@@ -40,11 +40,9 @@ class ToyReader:
         self._check("since it was found")
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        address, size = self._source.address, self._source.stat.size
-        if offset > size:
-            raise InputError(f"{address}: has {size} bytes, but byte {offset} was to come next: it has changed")
+        check_position(self._source, offset)
         self.check_unchanged()
-        found = CONTENT[_name(address)][1][offset : offset + len(buffer)]
+        found = CONTENT[_name(self._source.address)][1][offset : offset + len(buffer)]
         buffer[: len(found)] = found
         return len(found)
 
@@ -55,11 +53,9 @@ class ToyReader:
         pass
 
     def _check(self, when: str) -> None:
-        then, now = self._source.stat, _stat(self._source.address)
-        if now is None:
+        if (now := _stat(self._source.address)) is None:
             raise InputError(f"{self._source.address}: is gone")
-        if now != then:
-            raise InputError(f"{self._source.address}: changed {when} ({then.size} bytes then, {now.size} now)")
+        check_same(self._source, now, when)
 
 
 def find(address: str) -> list[ToySource]:
