@@ -64,7 +64,7 @@ class Reader(Protocol):
 
 
 class Source(Protocol):
-    """A shard, found and not yet open. It can be pickled, and opened any number of times."""
+    """A shard, found and not yet open. It can be pickled, and opened any number of times, also by threads at once."""
 
     @property
     def address(self) -> str:
@@ -116,7 +116,7 @@ class Opening(Protocol):
 
 @runtime_checkable
 class OpensAhead(Protocol):
-    """A source far away, which is better opened before its turn comes."""
+    """A source far away, which is better opened before its turn comes, and read from its start to its end."""
 
     def begin(self) -> Opening:
         """Begin to open it, and to fetch its first bytes."""

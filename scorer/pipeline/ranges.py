@@ -6,8 +6,8 @@ What comes of that counts where the records before it ended at that very place. 
 holds what looks like another or because the shard is damaged, and where a range has more than a batch takes, the rest
 of the range is decoded in turn. So all is as one decoder gives it, except for the number of videos in each batch.
 
-Short files are never cut. Sources that are no files, and long files whose records can only be read one after the other,
-are decoded in turn, by the thread that takes a batch.
+Short shards are never cut. Those that are better opened ahead, and long ones whose records can only be read one after
+the other, are decoded in turn, by the thread that takes a batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scorer.inputs.batching import Batch, Batcher, BufferPool
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import Schema
-from scorer.inputs.source import UNKNOWN_SIZE, LocalFile, Source
+from scorer.inputs.source import UNKNOWN_SIZE, OpensAhead, Source
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
 
@@ -117,14 +117,14 @@ class RangeReader(Generic[R]):
         """What the threads are to do, made by one at a time: ranges to decode, or batches that are decoded already."""
         ranges = self._threads > 1 and self._bytes_between(start, (len(self._shards), 0)) >= WORTH_RANGES
         shards = list(enumerate(self._shards))[start.shard :]
-        for cut, some in groupby(shards, lambda shard: ranges and isinstance(shard[1], LocalFile)):
+        for cut, some in groupby(shards, lambda shard: ranges and not isinstance(shard[1], OpensAhead)):
             if cut:
                 yield from self._cut(some, start)
             else:
                 yield from self._in_turn(some, start)
 
     def _cut(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[_Range | Batch]:
-        """Local files in ranges, except for long ones that cannot be cut."""
+        """Shards in ranges, except for long ones that cannot be cut."""
         cutter, index = _Cutter(self._shards, start, self._range_size, self._splits), 0
         for index, source in shards:
             if not (yield from cutter.take(index)):

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from scorer.errors import Yt8mError
 from scorer.inputs import batching, tfrecord
 from scorer.inputs.batching import Batch, batches
+from scorer.inputs.discover import find_shards
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.records import Schema
-from scorer.inputs.source import Source
+from scorer.inputs.source import Reader, Source
 from scorer.pipeline import ranges
 from scorer.pipeline.ranges import RangeReader
 from tests import shards
 from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, write
-from tests.scorer.inputs.toy_source import CONTENT, find
+from tests.scorer.inputs.toy_source import CONTENT, ToySource, find
 
 
 @pytest.fixture(autouse=True)
@@ -235,12 +236,46 @@ def test_frames_are_averaged_in_ranges_too(
         assert in_ranges(found, size, 3, skip=True, schema=schema) == in_turn(found, size, skip=True, schema=schema)
 
 
+class Far(ToySource):
+    """A source that is opened ahead, as objects in stores are."""
+
+    def begin(self) -> Begun:
+        return Begun(self)
+
+
+class Begun(NamedTuple):
+    source: Far
+
+    def reader(self) -> Reader:
+        return self.source.open()
+
+    def close(self) -> None:
+        pass
+
+
+def test_shards_of_another_kind_of_source_are_shared_among_threads_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole ones, a few to a thread; one of 0 bytes stands among them."""
+    paths = write(tmp_path, [7] * 40)
+    for path in paths:
+        CONTENT[f"shared/{Path(path).name}"] = 1, Path(path).read_bytes()
+    CONTENT["shared/010a.tfrecord"] = 1, b""
+    found = find_shards(["toy://shared"], allow_empty=True)
+    assert len(found) == 41
+    expected = in_turn(found, 100, skip=False)
+    monkeypatch.delattr(RangeReader, "_in_turn")
+    given = in_ranges(found, 100, 3, skip=False)
+    assert given == expected
+    assert (len(given.videos), given.finished[11]) == (280, (11, 0))
+
+
 def test_formats_and_sources_that_are_decoded_in_turn_stand_between_ranges(tmp_path: Path) -> None:
     paths = write(tmp_path / "plain", [30, 5, 40])
     packed = tmp_path / "packed.tfrecord"
     packed.write_bytes(gzip.compress(Path(paths[0]).read_bytes(), 0))
     CONTENT["between/x.tfrecord"] = 1, Path(paths[1]).read_bytes()
-    (toy,) = find("toy://between/x.tfrecord")
+    toy = Far("toy://between/x.tfrecord", find("toy://between/x.tfrecord")[0].stat)
     first, second, third = shards.sources(paths)
     extra = shards.sources([frame_level(tmp_path / "frames"), str(packed)])
     found = [toy, first, extra[0], toy, toy, second, extra[1], third, extra[0], toy]
