@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from scorer.inputs.discover import find_shards
+from scorer.inputs.source import LocalFile, LocalReader
 from scorer.job.spec import Job
-from tests.scorer.fakes import do_as_found, write_shards
+from tests.scorer.fakes import FakePredictor, do_as_found, write_shards
 from tests.scorer.inputs import toy_source
 
 STATS = 3
@@ -25,7 +26,9 @@ def paths(tmp_path: Path) -> list[str]:
     return write_shards(tmp_path / "shards", [9, 14, 7])
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, paths: list[str]) -> Counter[str]:
+def counted(
+    monkeypatch: pytest.MonkeyPatch, paths: list[str], calls: tuple[str, ...] = ("stat", "fstat", "lstat")
+) -> Counter[str]:
     """How often each path, or a descriptor of it, is stat'ed from now on."""
     names, seen = {os.stat(path).st_ino: path for path in paths}, Counter[str]()
 
@@ -40,7 +43,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, paths: list[str]) -> Counter[str]:
 
         monkeypatch.setattr(os, name, look)
 
-    for name in ("stat", "fstat", "lstat"):
+    for name in calls:
         counting(name)
     return seen
 
@@ -55,6 +58,24 @@ def test_a_job_stats_each_local_shard_so_often(
     output = str(tmp_path / "out" / "preds.csv")
     do_as_found(Job(find_shards(given, output), output))
     assert seen == dict.fromkeys(paths, STATS)
+
+
+def test_a_shard_read_in_ranges_is_looked_at_once_more_for_each_time_it_is_opened(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scorer.pipeline.ranges.WORTH_RANGES", 0)
+    opened, real = Counter[str](), LocalFile.open
+
+    def counting(source: LocalFile) -> LocalReader:
+        opened[source.address] += 1
+        return real(source)
+
+    monkeypatch.setattr(LocalFile, "open", counting)
+    seen = counted(monkeypatch, paths, ("fstat",))
+    output = str(tmp_path / "out" / "preds.csv")
+    do_as_found(Job(find_shards(paths), output), FakePredictor(batch_size=2, slots=3))
+    assert max(opened.values()) > 1
+    assert seen == opened
 
 
 def test_a_toy_source_is_scored_as_files_are(paths: list[str], tmp_path: Path) -> None:
