@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,8 +138,62 @@ def test_only_one_module_owns_onnxruntime() -> None:
 @pytest.mark.parametrize("room", FORBIDDEN)
 def test_no_module_shadows_the_standard_library(room: str) -> None:
     """A file that is run as a script has its own folder first in the path."""
-    names = {path.stem for path in modules_of(room).values()} - {"__main__"}
+    paths = [path.relative_to(ROOT).with_suffix("") for path in modules_of(room).values()]
+    names = {part for path in paths for part in path.parts} - {"__main__", "__init__"}
+    assert names > {room, paths[-1].stem}
     assert not names & sys.stdlib_module_names
+
+
+# what begins with an underscore, is not ours, and is used: why
+PRIVATE = {
+    "_replace": "a named tuple's method, public by its documentation",
+    "_exit": "os._exit, public by its documentation",
+    "_ActionsContainer": "what argparse.ArgumentParser and its groups are, in annotations alone",
+    "_ArgumentGroup": "what argparse's add_argument_group gives, in annotations alone",
+    "torch.utils._python_dispatch": "TorchDispatchMode has no public name; in a test alone, which fails where it goes",
+}
+
+
+def private_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Attributes and modules with an underscore in front that a file asks for, and their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield from [(node.attr, node.lineno)] * (node.attr.startswith("_") and not node.attr.endswith("__"))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            found = names if isinstance(node, ast.Import) else [node.module or "", *names]
+            yield from ((name, node.lineno) for name in found if re.search(r"(^|\.)_(?!_)", name))
+
+
+def own_names(tree: ast.Module) -> Iterator[str]:
+    """What a file defines: functions, classes, variables, attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def test_no_private_name_of_another_package_is_used() -> None:
+    """Python's, PyTorch's or another's may go with any release; what has a reason stands in PRIVATE."""
+    folders = ("scorer", "train", "export", "samples", "benchmarks", "tests")
+    paths = [ROOT / "yt8m.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    ours = {name for tree in trees.values() for name in own_names(tree)}
+    used = [(name, f"{path}:{line}") for path, tree in trees.items() for name, line in private_names(tree)]
+    assert [found for found in used if found[0] not in {*ours, *PRIVATE}] == []
+    assert {name for name, _ in used} >= {*PRIVATE}, "an exception that nothing needs"
+    assert not {*PRIVATE} & ours
+
+
+def test_a_private_name_is_found() -> None:
+    code = "import torch._C\nfrom ray._private import x\nfrom re import _cache\ntorch._foreach_add_(a)\na.__dict__"
+    assert [name for name, _ in private_names(ast.parse(code))] == [
+        "torch._C",
+        "ray._private",
+        "_cache",
+        "_foreach_add_",
+    ]
 
 
 def loaded_by(command: list[str], code: str) -> set[str]:

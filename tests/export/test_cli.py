@@ -149,6 +149,17 @@ def test_a_full_disk_leaves_nothing(
     assert files(tmp_path / "models") == []
 
 
+def test_an_error_of_the_gates_is_not_said_to_be_about_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "elsewhere")
+
+    monkeypatch.setattr("export.build._gate", fail)
+    save_run(tmp_path / "runs", "lstm")
+    with pytest.raises(OSError, match="elsewhere"):
+        run(tmp_path / "runs", tmp_path / "models", "--model", "lstm")
+    assert files(tmp_path / "models") == []
+
+
 def test_a_checkpoint_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "new.safetensors", {"format": "2"})
     assert run(tmp_path, tmp_path / "models", "--checkpoint", str(tmp_path / "new.safetensors")) == 6

@@ -57,7 +57,7 @@ class Cudart:
         return self.failing.get("cudaSetDevice", 0)
 
     def cudaGetDeviceCount(self, count: Any) -> int:
-        count._obj.value = 3
+        ctypes.cast(count, ctypes.POINTER(ctypes.c_int)).contents.value = 3
         return 0
 
     def cudaGetDeviceProperties(self, properties: Any, device: ctypes.c_int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -154,3 +155,12 @@ def test_of_two_that_make_a_folder_the_first_stays(tmp_path: Path) -> None:
         (two / "file").write_bytes(b"two")
     assert (place / "file").read_bytes() == b"two", "it ended first"
     assert names(place.parent) == ["place"]
+
+
+def test_only_these_files_put_one_in_the_place_of_another() -> None:
+    """Atomic writing is here alone; a job's work files and a part's are in their folder already, and are renamed."""
+    root = Path(__file__).parents[3]
+    renaming = re.compile(r"\bos\.(replace|rename|renames|link)\(|\.rename\(|shutil\.move\(")
+    sources = [path for room in ("scorer", "train", "export") for path in (root / room).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in sources if renaming.search(path.read_text(encoding="utf-8"))}
+    assert found == {"scorer/outputs/atomic.py", "scorer/outputs/file.py", "scorer/job/part_file.py"}
