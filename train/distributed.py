@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from scorer.errors import DeviceError, UsageError
 from scorer.system.cores import usable_cores
 
 _PATIENCE = timedelta(days=30)
+_TORCHRUN = "start several processes with torchrun, or unset WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,35 @@ class World:
         return box[0]
 
 
+def started_as() -> tuple[int, int, int]:
+    """The rank of this process, how many there are, and its number on this machine, as torchrun sets them, or 0, 1, 0.
+
+    Raises UsageError for numbers that are none, or not all there.
+    """
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return 0, 1, 0
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    except (KeyError, ValueError):
+        found = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+        raise UsageError(f"the environment has {found}", remedy=_TORCHRUN) from None
+
+
 @contextmanager
 def joined(cuda: bool) -> Iterator[World]:
-    """The processes that torchrun started (it sets WORLD_SIZE), or this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The processes that torchrun started, or this one alone.
+
+    Raises UsageError as `started_as`, and DeviceError where the processes do not find each other.
+    """
+    rank, size, local = started_as()
+    if size == 1:
         yield World()
         return
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    except (ValueError, distributed.DistError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DeviceError(f"{size} processes do not find each other: {reason}", remedy=_TORCHRUN) from None
     try:
         patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         yield World(rank, size, local, patient)

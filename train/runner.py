@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from train.data import VOCABULARIES, Split, Videos, label_count, load
 from train.devices import choose_device, private_compiler_cache, use_all_cores
 from train.distillation.cache import describe_cost
 from train.distillation.soft_labels import At, taught_in_parts
-from train.distributed import World, joined
+from train.distributed import World, joined, started_as
 from train.evaluate import Record
 from train.files import remove_file
 from train.layers import count_parameters
@@ -49,7 +48,7 @@ class Runner:
     def train_all(self) -> None:
         """Train the models one after the other; print them side by side."""
         use_all_cores()
-        device = choose_device(self.options.device, int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device(self.options.device, started_as()[2])
         shared: dict[object, Data] = {}
         rows: list[tuple[str, Record]] = []
         with private_compiler_cache(), joined(device.type == "cuda") as world:

@@ -324,6 +324,30 @@ def test_errors_are_one_line(arguments: list[str], code: int, message: str, caps
     assert not list(Path().glob("runs/*/*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("environment", "code", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, 2, "the environment has WORLD_SIZE=two, RANK=, LOCAL_RANK=; start several"),
+        ({"WORLD_SIZE": "2"}, 2, "the environment has WORLD_SIZE=2, RANK=, LOCAL_RANK=; start several"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, 7, "2 processes do not find each other: "),
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_one_line(
+    environment: dict[str, str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    line = one_line(capsys, train("--model", "lstm"), code)
+    assert message in line
+    assert line.endswith("start several processes with torchrun, or unset WORLD_SIZE")
+
+
 def test_memory_that_runs_out_while_soft_labels_are_computed_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
