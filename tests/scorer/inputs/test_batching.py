@@ -17,7 +17,7 @@ from scorer.inputs.batching import Batch, Quarantined, batches
 from scorer.inputs.position import Position
 from scorer.inputs.records import Schema
 from tests import shards
-from tests.loops import loops  # noqa: F401
+from tests.loops import HERE, loops, needs_both, using  # noqa: F401
 
 SCHEMA = Schema({"rgb": 3, "audio": 1})
 START = Position(0, 0, 0)
@@ -288,6 +288,7 @@ def kinds_of_payload(number: int) -> dict[str, bytes]:
     }
 
 
+@needs_both
 @given(
     st.lists(st.lists(st.sampled_from([*kinds_of_payload(0), *["plain"] * 9]), max_size=12), max_size=4),
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5000)), max_size=2),
@@ -309,11 +310,9 @@ def test_records_taken_straight_are_those_of_blocks(
         if index < len(paths) and (length := Path(paths[index]).stat().st_size):
             shards.flip_bit(paths[index], byte % length)
     found = []
-    for straight in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
+    for name in HERE:  # in NumPy all records come by way of blocks
+        with pytest.MonkeyPatch.context() as patch, using(name):
             patch.setattr(tfrecord, "BLOCK_BYTES", bytes_at_once)
-            if not straight:
-                patch.setattr("scorer.inputs.example_reader.native_decoder", lambda schema: None)
             found.append(
                 [
                     (rows(batch), batch.labelled, batch.end, batch.quarantined, batch.finished)
