@@ -21,6 +21,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scorer.model.predictor import Predictor
 
 SERVER = """
 import sys, time
@@ -94,7 +98,7 @@ def _measure(shards: Sequence[str], url: str, options: argparse.Namespace, folde
             )
 
 
-def _score(addresses: Sequence[str], model: object, folder: Path) -> tuple[float, float]:
+def _score(addresses: Sequence[str], model: Predictor, folder: Path) -> tuple[float, float]:
     """Videos a second, and seconds of cores a video."""
     from scorer.inputs.discover import find_shards
     from scorer.job.run import score
@@ -103,7 +107,7 @@ def _score(addresses: Sequence[str], model: object, folder: Path) -> tuple[float
 
     job = Job(find_shards(addresses), str(folder / "preds.csv"), resume_policy="restart")
     cores, began = time.process_time(), time.monotonic()
-    report = score(job, model, StopRequest(), lambda progress: None)  # type: ignore[arg-type]
+    report = score(job, model, StopRequest(), lambda progress: None)
     videos = report.record.scored
     return videos / (time.monotonic() - began), (time.process_time() - cores) / videos
 

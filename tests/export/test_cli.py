@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -420,9 +420,9 @@ def test_a_file_must_pass_on_a_gpu_too_where_there_is_one(
 ) -> None:
     opened = Model.open
 
-    def elsewhere(path: str, *, device: str, **options: Any) -> Model:
+    def elsewhere(path: str, *, device: str, **options: Any) -> Model | OnGpu:
         model = opened(path, device="cpu")
-        return model if device == "cpu" else cast(Model, OnGpu(model, 2 if rounds else 9))
+        return model if device == "cpu" else OnGpu(model, 2 if rounds else 9)
 
     monkeypatch.setattr(Model, "open", elsewhere)
     monkeypatch.setattr("export.build.has_cuda", lambda runtime: True)

@@ -17,6 +17,7 @@ from scorer.job.job_array import PartReport, found_parts, merge_files, own_part_
 from scorer.job.part import plan
 from scorer.job.part_file import PartFile, begun_part, part_path
 from scorer.job.spec import Job, Progress, Stopped
+from scorer.model.predictor import Features, Predictions
 from scorer.system.signals import StopRequest
 from tests import shards
 from tests.scorer.fakes import FACTS, LABELS, FakePredictor, do, files_of, write_shards
@@ -68,8 +69,8 @@ def run_all(job: Job, count: int) -> list[str]:
     return [run(job, index, count).path for index in range(count)]
 
 
-def merged(paths: Sequence[str], job: Job, **how: object) -> dict[str, bytes]:
-    merge_files(found_parts(paths), job.output, **how)  # type: ignore[arg-type]
+def merged(paths: Sequence[str], job: Job, **how: Any) -> dict[str, bytes]:
+    merge_files(found_parts(paths), job.output, **how)
     output = Path(job.output)
     return {name: data for name, data in files_of(output).items() if ".part-" not in name}
 
@@ -117,7 +118,7 @@ def test_a_finished_part_that_was_not_renamed_is_renamed(job: Job, whole: dict[s
     os.rename(one, partial)
 
     class Idle(FakePredictor):
-        def run(self, *arguments: object) -> object:  # type: ignore[override]
+        def run(self, features: Features, k: int = 10) -> Predictions:
             raise AssertionError("it was scored already")
 
     run(replace(job, resume_policy="resume"), 0, 2, Idle())

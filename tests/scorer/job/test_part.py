@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,8 @@ def test_parts_that_do_not_belong_together_are_named(job: Job, tmp_path: Path) -
         ([one, replace(two, shards=one.shards), three], "part 2 of 3 has other shards"),
     ]
     for field, value in (("model_sha256", "e"), ("runtime", "fake 2"), ("provider", "Other"), ("on_error", "fail")):
-        other = replace(two, options=replace(two.options, **{field: value}))  # type: ignore[arg-type]
+        changed: dict[str, Any] = {field: value}
+        other = replace(two, options=replace(two.options, **changed))
         cases.append(([one, other, three], f"part 2 of 3 was run otherwise: {field} is {value} and was"))
     for parts, says in cases:
         with pytest.raises(InputError, match=says):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -97,11 +99,11 @@ def test_equal_scores_stand_by_label(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert Model.open(str(path), provider="other").run(features(5), 10).labels.tolist() == [list(range(10))] * 5
 
 
-def backwards(ask: object) -> object:
+def backwards(ask: Callable[..., Any]) -> object:
     """As a provider may: the last labels first where all are equal."""
 
     def asked(slot: object, k: int, embeddings: bool = False) -> object:
-        found, own = ask(slot, k, embeddings)  # type: ignore[operator]
+        found, own = ask(slot, k, embeddings)
         return found._replace(labels=SMALL["labels"] - 1 - found.labels), own
 
     return asked

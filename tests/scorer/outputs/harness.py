@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -214,7 +214,8 @@ class NpyHarness(FileHarness):
     def read(self, path: Path, ids: Sequence[bytes]) -> list[list[float]]:
         found = np.load(path)
         assert str(found.dtype) == "float32"
-        return cast(list[list[float]], found.tolist())
+        numbers: list[list[float]] = found.tolist()
+        return numbers
 
     def unfinished(self) -> Sequence[str]:
         return [name for name in super().unfinished() if name != self.embeddings]
@@ -288,10 +289,11 @@ class ToyHarness:
         return copy.deepcopy((toy_sink.WORK.get(self._name), toy_sink.TABLES.get(self._name)))
 
     def restore(self, snapshot: Any) -> None:
-        for store, value in zip((toy_sink.WORK, toy_sink.TABLES), snapshot, strict=True):
-            store.pop(self._name, None)  # type: ignore[attr-defined]
+        stores: list[dict[str, Any]] = [toy_sink.WORK, toy_sink.TABLES]
+        for store, value in zip(stores, snapshot, strict=True):
+            store.pop(self._name, None)
             if value is not None:
-                store[self._name] = value  # type: ignore[index]
+                store[self._name] = value
 
     def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
         if (table := toy_sink.TABLES.get(self._name)) is None:

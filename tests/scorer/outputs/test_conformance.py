@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -169,8 +170,8 @@ def test_a_discarded_job_leaves_the_older_output(harness: Harness) -> None:
 
 def test_there_is_one_owner(harness: Harness) -> None:
     with harness.open(key(), "refuse") as sink:
-        for policy in ("refuse", "resume", "restart"):
-            with pytest.raises(ResumeError), harness.open(key(), policy):  # type: ignore[arg-type]
+        for policy in get_args(ResumePolicy):
+            with pytest.raises(ResumeError), harness.open(key(), policy):
                 pass
         Driver(sink, key()).complete()
     assert harness.output() == (exactly(ALL), record())

@@ -12,6 +12,7 @@ from scorer.inputs import remote
 from scorer.inputs.discover import find_shards
 from scorer.outputs import object_sink
 from scorer.outputs.open import check_output
+from scorer.outputs.sink import ResumePolicy
 from tests.scorer.outputs.harness import RECORDS, Driver, ObjectHarness, key, record
 from tests.scorer.outputs.test_conformance import exactly
 from tests.stores import s3
@@ -45,8 +46,8 @@ def in_parts(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
 
 
-def complete(harness: ObjectHarness, policy: str = "refuse") -> None:
-    with harness.open(key(), policy) as sink:  # type: ignore[arg-type]
+def complete(harness: ObjectHarness, policy: ResumePolicy = "refuse") -> None:
+    with harness.open(key(), policy) as sink:
         if sink.completed is None:
             Driver(sink, key()).complete()
         else:

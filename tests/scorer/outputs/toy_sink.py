@@ -37,7 +37,7 @@ class Work:
 
     key: JobKey
     groups: list[RowGroup] = field(default_factory=list)
-    kept: dict[str, bytes] = field(default_factory=lambda: {"quarantine": b"", "ids": b"", "hits": b""})
+    kept: dict[Kept, bytes] = field(default_factory=lambda: {"quarantine": b"", "ids": b"", "hits": b""})
     last: Commit | None = None
     finished: list[tuple[FileStat, int]] = field(default_factory=list)
     completed: Mapping[str, Any] | None = None
@@ -112,8 +112,8 @@ class ToySink:
         WORK.pop(self._name, None)
 
 
-def _kept(chunks: Sequence[Chunk], what: str) -> Iterator[bytes]:
-    return (chunk.kept(what) for chunk in chunks)  # type: ignore[arg-type]
+def _kept(chunks: Sequence[Chunk], what: Kept) -> Iterator[bytes]:
+    return (chunk.kept(what) for chunk in chunks)
 
 
 @contextmanager
