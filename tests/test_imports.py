@@ -144,6 +144,13 @@ def test_no_module_shadows_the_standard_library(room: str) -> None:
     assert not names & sys.stdlib_module_names
 
 
+def test_no_variable_of_the_environment_is_there_for_tests() -> None:
+    """What the packages read of the environment is other programs': tests patch what they want otherwise."""
+    texts = {name: path.read_text(encoding="utf-8") for room in FORBIDDEN for name, path in modules_of(room).items()}
+    assert len(texts) > 100
+    assert [name for name, text in texts.items() if "YT8M_" in text or "PYTEST" in text] == []
+
+
 # what begins with an underscore, is not ours, and is used: why
 PRIVATE = {
     "_replace": "a named tuple's method, public by its documentation",
