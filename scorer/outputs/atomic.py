@@ -31,7 +31,8 @@ def writing(path: object, hints: tuple[Hint, ...] = ()) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = "make room there or choose another place"
+        full = error.errno in (errno.EMFILE, errno.ENFILE)
+        remedy = "allow more open files (ulimit -n)" if full else "make room there or choose another place"
         reason = f"{path}: cannot be written: {error.strerror or error}"
         raise OutputError(reason, remedy=remedy, hints=hints) from error
 

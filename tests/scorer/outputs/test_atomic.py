@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -65,6 +66,14 @@ def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
         pass
     with pytest.raises(OutputError, match=r"a: cannot be written: it is full"), writing("a"):
         raise OSError("it is full")
+
+
+def test_too_many_open_files_are_no_full_disk() -> None:
+    with (
+        pytest.raises(OutputError, match=r"a: .*: Too many open files; allow .*ulimit -n"),
+        writing("a"),
+    ):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
