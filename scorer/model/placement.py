@@ -69,7 +69,7 @@ class DeviceOptions:
     batch_size: videos that run at once in a slot; the device's best by default.
     tf32: let CUDA round the factors of float32 products to 10 bits, which is faster and less exact.
     gpu_memory: bytes that ONNX Runtime may take of each GPU; all by default.
-    provider: instead of a device, another execution provider of ONNX Runtime: see `scorer.model.providers.Provider`.
+    provider: instead of a device, another execution provider of ONNX Runtime: see `scorer.model.devices.Provider`.
     cuda_graphs: let each slot on a GPU replay a CUDA graph, so that what they gain there can be measured.
     """
 
