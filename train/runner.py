@@ -14,6 +14,7 @@ import torch
 from scorer.errors import DeviceError, Hint, ModelError, OutputError, ResumeError, TrainingError
 from scorer.inputs.discover import find_shards
 from scorer.outputs.lock import owned
+from scorer.system.memory import is_out_of_memory
 from scorer.system.phases import nobody, phase
 from scorer.system.signals import StopRequest
 from train import checkpoint, curves
@@ -241,8 +242,7 @@ def _enough_memory(name: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        out = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not out:
+        if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else "out of memory"
         raise DeviceError(f"{name}: {reason}", hints=(Hint.SMALLER_BATCH, Hint.OWN_LABELS)) from None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from scorer.errors import BROKEN_PIPE, DeviceError, Hint, UsageError, Yt8mError, printable
+from scorer.system.memory import is_out_of_memory
 from scorer.system.packages import install_command, version
 from scorer.system.terminal import print_stderr
 from scorer.system.threads import is_refused, no_thread
@@ -99,14 +100,15 @@ def run(command: str, words: Mapping[Hint, str], action: Callable[[], int], extr
     except ModuleNotFoundError as error:
         print_stderr(f"{command}: {error.name} is not installed; {install_command(extras)}")
         return DeviceError.exit_code
-    except MemoryError:
-        print_stderr(f"{command}: {DeviceError('out of memory', hints=(Hint.SMALLER_BATCH,)).line(words)}")
-        return DeviceError.exit_code
-    except RuntimeError as error:
-        if not is_refused(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            short = DeviceError("out of memory", hints=(Hint.SMALLER_BATCH,))
+        elif is_refused(error):
+            short = no_thread()
+        else:
             raise
-        print_stderr(f"{command}: {no_thread().line(words)}")
-        return DeviceError.exit_code
+        print_stderr(f"{command}: {short.line(words)}")
+        return short.exit_code
     except BrokenPipeError:
         _forget_output()
         return BROKEN_PIPE

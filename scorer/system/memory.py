@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from pathlib import Path
 
 from scorer.system.cgroups import OWN, ROOT, group_folders, read_text
 
 _M_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # malloc.h; at glibc's first 128 KB each batch would map and unmap its blocks
 
-
+_OUT_OF_MEMORY = re.compile("can't allocate memory|cannot allocate memory|out of memory", re.IGNORECASE)
 _MEMINFO = Path("/proc/meminfo")
 # The limit, the use, and what of the use the kernel takes back first: version 2, version 1.
 _FILES = (
@@ -41,6 +42,12 @@ def _number(text: str, name: str) -> float:
     """The number after `name` at the beginning of a line, infinite where there is none."""
     rows = (line.split() for line in text.splitlines())
     return next((float(row[1]) for row in rows if len(row) > 1 and row[0] == name and row[1].isdigit()), math.inf)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the system's or a GPU's: PyTorch says so in a RuntimeError, Python in a MemoryError."""
+    said = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return said or isinstance(error, MemoryError)
 
 
 def give_memory_back() -> None:

@@ -160,6 +160,16 @@ def test_an_error_of_the_gates_is_not_said_to_be_about_writing(tmp_path: Path, m
     assert files(tmp_path / "models") == []
 
 
+def test_memory_that_runs_out_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.build.convert", lambda *_: torch.empty(1 << 60))
+    save_run(tmp_path / "runs", "lstm")
+    assert run(tmp_path / "runs", tmp_path / "models", "--model", "lstm") == 7
+    assert capsys.readouterr().err == "export: out of memory; give fewer shards to --check and --calibrate\n"
+    assert files(tmp_path / "models") == []
+
+
 def test_a_checkpoint_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "new.safetensors", {"format": "2"})
     assert run(tmp_path, tmp_path / "models", "--checkpoint", str(tmp_path / "new.safetensors")) == 6

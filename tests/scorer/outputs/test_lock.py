@@ -79,7 +79,7 @@ def test_a_dead_process_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """As a decoding worker may for a moment after its parent was killed."""
+    """As whatever a library forks may for a moment after its parent was killed."""
     code = _HOLDER.replace("sys.stdin.read()", "import os; os.fork() or sys.stdin.read()")
     lock = tmp_path / "lock"
     command = [sys.executable, "-c", code, str(lock)]

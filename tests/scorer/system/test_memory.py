@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scorer.system.memory import available_memory
+from scorer.system.memory import available_memory, is_out_of_memory
 
 GB = 1 << 30
 
@@ -61,3 +61,12 @@ def test_version_1(tmp_path: Path, membership: str) -> None:
 def test_no_limit_and_nonsense(tmp_path: Path) -> None:
     group(tmp_path / "fs" / "a" / "b", memory__max="max", memory__current="much")
     assert left(tmp_path) == 16 * GB
+
+
+def test_what_says_that_memory_ran_out() -> None:
+    said = ["CUDA out of memory. Tried to allocate 2 GiB.", "DefaultCPUAllocator: can't allocate memory: you tried"]
+    said.append("unable to mmap 149746304 bytes from file <x>: Cannot allocate memory (12)")
+    assert all(is_out_of_memory(RuntimeError(text)) for text in said)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
