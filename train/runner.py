@@ -22,7 +22,7 @@ from train.config import ModelConfig, Recipe, TrainConfig
 from train.data import VOCABULARIES, Split, Videos, label_count, load
 from train.devices import choose_device, private_compiler_cache, use_all_cores
 from train.distillation.cache import describe_cost
-from train.distillation.soft_labels import At, taught_in_parts
+from train.distillation.soft_labels import AtWork, taught_in_parts
 from train.distributed import World, joined, started_as
 from train.evaluate import Record
 from train.files import remove_file
@@ -122,7 +122,7 @@ class Runner:
         """Decode the shards; without --valid, hold out a part of the training videos."""
         options = self.options
 
-        def videos(shards: list[str], split: Split, at: At) -> Videos:
+        def videos(shards: list[str], split: Split, at: AtWork) -> Videos:
             return load(
                 find_shards(shards, allow_empty=options.allow_empty),
                 run.model.inputs,
@@ -165,7 +165,7 @@ class Runner:
             data.soft_labels(model.labels, device, at, lambda line: log(f"train: {line}") if world.first else None)
 
     @contextmanager
-    def _phase(self, name: str, world: World) -> Iterator[At]:
+    def _phase(self, name: str, world: World) -> Iterator[AtWork]:
         """The view of a phase, which a request to stop ends."""
         with self.stop.shown_elsewhere(), phase("train", name) if world.first else nullcontext(nobody) as show:
 

@@ -26,7 +26,7 @@ from train.cpu import keep_freed_memory, optimize_for_cpu
 from train.data import Videos
 from train.devices import fast_half
 from train.distillation.cache import cached_soft_labels
-from train.distillation.soft_labels import At, SoftLabels, point
+from train.distillation.soft_labels import AtWork, SoftLabels, point
 from train.distributed import World, wrap_ddp
 from train.evaluate import EVALUATED, Record, evaluate
 from train.facts import trained_on
@@ -76,7 +76,7 @@ class Data:
         self,
         labels: int,
         device: torch.device,
-        at: At = lambda share, what: None,
+        at: AtWork = lambda share, what: None,
         log: Callable[[str], None] = lambda line: None,
     ) -> SoftLabels:
         """The training videos' soft labels (train/distillation), in the host's memory, computed once on `device`.

@@ -16,16 +16,16 @@ from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
 from scorer.outputs.stream import open_stream
 
-Opener: TypeAlias = Callable[[str, JobKey, RowFormat, ResumePolicy], AbstractContextManager[Sink]]
+SinkOpener: TypeAlias = Callable[[str, JobKey, RowFormat, ResumePolicy], AbstractContextManager[Sink]]
 """From an address, the job, the form of the rows and what to do about an unfinished run to the sink.
 
 Raises OutputError or ResumeError.
 """
 
-_openers: dict[str, Opener] = {}
+_openers: dict[str, SinkOpener] = {}
 
 
-def register_sink(scheme: str, opener: Opener) -> None:
+def register_sink(scheme: str, opener: SinkOpener) -> None:
     """Have outputs named `scheme://...` opened by `opener`."""
     _openers[scheme] = opener
 
@@ -107,6 +107,6 @@ def begun_options(output: str) -> Mapping[str, Any]:
         return {}
 
 
-def _opener(output: str) -> Opener | None:
+def _opener(output: str) -> SinkOpener | None:
     scheme, found, _ = output.partition("://")
     return _openers.get(scheme) if found else None

@@ -21,7 +21,7 @@ from train.data import Videos
 from train.distillation.kernel import CPU
 from train.distillation.soft_labels import (
     PASSES,
-    At,
+    AtWork,
     SoftLabels,
     TeacherPart,
     compute_part,
@@ -41,7 +41,7 @@ def cached_soft_labels(
     videos: Videos,
     labels: int,
     folder: Path | None,
-    at: At,
+    at: AtWork,
     log: Callable[[str], None] = lambda line: None,
     device: torch.device = CPU,
 ) -> SoftLabels:
@@ -86,7 +86,7 @@ def _compute(
     labels: int,
     left: list[TeacherPart],
     path: Path | None,
-    at: At,
+    at: AtWork,
     device: torch.device,
 ) -> None:
     """Fill in the parts that are left, each kept in a file of its own where there are several."""

@@ -36,7 +36,7 @@ PASSES = 20
 _POINTS = 1024  # at a time
 _GPU_SHARE = 0.8  # of a GPU's free memory, which features and points take a part of
 
-At = Callable[[float, str], None]
+AtWork = Callable[[float, str], None]
 """Called with the share that is done and what comes next; it stops the work by raising."""
 
 
