@@ -171,10 +171,11 @@ class PartFileSink:
             self._file = AppendFile.reopen(self._paths.rows, extent)
 
     def close(self) -> None:
-        """Let go of the file, and leave none behind that holds nothing."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
+        """Let go of the file, and leave none behind that holds nothing; one that was refused stays as it is."""
+        if self._file is None:
+            return
+        with suppress(OSError):
+            self._file.close()
         if self.last is None:
             with suppress(OSError):
                 os.unlink(self._paths.rows)

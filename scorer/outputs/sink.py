@@ -157,7 +157,7 @@ class Sink(Protocol):
     def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
         """What was kept beside the rows so far, to read: a file of the system's, since NumPy reads its descriptor.
 
-        "hits" and "quarantine" only where `resumable`.
+        "hits" and "quarantine" only where `resumable`; of a part file nothing, since whoever merges the parts counts.
         """
 
     def seal(self) -> Extent:

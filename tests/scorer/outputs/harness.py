@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from scorer.inputs.batching import Quarantined
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
+from scorer.job.part import job_digest
+from scorer.job.part_file import PartFacts, PartFile, open_part_file
+from scorer.job.record import Options, ShardRecord
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.csv_rows import Pairs
 from scorer.outputs.embeddings import embedding_output
@@ -118,11 +121,15 @@ class Driver:
 
 
 def record() -> dict[str, Any]:
-    return {"read": sum(RECORDS), "quarantined": len(BAD)}
+    """Of the whole job; a part file wants the scored ones and its shards."""
+    shards = [ShardRecord(shard.canonical, shard.stat, n) for shard, n in zip(key().shards, RECORDS, strict=True)]
+    return {"scored": sum(RECORDS) - len(BAD), "shards": [shard.to_json() for shard in shards]}
 
 
 class Harness(Protocol):
-    """One output of some kind, at which jobs may crash."""
+    """One output of some kind, at which jobs may crash. keeps: whether it keeps anything beside the rows."""
+
+    keeps: bool
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]: ...
 
@@ -155,6 +162,8 @@ def name_of(row_format: str) -> str:
 
 
 class FileHarness:
+    keeps = True
+
     def __init__(self, folder: Path, row_format: str = "pairs") -> None:
         self.name, self.row_format = name_of(row_format), row_format
         self.folder = folder / "out"
@@ -236,8 +245,41 @@ class ParquetEmbeddingsHarness(NpyHarness):
         return [row["embedding"] for row in rows]
 
 
+class PartFileHarness(FileHarness):
+    """A part file, which keeps what is beside the rows within them."""
+
+    keeps = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.name = "preds.csv.part-1-of-1"
+        self.path = self.folder / self.name
+
+    def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]:
+        stats = {shard.canonical: shard.stat for shard in job.shards}
+        names = job.options["model"], "CPU", str(job.options.get("more"))
+        options = Options(*names, top_k=K, on_error="skip", embeddings=WIDTH)
+        facts = PartFacts(0, 1, job_digest(stats), "1", options, tuple(stats))
+        return open_part_file(str(self.path), facts, stats, policy)
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        if not self.path.exists():
+            return None
+        part = PartFile.read(str(self.path))
+        found = [
+            (name, labels, [round(score, 6) for score in scores])
+            for chunk in part.chunks()
+            for name, labels, scores in zip(
+                chunk.ids.split(), chunk.labels.tolist(), chunk.scores.tolist(), strict=True
+            )
+        ]
+        return found, {"scored": part.scored, "shards": [shard.to_json() for shard in part.shards]}
+
+
 class ObjectHarness:
     """An object of the S3 server at `url`, which s3:// means, or another scheme too."""
+
+    keeps = True
 
     def __init__(self, folder: Path, url: str, row_format: str = "pairs", scheme: str = "s3") -> None:
         self._client, self._snapshots = s3.client(url), folder / "snapshots"
@@ -279,6 +321,8 @@ class ObjectHarness:
 
 
 class ToyHarness:
+    keeps = True
+
     def __init__(self, folder: Path) -> None:
         self._name = f"toy://{folder}"
 
@@ -313,6 +357,7 @@ HARNESSES: dict[str, Callable[[Path], Harness]] = {
     **{f"file, {name}": partial(FileHarness, row_format=name) for name in FORMATS},
     "npy": NpyHarness,
     "parquet embeddings": ParquetEmbeddingsHarness,
+    "part file": PartFileHarness,
     "toy": ToyHarness,
 }
 OBJECTS = [("s3", "pairs"), ("s3", "labels.gz"), ("s3", "jsonl.zst"), ("s3", "parquet"), ("gs", "jsonl")]

@@ -16,7 +16,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import RECORDS, Driver, FileHarness, Harness, NpyHarness, ToyHarness, key, record
+from tests.scorer.outputs.harness import (
+    RECORDS,
+    Driver,
+    FileHarness,
+    Harness,
+    NpyHarness,
+    PartFileHarness,
+    ToyHarness,
+    key,
+    record,
+)
 from tests.scorer.outputs.test_conformance import exactly
 
 
@@ -115,6 +125,10 @@ class EmbeddingsMachine(SinkMachine):
     make = NpyHarness
 
 
+class PartFileMachine(SinkMachine):
+    make = PartFileHarness
+
+
 class ToyMachine(SinkMachine):
     make = ToyHarness
 
@@ -126,7 +140,8 @@ def tried(machine: type[SinkMachine], examples: int) -> Any:
     return case
 
 
-TestFileSink = tried(FileMachine, 50)
-TestGzipSink = tried(GzipMachine, 25)
-TestEmbeddings = tried(EmbeddingsMachine, 25)
+TestFileSink = tried(FileMachine, 25)
+TestGzipSink = tried(GzipMachine, 15)
+TestEmbeddings = tried(EmbeddingsMachine, 15)
+TestPartFile = tried(PartFileMachine, 25)
 TestToySink = tried(ToyMachine, 200)
