@@ -95,7 +95,7 @@ def save(path: Path, checkpoint: Checkpoint, train: TrainConfig) -> None:
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and metadata as `path`, atomically. Raises OutputError."""
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    replace_file(path, lambda part: _fill(part, arrays, {"format": FORMAT, **metadata}))
+    replace_file(path, lambda part: _write_part(part, arrays, {"format": FORMAT, **metadata}))
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,7 +191,7 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _fill(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def _write_part(part: Path, arrays: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     save_file(dict(arrays), part, metadata)
     umask = os.umask(0)
     os.umask(umask)

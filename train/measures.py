@@ -100,16 +100,16 @@ def _moments(values: NDArray[np.float32], groups: _Groups) -> _Moments:
     edges = np.linspace(0, width, min(threads, width) + 1).astype(int)
     whole = _Moments(np.zeros(width), np.zeros(width), np.zeros((len(groups.sizes), width)))
 
-    def fill(columns: slice) -> None:
+    def measure(columns: slice) -> None:
         part = _Moments(whole.mean_F[columns], whole.variance_F[columns], whole.groups_GF[:, columns])
-        _fill(part, values[:, columns], groups)
+        _measure(part, values[:, columns], groups)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, map(slice, edges[:-1], edges[1:])))
+        list(pool.map(measure, map(slice, edges[:-1], edges[1:])))
     return whole
 
 
-def _fill(found: _Moments, values: NDArray[np.float32], groups: _Groups) -> None:
+def _measure(found: _Moments, values: NDArray[np.float32], groups: _Groups) -> None:
     """Sums of the features less a mean of the first ones, so that a sum of squares loses nothing to a large mean."""
     if not len(values):
         return

@@ -90,7 +90,7 @@ class DecompressingReader:
     def _restore(self, state: _State) -> None:
         self._made, self._read, self._pending = state.made, state.read, state.pending
         self._decoder, self.damage = state.decoder.copy(), ""
-        self._fill()
+        self._decompress_ahead()
 
     @property
     def consumed(self) -> int:
@@ -106,9 +106,9 @@ class DecompressingReader:
         """Step over so many of the bytes that are ready; some are ready again then, unless the stream ends."""
         self._ahead = self._ahead[count:]
         if not self._ahead:
-            self._fill()
+            self._decompress_ahead()
 
-    def _fill(self) -> None:
+    def _decompress_ahead(self) -> None:
         """Make the bytes that come next ready, none at the end."""
         self._keep()
         self._ahead = memoryview(self._decompressed())
