@@ -24,7 +24,16 @@ from scorer.outputs.own import NotOwnError, create, open_own
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 _held: set[tuple[int, int]] = set()  # device and inode of each lock file that this process holds
 _guard = threading.Lock()  # of the list, and of the files while they are opened and closed
-os.register_at_fork(after_in_child=_held.clear)
+
+
+def _forget() -> None:
+    """In a forked child: it holds nothing, and the thread that held the guard meanwhile is not there to let it go."""
+    global _guard
+    _guard = threading.Lock()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
@@ -90,10 +99,11 @@ def _check_not_held(path: Path, output: str) -> None:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    _held.discard(_identity(os.fstat(descriptor)))
-    if is_at(descriptor, path):
+    identity = _identity(os.fstat(descriptor))
+    if identity in _held and is_at(descriptor, path):  # a forked child that comes here holds nothing
         with suppress(OSError):
             os.unlink(path)  # while it is held: who opened it meanwhile sees that it is gone and starts over
+    _held.discard(identity)
     os.close(descriptor)
 
 

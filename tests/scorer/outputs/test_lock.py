@@ -48,6 +48,43 @@ with owned(lock, "preds.csv"):
 """
 
 
+_LEAVING = """
+import os, sys
+from pathlib import Path
+from scorer.outputs.lock import owned
+lock = Path(sys.argv[1])
+with owned(lock, "preds.csv"):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        print(lock.exists())
+"""
+
+
+_FORKING_WITHIN = """
+import os, signal, sys, threading
+from pathlib import Path
+from scorer.outputs import lock
+held, done = threading.Event(), threading.Event()
+def hold():
+    with lock._guard:
+        held.set()
+        done.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+if child := os.fork():
+    print("ended with", os.waitpid(child, 0)[1])
+    done.set()
+    thread.join()
+else:
+    signal.alarm(20)
+    with lock.owned(Path(sys.argv[1]), "preds.csv"):
+        print("owned", flush=True)
+    os._exit(0)
+"""
+
+
 @contextmanager
 def holder(lock: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds `lock` until its standard input closes."""
@@ -158,6 +195,17 @@ def test_a_forked_child_does_not_hold_its_parents_lock(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _FORKING, str(tmp_path / "lock")]
     says = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "preds.csv is being written by process " in says
+
+
+def test_a_forked_child_that_leaves_takes_no_lock_away(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LEAVING, str(tmp_path / "lock")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "True\n"
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_child_forked_while_another_thread_takes_a_lock_does_not_wait_for_ever(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _FORKING_WITHIN, str(tmp_path / "lock")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "owned\nended with 0\n"
 
 
 @pytest.mark.parametrize("kind", ["hard link", "pipe", "folder", "symbolic link"])
