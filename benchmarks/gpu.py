@@ -17,10 +17,10 @@ Rows are printed as they are known. Goals on an H100 with BiLSTM in fp16: 1,000,
 of the session alone.
 
 On a machine without a package index, install what it has not by `pip install --no-index --no-deps` from wheels:
-onnxruntime-gpu (and not onnxruntime beside it), crc32c and tfrecord, which few machines have, numpy, protobuf, rich,
-torch for CUDA, onnx and safetensors; and build the compiled loops there (`python setup.py build_ext
---inplace`), or bring scorer/kernels/native.abi3.so. Without them decoding is less than half as fast, as the first line
-says. NVIDIA's libraries are found beside onnxruntime or in LD_LIBRARY_PATH.
+onnxruntime-gpu (before any onnxruntime in the path), crc32c and tfrecord (`pip wheel` makes its wheel), which few
+machines have, numpy, protobuf, rich, torch for CUDA, onnx and safetensors; and build the compiled loops there
+(`python setup.py build_ext --inplace`) or bring scorer/kernels/native.abi3.so: without them decoding is less than half
+as fast, as the first line says. NVIDIA's libraries are found beside onnxruntime or in LD_LIBRARY_PATH.
 """
 
 from __future__ import annotations

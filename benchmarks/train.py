@@ -98,6 +98,8 @@ def _run(options: argparse.Namespace) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{len(videos):,} videos decoded once in {seconds:.2f} s")
+    if len(videos) < options.batch:  # of which the straightforward loop would wait for the first for ever
+        raise TrainingError(f"they are fewer than a batch of {options.batch:,}", remedy="give more shards")
     print(f"batches of {options.batch:,}{', torch.compile' * options.compile}")
     print_header("model", "straightforward", "ours", "ratio", "MFLOP/video", "TFLOP/s", "peak", "MFU")
     for name in options.model:
