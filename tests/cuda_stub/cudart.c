@@ -528,14 +528,15 @@ Error cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, const 
     return 0;
 }
 
-/* ONNX Runtime's TopK kernels, (X, scores, labels, shape, size, axis, K, ...) with a block a row: the k best of scores
- * 1/2, 1/3, ... of labels 0, 1, ..., every CUDA_STUB_TIES of them alike and then, as a GPU may, in another order. */
-static void answer(unsigned rows, void **arguments) {
+/* ONNX Runtime's TopK kernels, (X, scores, labels, shape, size, axis, K, ...) with a block a row, of `count` labels: the
+ * k best of scores 1/2, 1/3, ... of labels 0, 1, ..., every CUDA_STUB_TIES of them alike and then, as a GPU may, in
+ * another order and, where not all of them are among the k, any of them: here the last ones. */
+static void answer(unsigned rows, void **arguments, int64_t count) {
     float *scores = *(float **)arguments[1];
     int64_t *labels = *(int64_t **)arguments[2], k = *(int64_t *)arguments[6];
     for (unsigned row = 0; row < rows; row++)
         for (int64_t i = 0; i < k; i++) {
-            int64_t group = i / ties, first = group * ties, most = first + ties < k ? ties : k - first;
+            int64_t group = i / ties, first = group * ties, most = first + ties < count ? ties : count - first;
             scores[row * k + i] = 1.0f / (float)(2 + group);
             labels[row * k + i] = first + most - 1 - i % ties;
         }
@@ -548,8 +549,10 @@ Error cudaLaunchKernel(const void *function, Dim3 grid, Dim3 block, void **argum
         return error;
     name = name ? name : "unknown";
     stub_log("cudaLaunchKernel kernel=%s grid=%u block=%u stream=%ld", name, grid.x, block.x, index_of(stream));
-    if (strstr(name, "RadixTopK") || strstr(name, "BitonicTopK"))
-        answer(grid.x, arguments);
+    if (strstr(name, "RadixTopK"))
+        answer(grid.x, arguments, *(int64_t *)arguments[9]);
+    if (strstr(name, "BitonicTopK"))
+        answer(grid.x, arguments, *(int64_t *)arguments[10]);
     return 0;
 }
 
