@@ -24,7 +24,6 @@ import errno
 import math
 import mmap
 import queue
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -42,6 +41,7 @@ from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
 from scorer.model.slots import Outcome
 from scorer.model.ties import SPARE, settle
 from scorer.system.packages import install_command
+from scorer.system.threads import no_thread, start_threads
 
 Array: TypeAlias = NDArray[Any]
 R = TypeVar("R")
@@ -154,7 +154,9 @@ class OwnThread:
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        threading.Thread(target=_answer, args=(self._calls,), name=name, daemon=True).start()
+        calls = self._calls  # and not this object, which the thread would keep
+        if not start_threads(1, lambda: _answer(calls), name):
+            raise no_thread()
         weakref.finalize(self, self._calls.put, None)
 
     def do(self, function: Callable[..., R], *arguments: Any) -> R:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from scorer.errors import printable
 from scorer.system.terminal import print_stderr, takes_escapes
+from scorer.system.threads import start_threads
 
 At: TypeAlias = Callable[[float], None]
 """Takes the share of a phase that is done, from 0 to 1."""
@@ -39,13 +40,13 @@ def phase(name: str, text: str) -> Iterator[At]:
     shown = _Shown(f"{name}: {printable(text)}")
     done = threading.Event()
     show = _redraw if takes_escapes(sys.stderr) else _log
-    thread = threading.Thread(target=show, args=(shown, done), daemon=True)
-    thread.start()
+    threads = start_threads(1, lambda: show(shown, done), "phase")  # where the system starts none, nothing is shown
     try:
         yield shown.at
     finally:
         done.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 class _Shown:

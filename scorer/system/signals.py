@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TypeVar
 
 from scorer.system.terminal import takes_escapes
+from scorer.system.threads import start_threads
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -85,7 +86,7 @@ def interruptible(action: Callable[[], T]) -> T:
     Called in the main thread, `action` runs in another one: Python has signals handled in the main thread and between
     two of its own instructions, which never come while a library keeps that thread. Where a handler raises, as Python's
     own raises KeyboardInterrupt, `action` is left behind and ends with the process. (ONNX Runtime ends that by SIGABRT
-    where the program catches the exception and runs to its end.)
+    where the program catches the exception and runs to its end.) Where the system starts no thread it runs in this one.
     """
     if threading.current_thread() is not threading.main_thread():
         return action()
@@ -97,8 +98,7 @@ def interruptible(action: Callable[[], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    threading.Thread(target=run, name="opening", daemon=True).start()
-    return result.result()
+    return result.result() if start_threads(1, run, "opening") else action()
 
 
 @contextmanager

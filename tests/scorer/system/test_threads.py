@@ -9,6 +9,9 @@ import pytest
 
 from scorer.cli.command import run
 from scorer.errors import DeviceError
+from scorer.model.cuda import OwnThread
+from scorer.system.phases import phase
+from scorer.system.signals import interruptible
 from scorer.system.threads import is_refused, start_threads, startable
 from tests.scorer.threads import allow_threads
 
@@ -39,3 +42,12 @@ def test_a_command_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     )
     with pytest.raises(RuntimeError, match="something else"):
         run("score", {}, lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+def test_what_does_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_threads(monkeypatch, 0)
+    assert interruptible(threading.get_ident) == threading.get_ident()
+    with phase("train", "working") as at:
+        at(0.5)
+    with pytest.raises(DeviceError, match="the system starts no more threads"):
+        OwnThread("cuda:0")
