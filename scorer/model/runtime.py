@@ -199,6 +199,7 @@ def first_line(error: BaseException) -> str:
     if said := _CUDA_SAID.search(line):
         return said[0]
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    line = re.sub(r"^\S+\.(?:cc|h):\d+ \S+ \S+\([^()]*\)(?: const)? (?=.)", "", line)  # where, and in which function
     return re.sub(r"/\S*onnxruntime\S*/", "", line)[:300]
 
 

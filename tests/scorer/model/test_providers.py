@@ -19,6 +19,7 @@ import pytest
 from scorer.errors import DeviceError, UsageError
 from scorer.model import devices, providers, runtime
 from scorer.model.devices import Provider
+from scorer.model.find import BUNDLED
 from scorer.model.model import Model
 from scorer.model.providers import without_default_k
 from tests.onnx_models import build_model, save_model
@@ -121,18 +122,54 @@ def test_k_becomes_an_input_and_nothing_else_changes() -> None:
     assert [node.name for node in session.get_inputs()][-1] == "k"
 
 
-@pytest.mark.skipif(not OPENVINO, reason="YT8M_OPENVINO_PYTHON names no environment with onnxruntime-openvino")
-def test_openvino_gives_the_cpus_labels(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 1024, "mean_audio": 128}, labels=300, hidden=64)
+needs_openvino = pytest.mark.skipif(
+    not OPENVINO, reason="YT8M_OPENVINO_PYTHON names no environment with onnxruntime-openvino"
+)
+
+
+def on_openvino(model: str, output: Path, *where: str) -> subprocess.CompletedProcess[str]:
+    """The samples scored in that environment."""
     shards = sorted(map(str, (ROOT / "samples").glob("*.tfrecord")))
+    command = [OPENVINO, "-m", "scorer", *shards, "-o", str(output), "--model", model, "--top-k", "20", *where]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("precision", "bound", "least"), [("fp32", 1e-5, 0.999), ("int8", 0.02, 0.98)])
+def test_openvino_gives_the_cpus_labels(tmp_path: Path, precision: str, bound: float, least: float) -> None:
+    model = str(BUNDLED)
+    if precision == "fp32":
+        model = save_model(tmp_path / "m.onnx", inputs={"mean_rgb": 1024, "mean_audio": 128}, labels=300, hidden=64)
     lines = {}
     for where in (["--provider", "openvino"], ["--device", "cpu"]):
         output = tmp_path / f"{where[1]}.csv"
-        command = [OPENVINO, "-m", "scorer", *shards, "-o", str(output), "--model", model, "--top-k", "20", *where]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        done = on_openvino(model, output, *where)
         assert done.returncode == 0, done.stderr
         lines[where[1]] = output.read_text().splitlines()[1:]
     pairs = [np.array([line.split(",")[1].split() for line in each], float) for each in lines.values()]
-    assert np.abs(pairs[0][:, 1::2] - pairs[1][:, 1::2]).max() < 1e-5
-    assert (pairs[0][:, ::2] == pairs[1][:, ::2]).mean() > 0.999
+    assert np.abs(pairs[0][:, 1::2] - pairs[1][:, 1::2]).max() < bound
+    assert (pairs[0][:, ::2] == pairs[1][:, ::2]).mean() > least
+
+
+@needs_openvino
+def test_openvino_is_an_error_where_it_is_not_what_was_asked_for(tmp_path: Path) -> None:
+    """Another device, an option that it has not, and a model whose work it leaves to the CPU."""
+    model, output = save_model(tmp_path / "m.onnx", **SMALL), tmp_path / "preds.csv"
+    heavy = build_model(inputs={"mean_rgb": 1024, "mean_audio": 128}, labels=300, hidden=64)
+    at, first = next((at, node) for at, node in enumerate(heavy.graph.node) if node.op_type == "Gemm")
+    x, weight, bias = first.input
+    product = onnx.helper.make_node("TransposeMatMul", [x, weight], ["product"], domain="com.microsoft")
+    first.CopyFrom(onnx.helper.make_node("Add", ["product", bias], [*first.output]))
+    heavy.graph.node.insert(at, product)
+    heavy.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(heavy, str(tmp_path / "heavy.onnx"))
+    for provider, path, said in (
+        ("openvino:device_type=GPU.7", model, "OpenVINOExecutionProvider does not open; see its documentation"),
+        ("openvino:nonsense=1", model, "OpenVINOExecutionProvider failed: Invalid OpenVINO EP option: nonsense"),
+        ("openvino", str(tmp_path / "heavy.onnx"), "OpenVINOExecutionProvider has no kernel for TransposeMatMul"),
+    ):
+        done = on_openvino(path, output, "--quiet", "--provider", provider)
+        assert (done.returncode, done.stderr.count("\n")) == (DeviceError.exit_code, 1)
+        assert said in done.stderr
+        assert not output.exists()
