@@ -51,7 +51,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
-class Run:
+class ClusterRun:
     """One run: CPU seconds of the command and its workers, of the command alone, and of the nodes' own processes;
     seconds by the clock.
     """
@@ -145,7 +145,7 @@ def cluster(cores: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
         made.shutdown()
 
 
-def run(shards: Path, model: str, cores: Sequence[int], output: Path, ray: tuple[str, list[int]] | None) -> Run:
+def run(shards: Path, model: str, cores: Sequence[int], output: Path, ray: tuple[str, list[int]] | None) -> ClusterRun:
     plain = [sys.executable, "-m", "yt8m", "score", str(shards), "-o", str(output), "--model", model, "--quiet"]
     more = ["--threads", str(len(cores))] if ray is None else ["--ray", ray[0]]
     began = time.monotonic()
@@ -159,7 +159,7 @@ def run(shards: Path, model: str, cores: Sequence[int], output: Path, ray: tuple
         raise SystemExit(f"score ended with {process.returncode}")
     command_cpu = usage.ru_utime + usage.ru_stime
     workers, nodes = counted.seconds()
-    return Run(workers + command_cpu, command_cpu, nodes, seconds)
+    return ClusterRun(workers + command_cpu, command_cpu, nodes, seconds)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Pair:
     rate: float
 
 
-def judged(small: Sequence[Run], large: Sequence[Run], videos: int) -> Pair:
+def judged(small: Sequence[ClusterRun], large: Sequence[ClusterRun], videos: int) -> Pair:
     """`videos`: more in a large run than in a small one."""
 
     def more(name: str) -> float:
@@ -187,7 +187,7 @@ def judged(small: Sequence[Run], large: Sequence[Run], videos: int) -> Pair:
     return Pair(_median(small, "seconds"), _median(small, "cpu"), each, command, nodes, videos / more("seconds"))
 
 
-def _median(runs: Sequence[Run], name: str) -> float:
+def _median(runs: Sequence[ClusterRun], name: str) -> float:
     return statistics.median(getattr(run, name) for run in runs)
 
 
@@ -225,10 +225,12 @@ def main() -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _rounds(folder: Path, cores: int, options: argparse.Namespace) -> tuple[tuple[list[Run], list[Run]], ...]:
+def _rounds(
+    folder: Path, cores: int, options: argparse.Namespace
+) -> tuple[tuple[list[ClusterRun], list[ClusterRun]], ...]:
     """(small runs, large runs) of `score` and of `score --ray`; the outputs must be the same."""
     bound = sorted(os.sched_getaffinity(0))[:cores]
-    seen: tuple[tuple[list[Run], list[Run]], ...] = ([], []), ([], [])
+    seen: tuple[tuple[list[ClusterRun], list[ClusterRun]], ...] = ([], []), ([], [])
     with cluster(bound) as nodes:
         for _ in range(options.rounds):
             for size, shards in enumerate((folder / f"small{cores}", folder / "large")):

@@ -34,7 +34,7 @@ from scorer.outputs.row_format import RowOptions
 FORMATS = ("pairs", "labels", "jsonl", "parquet", "pairs.gz", "pairs.zst", "jsonl.gz", "jsonl.zst")
 
 
-class Rows:
+class MadeRows:
     """The same predictions in the forms that ours and the peers take."""
 
     def __init__(self, videos: int, k: int, batch: int) -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    rows = Rows(options.videos, options.top_k, options.batch)
+    rows = MadeRows(options.videos, options.top_k, options.batch)
     named = RowOptions(names=[f"label number {label}" for label in range(3862)])
     candidates: dict[str, Callable[[], int]] = {
         **{name: partial(rows.ours, name, RowOptions()) for name in FORMATS},

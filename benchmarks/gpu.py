@@ -201,7 +201,7 @@ def exactness(setting: Setting) -> None:
     for path in setting.models:
         model = setting.open(path)
         features = noisy_videos(setting, model)
-        raw = Resident(setting, path, model.batch_size, K + SPARE).predict(features)
+        raw = SessionOnGpu(setting, path, model.batch_size, K + SPARE).predict(features)
         found = model.run(features, K)
         print_row(
             Path(path).name,
@@ -271,8 +271,8 @@ def model_rates(setting: Setting, path: str) -> dict[str, list[float]]:
     model, seconds, shard = setting.open(path), setting.options.seconds, setting.shard
     size = model.batch_size
     kinds: dict[str, Callable[[], Callable[[], float]]] = {
-        "session alone": lambda: partial(Resident(setting, path, size, K).rate, seconds),
-        "with a CUDA graph": lambda: partial(Resident(setting, path, size, K, graphs=True).rate, seconds),
+        "session alone": lambda: partial(SessionOnGpu(setting, path, size, K).rate, seconds),
+        "with a CUDA graph": lambda: partial(SessionOnGpu(setting, path, size, K, graphs=True).rate, seconds),
         "from memory": lambda: partial(from_memory, model, seconds),
         "whole job": lambda: partial(whole_job, model, shard),
         "with CUDA graphs": lambda: partial(whole_job, setting.open(path, graphs=True), shard),
@@ -295,7 +295,7 @@ def tried(what: str, function: Callable[[], R]) -> R | None:
         return None
 
 
-class Resident:
+class SessionOnGpu:
     """A session of its own, in a thread of its own, whose features and predictions lie on the GPU."""
 
     def __init__(self, setting: Setting, path: str, size: int, k: int, *, graphs: bool = False) -> None:

@@ -45,14 +45,14 @@ from scorer.system.signals import StopRequest
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """videos/s, and the microseconds of all cores together that a video took."""
 
     rate: float
     cost: float
 
     @classmethod
-    def of(cls, work: Callable[[], int]) -> Speed:
+    def of(cls, work: Callable[[], int]) -> Throughput:
         """The speed of `work`, which returns how many videos it did."""
         began, used = time.perf_counter(), time.process_time()
         videos = work()
@@ -88,7 +88,7 @@ class Serial:
     writing: in the thread that appends and commits. taking: of the thread that takes the next range.
     """
 
-    speed: Speed
+    speed: Throughput
     writing: float
     taking: float
 
@@ -115,7 +115,7 @@ class Serial:
             return videos
 
         with mock.patch.object(RangeReader, "_tasks", timed):
-            speed = Speed.of(job)
+            speed = Throughput.of(job)
         return cls(speed, (time.thread_time() - began) / videos * 1e6, taking / videos * 1e6)
 
     def __str__(self) -> str:
@@ -142,7 +142,7 @@ def free(shards: list[Source], batch_size: int, repeat: int, rounds: int) -> Non
     print(f"medians of {rounds}, batches of {batch_size:,}:")
     for name, found in seen.items():
         middle = [statistics.median(column) for column in zip(*map(_figures, found), strict=True)]
-        print(f"{name:<22} {Serial(Speed(*middle[:2]), *middle[2:])}")
+        print(f"{name:<22} {Serial(Throughput(*middle[:2]), *middle[2:])}")
 
 
 def _figures(serial: Serial) -> tuple[float, float, float, float]:
@@ -196,8 +196,8 @@ def main() -> None:
     resident(model, held[:2])
     alone, jobs, clocks = [], [], []
     for _ in range(options.rounds):
-        alone.append(Speed.of(lambda: resident(model, held)))
-        jobs.append(Speed.of(lambda: whole(model, shards)))
+        alone.append(Throughput.of(lambda: resident(model, held)))
+        jobs.append(Throughput.of(lambda: whole(model, shards)))
         clocks.append(clocked(model, shards))
         print(f"model alone {alone[-1]}   job {jobs[-1]}", flush=True)
     ratio = statistics.median(job.rate for job in jobs) / statistics.median(speed.rate for speed in alone)

@@ -47,7 +47,7 @@ REPORTS_VIDEOS = 230_000
 
 
 @dataclass
-class Run:
+class TrainedRun:
     """A finished run: its last epoch's record, its parameters."""
 
     last: dict[str, float]
@@ -63,13 +63,13 @@ def train(options: argparse.Namespace, models: Sequence[str], shards: Sequence[s
         raise SystemExit(status)
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> TrainedRun:
     """What a run left."""
     config = json.loads((folder / "config.json").read_text())
     with torch.device("meta"):
         model = build(config_from_json(json.dumps(config["model"])))
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return Run(last, count_parameters(model))
+    return TrainedRun(last, count_parameters(model))
 
 
 def seeds(options: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ class Simulated:
 
 
 @dataclass
-class _State:
+class _Simulated:
     """Parts wait (to begin), run (part by worker), are done, and taken by the driver."""
 
     todo: deque[tuple[int, float]]  # part, and the share of it that is left to do
@@ -80,7 +80,7 @@ class Simulation:
         self._part_seconds = way.videos / rate
         self._parts = -(-videos // way.videos)
         self._slow = [2.0 if self._chance.random() < STRAGGLERS else 1.0 for _ in range(workers)]
-        self._state = _State(deque((part, 1.0) for part in range(self._parts)), free=list(range(workers)))
+        self._state = _Simulated(deque((part, 1.0) for part in range(self._parts)), free=list(range(workers)))
         self._events: list[tuple[float, int, str, int, int]] = []  # seconds, number, what, of which, how often before
         self._numbers = itertools.count()
         self._epoch = [0] * workers

@@ -36,7 +36,7 @@ NOT_OURS = ("pip", "setuptools", "pkg_resources")
 
 
 @dataclass(frozen=True)
-class Run:
+class ProcessRun:
     """One process: wall seconds, peak resident bytes, exit code and the end of what it said."""
 
     seconds: float
@@ -45,7 +45,7 @@ class Run:
     said: str
 
 
-def run(command: list[str], prepare: Callable[[], None] | None = None) -> Run:
+def run(command: list[str], prepare: Callable[[], None] | None = None) -> ProcessRun:
     with tempfile.TemporaryFile("w+") as output:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -54,7 +54,7 @@ def run(command: list[str], prepare: Callable[[], None] | None = None) -> Run:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         output.seek(0)
-        return Run(seconds, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status), output.read()[-300:])
+        return ProcessRun(seconds, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status), output.read()[-300:])
 
 
 def one_core() -> None:
@@ -97,7 +97,7 @@ def start_up(python: Path, model: str, shard: str, rounds: int) -> list[tuple[st
         "first prediction, one core": (first, one_core),
         "first prediction, 512 MB": (first, limited),
     }
-    seen: dict[str, list[Run]] = {name: [] for name in commands}
+    seen: dict[str, list[ProcessRun]] = {name: [] for name in commands}
     run(first)  # writes the bytecode
     for _ in range(rounds):
         for name, (command, prepare) in commands.items():
@@ -106,7 +106,7 @@ def start_up(python: Path, model: str, shard: str, rounds: int) -> list[tuple[st
     return [(name, described(runs, imports)) for name, runs in seen.items()]
 
 
-def described(runs: list[Run], imports: float) -> str:
+def described(runs: list[ProcessRun], imports: float) -> str:
     if failed := [r for r in runs if r.code]:
         return f"exit {failed[0].code}: {failed[0].said.strip()}"
     middle, best = statistics.median(r.seconds for r in runs), min(r.seconds for r in runs)

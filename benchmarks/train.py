@@ -51,7 +51,7 @@ HELD_OUT = 64
 
 
 @dataclass
-class Row:
+class Comparison:
     """One model: videos/s of the straightforward loop and of ours, and ours in FLOP per video and share of the peak."""
 
     name: str
@@ -107,7 +107,9 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list[str], device: torch.device) -> Row:
+def _compare(
+    name: str, options: argparse.Namespace, videos: Videos, paths: list[str], device: torch.device
+) -> Comparison:
     model, config = spec(name).recipe
     config = replace(config, batch=options.batch, mixup=0.0, soft=False, ema=0.0, epochs=10**6, compile=options.compile)
     held = videos.rows(np.arange(HELD_OUT))
@@ -123,7 +125,7 @@ def _compare(name: str, options: argparse.Namespace, videos: Videos, paths: list
             rates["plain"].append(plain_rate(max(1, steps // 10)))
     flops = _flops(training, model)
     medians = {kind: statistics.median(values) for kind, values in rates.items()}
-    return Row(name, medians["plain"], medians["ours"], flops, medians["peak"])
+    return Comparison(name, medians["plain"], medians["ours"], flops, medians["peak"])
 
 
 def _our_steps(training: Training) -> Iterator[int]:
@@ -264,7 +266,7 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _show(row: Row) -> None:
+def _show(row: Comparison) -> None:
     print_row(
         row.name,
         f"{row.plain:,.0f} videos/s",

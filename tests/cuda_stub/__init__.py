@@ -44,7 +44,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Done:
+class StubRun:
     """A finished process and what it called, in order."""
 
     returncode: int
@@ -66,7 +66,7 @@ class CudaStub:
 
     folder: Path
 
-    def run(self, *arguments: str, failing: str = "", **variables: str) -> Done:
+    def run(self, *arguments: str, failing: str = "", **variables: str) -> StubRun:
         """Python with `arguments`, on the stand-ins.
 
         Args:
@@ -86,7 +86,7 @@ class CudaStub:
         command = [PYTHON, *arguments]
         done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
         lines = log.read_text().splitlines() if log.exists() else []
-        return Done(done.returncode, done.stdout, done.stderr, list(map(_call, lines)))
+        return StubRun(done.returncode, done.stdout, done.stderr, list(map(_call, lines)))
 
 
 def _call(line: str) -> Call:

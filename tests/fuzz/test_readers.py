@@ -38,7 +38,7 @@ class Module:
             if data == b"wrong": raise AssertionError("another row")
         def make(random):
             return harness_inputs.pop(0) if harness_inputs else b"well"
-        return harness.Reader(make, read, 50)
+        return harness.FuzzedReader(make, read, 50)
 
 FAULT = sys.argv[1].encode()
 harness_inputs = [b"well"] * (harness._WARM_UP + 3) + [FAULT]

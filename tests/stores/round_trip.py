@@ -34,14 +34,14 @@ def round_trip(address: str, folder: Path) -> list[str]:
     place = f"{address.rstrip('/')}/{uuid.uuid4().hex}"
     parts = urlsplit(place)
     store = open_store(f"{parts.scheme}://{parts.netloc}")
-    keys = _Keys(store, parts.path.lstrip("/"))
+    keys = _RoundTripKeys(store, parts.path.lstrip("/"))
     try:
         return _round_trip(place, keys, folder)
     finally:
         obstore.delete(store, keys.all())
 
 
-class _Keys:
+class _RoundTripKeys:
     """The objects below a prefix."""
 
     def __init__(self, store: Any, prefix: str) -> None:
@@ -63,7 +63,7 @@ class _Keys:
         return [entry["path"] for some in obstore.list(self._store, self._prefix) for entry in some]
 
 
-def _round_trip(place: str, keys: _Keys, folder: Path) -> list[str]:
+def _round_trip(place: str, keys: _RoundTripKeys, folder: Path) -> list[str]:
     paths = write_shards(folder / "shards", [3000, 200, 500])
     contents = {Path(path).name: Path(path).read_bytes() for path in paths}
     for name, content in contents.items():

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from scorer.inputs.batching import batches
 from scorer.inputs.records import Schema
 from tests import shards
-from tests.fuzz.readers.harness import Reader
+from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import NUMBERS, changed_bytes
 
 _INPUTS = {"mean_rgb": 8, "mean_audio": 4}
@@ -24,15 +24,15 @@ _MIB = 256
 _ROWS = 40
 
 
-def make_parquet(folder: Path) -> Reader:
+def make_parquet(folder: Path) -> FuzzedReader:
     return _reader(folder, _parquet, lambda data: len(data) - 8 - struct.unpack_from("<I", data, len(data) - 8)[0])
 
 
-def make_arrow(folder: Path) -> Reader:
+def make_arrow(folder: Path) -> FuzzedReader:
     return _reader(folder, _arrow, lambda data: len(data) - 10 - struct.unpack_from("<i", data, len(data) - 10)[0])
 
 
-def _reader(folder: Path, write: Callable[[Random, Any], bytes], footer: Callable[[bytes], int]) -> Reader:
+def _reader(folder: Path, write: Callable[[Random, Any], bytes], footer: Callable[[bytes], int]) -> FuzzedReader:
     path = folder / "shard"
     originals = [write(Random(number), _table(Random(number), _ROWS)) for number in range(6)]
 
@@ -53,7 +53,7 @@ def _reader(folder: Path, write: Callable[[Random, Any], bytes], footer: Callabl
             assert all(np.isfinite(values[: len(batch)]).all() for values in batch.features.values())
             batch.release()
 
-    return Reader(make, read, _MIB, _MIB)
+    return FuzzedReader(make, read, _MIB, _MIB)
 
 
 def _parquet(random: Random, table: Any) -> bytes:

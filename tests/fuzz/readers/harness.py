@@ -54,7 +54,7 @@ _MOST_FAILURES = 10
 
 
 @dataclass(frozen=True)
-class Reader:
+class FuzzedReader:
     """What is attacked.
 
     make: an input out of random numbers. read: has it read; raises `refusals` for what is wrong with it, and
@@ -83,13 +83,13 @@ class Results:
         self.mib, self.seconds = max(self.mib, mib), max(self.seconds, seconds)
 
 
-def reader(name: str, folder: Path) -> Reader:
+def reader(name: str, folder: Path) -> FuzzedReader:
     """The reader called so; its files lie in `folder`, which is empty."""
-    make: Callable[[Path], Reader] = getattr(import_module(f"tests.fuzz.readers.{READERS[name]}"), f"make_{name}")
+    make: Callable[[Path], FuzzedReader] = getattr(import_module(f"tests.fuzz.readers.{READERS[name]}"), f"make_{name}")
     return make(folder)
 
 
-def attempt(target: Reader, seed: int, number: int) -> tuple[str, float, float]:
+def attempt(target: FuzzedReader, seed: int, number: int) -> tuple[str, float, float]:
     """Have input `number` read: the outcome, the MiB by which memory grew, and seconds. Raises what must not be."""
     data = target.make(Random(f"{seed} {number}"))
     reset_peak()
@@ -194,7 +194,7 @@ def _work(
         assert grown < target.kept, f"memory has grown by {grown:.0f} MiB in all, more than {target.kept}"
 
 
-def _warm_up(target: Reader) -> None:
+def _warm_up(target: FuzzedReader) -> None:
     """Imports and buffers are no input's fault."""
     for number in range(_WARM_UP):
         with suppress(Exception):

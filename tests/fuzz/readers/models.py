@@ -15,7 +15,7 @@ from scorer.cli import inspection
 from scorer.model.find import BUNDLED, provenance
 from scorer.model.model import Model
 from scorer.model.onnx_file import ModelFile
-from tests.fuzz.readers.harness import Reader, memory, reset_peak
+from tests.fuzz.readers.harness import FuzzedReader, memory, reset_peak
 from tests.fuzz.readers.mutations import NUMBERS, TEXTS, changed_bytes, changed_json, dumped
 from tests.onnx_models import build_model
 
@@ -29,7 +29,7 @@ _ENTRIES = (
 )
 
 
-def make_onnx(folder: Path) -> Reader:
+def make_onnx(folder: Path) -> FuzzedReader:
     """The whole way from a file to predictions, on the CPU."""
     path = folder / "model.onnx"
     small = [_small(hidden=hidden, half=half) for hidden in (0, 6) for half in (False, True)]
@@ -58,7 +58,7 @@ def make_onnx(folder: Path) -> Reader:
         assert ((scores >= 0) & (scores <= 1)).all()
         assert ((labels >= 0) & (labels < model.facts.labels)).all()
 
-    return Reader(make, read, 1024, 256)
+    return FuzzedReader(make, read, 1024, 256)
 
 
 def _small(**how: Any) -> ModelProto:
@@ -142,7 +142,7 @@ def _change_entry(random: Random, model: ModelProto) -> None:
     entry.value = random.choice(("", "0", "-1", "1e9", "9" * 400, "[1,2,3]", "null", "x" * 100_000))
 
 
-def make_metadata(folder: Path) -> Reader:
+def make_metadata(folder: Path) -> FuzzedReader:
     """What `inspect` prints and `score` says of a file, out of entries of every kind."""
     path = folder / "model.onnx"
     base = _small()
@@ -178,4 +178,4 @@ def make_metadata(folder: Path) -> Reader:
         assert all(line.isprintable() for line in lines.split("\n"))
         lines.encode()
 
-    return Reader(make, read, 128)
+    return FuzzedReader(make, read, 128)

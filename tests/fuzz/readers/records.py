@@ -13,7 +13,7 @@ import numpy as np
 from scorer.inputs.batching import batches
 from scorer.inputs.records import Level, Schema
 from tests import shards
-from tests.fuzz.readers.harness import Reader
+from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import NUMBERS, changed_bytes
 from tests.loops import HERE, using
 
@@ -36,7 +36,7 @@ def _read(path: Path, data: bytes, level: Level, loops: str) -> int:
     return found
 
 
-def make_compressed(folder: Path) -> Reader:
+def make_compressed(folder: Path) -> FuzzedReader:
     """gzip and zlib, cut, changed and repeated; and 64 MiB of zeros out of a few KiB."""
     good = b"".join(map(shards.frame, _examples(30)))
     bombs = [b"\0" * (64 << 20), shards.frame(b"") * (1 << 15), good[:40] + b"\0" * (64 << 20)]
@@ -50,10 +50,10 @@ def make_compressed(folder: Path) -> Reader:
             return gzip.compress(changed_bytes(random, good))
         return changed_bytes(random, random.choice(originals), originals)
 
-    return Reader(make, lambda data: _read(folder / "shard", data, "auto", HERE[len(data) % len(HERE)]), _MIB)
+    return FuzzedReader(make, lambda data: _read(folder / "shard", data, "auto", HERE[len(data) % len(HERE)]), _MIB)
 
 
-def make_example(folder: Path) -> Reader:
+def make_example(folder: Path) -> FuzzedReader:
     """Payloads under right checksums, compiled and in NumPy; both must find the same."""
     originals = _examples(6)
 
@@ -64,10 +64,10 @@ def make_example(folder: Path) -> Reader:
         found = {_read(folder / "shard", data, "auto", loops) for loops in HERE}
         assert len(found) == 1, found
 
-    return Reader(make, read, _MIB)
+    return FuzzedReader(make, read, _MIB)
 
 
-def make_frames(folder: Path) -> Reader:
+def make_frames(folder: Path) -> FuzzedReader:
     """As frames, as segments, and as what the reader takes them for; with checksums and without any."""
     originals = _sequences()
     levels: tuple[Level, ...] = ("auto", "frame", "segment", "video")
@@ -82,7 +82,7 @@ def make_frames(folder: Path) -> Reader:
         found = {_read(folder / "x.pb", data[1:], levels[data[0]], loops) for loops in HERE}
         assert len(found) == 1, found
 
-    return Reader(make, read, _MIB)
+    return FuzzedReader(make, read, _MIB)
 
 
 def _shard(random: Random, originals: list[bytes]) -> bytes:

@@ -7,7 +7,7 @@ from random import Random
 
 from scorer.inputs.lists import expand_lists
 from scorer.model.vocabulary import read_vocabulary
-from tests.fuzz.readers.harness import Reader
+from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import NUMBERS, TEXTS, changed_bytes
 
 _VOCABULARY = (
@@ -16,7 +16,7 @@ _VOCABULARY = (
 _LABELS = 3
 
 
-def make_vocabulary(folder: Path) -> Reader:
+def make_vocabulary(folder: Path) -> FuzzedReader:
     path = folder / "vocabulary.csv"
 
     def make(random: Random) -> bytes:
@@ -36,10 +36,10 @@ def make_vocabulary(folder: Path) -> Reader:
         assert len(names) == _LABELS
         "".join(names).encode()  # what cannot be written
 
-    return Reader(make, read, 32)
+    return FuzzedReader(make, read, 32)
 
 
-def make_list(folder: Path) -> Reader:
+def make_list(folder: Path) -> FuzzedReader:
     path = folder / "list.txt"
     originals = [b"a.tfrecord\nb c.tfrecord\n\n@x\r\n", b"a\0b\nc\0", "é\n".encode(), b"a\n" * 50_000]
 
@@ -49,4 +49,4 @@ def make_list(folder: Path) -> Reader:
         assert names[-1] == "other"
         assert all(names)
 
-    return Reader(lambda random: changed_bytes(random, random.choice(originals), originals), read, 32)
+    return FuzzedReader(lambda random: changed_bytes(random, random.choice(originals), originals), read, 32)

@@ -17,7 +17,7 @@ from scorer.job.part import plan
 from scorer.job.spec import Job, Progress
 from scorer.system.signals import StopRequest
 from tests import shards
-from tests.fuzz.readers.harness import Reader
+from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import changed_bytes, changed_json, dumped
 from tests.scorer.fakes import LABELS, FakePredictor, do, files_of, write_shards
 from tests.scorer.job.frames import frames_of, written
@@ -27,7 +27,7 @@ from tests.scorer.journals import as_journal
 _WORK = ("journal", "partial", "quarantine", "ids", "hits")
 
 
-def make_journal(folder: Path) -> Reader:
+def make_journal(folder: Path) -> FuzzedReader:
     """An unfinished job, one of whose files is another. Whatever is resumed must give the bytes of a whole run."""
     job = _job(folder)
     do(job)
@@ -61,7 +61,7 @@ def make_journal(folder: Path) -> Reader:
         if not int(forged):  # whoever can write here can forge an output too (SECURITY.md)
             assert files_of(Path(job.output)) == expected
 
-    return Reader(make, read, 64)
+    return FuzzedReader(make, read, 64)
 
 
 def _job(folder: Path) -> Job:
@@ -101,7 +101,7 @@ def _unsealed(line: bytes) -> dict[str, Any]:
     return entry
 
 
-def make_part(folder: Path) -> Reader:
+def make_part(folder: Path) -> FuzzedReader:
     """The first of two part files, complete or not: merged with the second, or resumed."""
     names = [f"name {label}" for label in range(LABELS)]
     job = _job(folder)
@@ -136,7 +136,7 @@ def make_part(folder: Path) -> Reader:
         lines = Path(job.output).read_bytes().splitlines()
         assert sum(line.startswith(b"{") for line in lines) == record.scored
 
-    return Reader(make, read, 64)
+    return FuzzedReader(make, read, 64)
 
 
 def _unwatched(progress: Progress) -> None:

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tests.fuzz.readers.harness import Reader
+from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import NUMBERS, changed_bytes, changed_json, dumped
 from tests.train.shards import INPUTS, LABELS, recipe, videos
 from train import cache as decoded
@@ -32,7 +32,7 @@ _KEPT = 512
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X")
 
 
-def make_checkpoint(folder: Path) -> Reader:
+def make_checkpoint(folder: Path) -> FuzzedReader:
     """As `export` reads it: whole, and to a network."""
     path = folder / checkpoint.BEST
     originals = [_checkpoint(path, name) for name in ("bilstm", "lstm", "dmrnet")]
@@ -42,7 +42,7 @@ def make_checkpoint(folder: Path) -> Reader:
         model = checkpoint.load(path).model()
         assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
-    return Reader(lambda random: changed_file(random, random.choice(originals), originals), read, 64, _KEPT)
+    return FuzzedReader(lambda random: changed_file(random, random.choice(originals), originals), read, 64, _KEPT)
 
 
 def _checkpoint(path: Path, name: str) -> bytes:
@@ -52,7 +52,7 @@ def _checkpoint(path: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-def make_run(folder: Path) -> Reader:
+def make_run(folder: Path) -> FuzzedReader:
     """A run's folder, of which one file is another: looked at and resumed."""
     training, place = _training(folder), folder / "runs" / "lstm"
     files = {name: (place / name).read_bytes() for name in (checkpoint.BEST, checkpoint.LAST, "metrics.jsonl")}
@@ -74,7 +74,7 @@ def make_run(folder: Path) -> Reader:
         (place / checkpoint.LAST).unlink()
         _look(options, "lstm", {})
 
-    return Reader(make, read, 64, _KEPT)
+    return FuzzedReader(make, read, 64, _KEPT)
 
 
 def _training(folder: Path) -> Training:
@@ -94,7 +94,7 @@ class _Nobody:
     def log(self, line: str) -> None: ...
 
 
-def make_soft_labels(folder: Path) -> Reader:
+def make_soft_labels(folder: Path) -> FuzzedReader:
     """A cache of soft labels: used where it can be, else made again."""
     few = videos(12)
     whole = cache.cached_soft_labels(few, LABELS, folder, _never)
@@ -114,7 +114,7 @@ def make_soft_labels(folder: Path) -> Reader:
             soft = cache.cached_soft_labels(few, LABELS, folder, _never)
         _check(soft, len(few))
 
-    return Reader(make, read, 64, _KEPT)
+    return FuzzedReader(make, read, 64, _KEPT)
 
 
 def _never(share: float, what: str) -> None:
@@ -145,7 +145,7 @@ def _lay_out(folder: Path, files: Mapping[str, bytes], data: bytes) -> None:
         (folder / known).write_bytes(content if known == name.decode() else whole)
 
 
-def make_decoded_cache(folder: Path) -> Reader:
+def make_decoded_cache(folder: Path) -> FuzzedReader:
     """A cache of decoded videos, of which one file is another."""
     few = videos(20)
     widths = [width for _, width in INPUTS]
@@ -173,7 +173,7 @@ def make_decoded_cache(folder: Path) -> Reader:
         assert np.array_equal(labels, few.labels)
         assert all(np.array_equal(*pair) for pair in zip(features, few.features, strict=True))
 
-    return Reader(make, read, 64, _KEPT)
+    return FuzzedReader(make, read, 64, _KEPT)
 
 
 def _changed_npy(random: Random, data: bytes) -> bytes:

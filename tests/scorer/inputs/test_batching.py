@@ -23,7 +23,7 @@ SCHEMA = Schema({"rgb": 3, "audio": 1})
 START = Position(0, 0, 0)
 
 
-class Video(NamedTuple):
+class VideoRow(NamedTuple):
     id: bytes
     rgb: tuple[float, ...]
     audio: tuple[float, ...]
@@ -35,8 +35,8 @@ def payload(number: int) -> bytes:
     return shards.example(f"id{number}", range(number % 4), features)
 
 
-def video(number: int) -> Video:
-    return Video(b"id%d" % number, (number, number + 0.5, -number), (number * 2.0,), tuple(range(number % 4)))
+def video(number: int) -> VideoRow:
+    return VideoRow(b"id%d" % number, (number, number + 0.5, -number), (number * 2.0,), tuple(range(number % 4)))
 
 
 def write(folder: Path, counts: list[int]) -> list[str]:
@@ -49,16 +49,16 @@ def write(folder: Path, counts: list[int]) -> list[str]:
     ]
 
 
-def rows(batch: Batch) -> list[Video]:
+def rows(batch: Batch) -> list[VideoRow]:
     splits, values = batch.label_splits.tolist(), batch.label_values.tolist()
     rgb, audio = batch.features["rgb"], batch.features["audio"]
     return [
-        Video(id, tuple(rgb[i].tolist()), tuple(audio[i].tolist()), tuple(values[first:last]))
+        VideoRow(id, tuple(rgb[i].tolist()), tuple(audio[i].tolist()), tuple(values[first:last]))
         for i, (id, first, last) in enumerate(zip(batch.ids, splits, splits[1:], strict=False))
     ]
 
 
-def collect(paths: list[str], size: int, **options: Any) -> tuple[list[Video], list[Quarantined], list[Any]]:
+def collect(paths: list[str], size: int, **options: Any) -> tuple[list[VideoRow], list[Quarantined], list[Any]]:
     videos, quarantined, finished = [], [], []
     for batch in batches(shards.sources(paths), SCHEMA, size, **options):
         assert len(batch) <= size
@@ -102,7 +102,7 @@ def test_resume_at_every_batch(tmp_path: Path, size: int, damage: Any) -> None:
     paths = write(tmp_path, [4, 3, 5])
     damage(paths[1], 1)
     whole = collect(paths, size, on_error="skip")
-    videos: list[Video] = []
+    videos: list[VideoRow] = []
     quarantined: list[Quarantined] = []
     finished: list[Any] = []
     for batch in batches(shards.sources(paths), SCHEMA, size, on_error="skip"):

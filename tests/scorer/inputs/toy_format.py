@@ -19,7 +19,7 @@ from scorer.kernels.packed import PackedStrings
 BLOCK_RECORDS = 5
 
 
-class JsonLines:
+class ToyLines:
     def recognises(self, head: bytes) -> bool:
         return head.startswith(b'{"id"')
 
@@ -69,4 +69,4 @@ class JsonRows:
         return True
 
 
-register_format(JsonLines())
+register_format(ToyLines())

@@ -123,7 +123,7 @@ def _kill(pid: int) -> bool:
 
 
 @dataclass
-class Tally:
+class ClusterTally:
     """What happened: kills by what was killed, nodes that joined, jobs finished and compared."""
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -163,14 +163,14 @@ def same(folder: Path) -> bool:
     return files_of(folder / "preds.csv") == files_of(folder / "whole" / "preds.csv")
 
 
-def crash(folder: Path, kills: int, seed: int = 0, parts: int | None = None) -> Tally:
+def crash(folder: Path, kills: int, seed: int = 0, parts: int | None = None) -> ClusterTally:
     """Kill, and resume where the command was killed, until `kills` kills hit and the job in hand is compared.
 
     parts: how many part files the workers write, where they do.
 
     Raises AssertionError when a byte differs or a command ends in an unexpected way.
     """
-    chance, tally = random.Random(seed), Tally()
+    chance, tally = random.Random(seed), ClusterTally()
     prepare(folder, [chance.randrange(50, 400) for _ in range(24)])
     more = ["--ray-parts", str(parts)] if parts else []
     with nodes() as cluster:
@@ -193,7 +193,9 @@ def _merge(folder: Path) -> None:
         path.unlink()
 
 
-def _one_job(folder: Path, cluster: Nodes, kills: int, more: list[str], tally: Tally, chance: random.Random) -> None:
+def _one_job(
+    folder: Path, cluster: Nodes, kills: int, more: list[str], tally: ClusterTally, chance: random.Random
+) -> None:
     """Begin a job, kill and resume it until it ends."""
     kills = min(kills, tally.kills.total() + chance.randint(1, MOST_A_JOB))
     while True:
@@ -209,7 +211,7 @@ def _attacked(
     process: subprocess.Popen[str],
     cluster: Nodes,
     kills: int,
-    tally: Tally,
+    tally: ClusterTally,
     chance: random.Random,
 ) -> int:
     """The exit code of `process`, killed or not while what works for it is."""

@@ -51,7 +51,7 @@ class StoreTally(Tally):
 
 
 @dataclass
-class _Store:
+class _CrashStore:
     """The server at `url`, and a model for what is in it."""
 
     url: str
@@ -109,7 +109,9 @@ def crash(folder: Path, kills: int, seed: int = 0) -> StoreTally:
     return tally
 
 
-def _one_job(store: _Store, output: str, seconds: float, kills: int, tally: StoreTally, chance: random.Random) -> None:
+def _one_job(
+    store: _CrashStore, output: str, seconds: float, kills: int, tally: StoreTally, chance: random.Random
+) -> None:
     """Kill and resume a job until it ends by itself, after MOST kills or `kills` in all at the latest."""
     most, said = min(kills, tally.kills + MOST), ""
     while True:
@@ -148,7 +150,7 @@ def _stats(work: Path, pattern: str) -> list[tuple[int, int]]:
     return [stat for path in work.glob(pattern) if (stat := stat_of(path))]
 
 
-def _state(store: _Store, output: str) -> str:
+def _state(store: _CrashStore, output: str) -> str:
     """What a kill left."""
     work = work_folder(f"{ROOT}/{output}")
     if not (journal := work / f".{output}.journal").exists():
@@ -160,13 +162,13 @@ def _state(store: _Store, output: str) -> str:
 
 
 @contextmanager
-def _store(folder: Path) -> Iterator[_Store]:
+def _store(folder: Path) -> Iterator[_CrashStore]:
     """With shards of which some are compressed, and a folder for the work in this process's environment."""
     state = str(folder / "state")
     model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
     small_parts = patch("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", 1)
     with s3.running() as url, small_parts, patch.dict(os.environ, {**s3.environment(url), "XDG_STATE_HOME": state}):
-        store = _Store(url, model, dict(os.environ))
+        store = _CrashStore(url, model, dict(os.environ))
         for number, path in enumerate(write_shards(folder / "shards", [400] * 8)):
             content, pack = Path(path).read_bytes(), (None, gzip.compress, zlib.compress)[number % 3]
             key = f"kills/packed/{number}" if pack else f"kills/{number}.tfrecord"

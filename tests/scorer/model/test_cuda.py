@@ -93,7 +93,7 @@ class Cudart:
 class Session:
     """A session on the CPU that says it is on a GPU."""
 
-    def __init__(self, gpu: Gpu, session: Any, choices: dict[str, str]) -> None:
+    def __init__(self, gpu: FakeGpu, session: Any, choices: dict[str, str]) -> None:
         self._gpu, self._session, self._choices = gpu, session, choices
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +115,7 @@ class Session:
         self._session.run_with_iobinding(binding)
 
 
-class Gpu:
+class FakeGpu:
     """onnxruntime as it would be with CUDA, and what a test wants to go wrong.
 
     on_cpu: operators without a CUDA kernel. most_rows: larger tensors do not fit. run_error: what a bound run raises.
@@ -163,8 +163,8 @@ def cudart(monkeypatch: pytest.MonkeyPatch) -> Cudart:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Iterator[Gpu]:
-    gpu = Gpu()
+def gpu(monkeypatch: pytest.MonkeyPatch, cudart: Cudart) -> Iterator[FakeGpu]:
+    gpu = FakeGpu()
     monkeypatch.setattr(scorer.model.model, "import_runtime", lambda: gpu)
     yield gpu
     gc.collect()
@@ -182,7 +182,7 @@ def given() -> Features:
 
 @pytest.mark.parametrize("k", [1, 10, 30])
 @pytest.mark.parametrize("videos", [1, 17, 64, 65, 300])
-def test_answers_are_the_cpus(gpu: Gpu, path: str, given: Features, videos: int, k: int) -> None:
+def test_answers_are_the_cpus(gpu: FakeGpu, path: str, given: Features, videos: int, k: int) -> None:
     given = rows(given, slice(videos))
     model = Model.open(path, batch_size=64)
     assert (model.facts.device, model.facts.provider, model.slots, model.facts.reason) == (
@@ -194,7 +194,9 @@ def test_answers_are_the_cpus(gpu: Gpu, path: str, given: Features, videos: int,
     assert same(model.run(given, k), Model.open(path, device="cpu").run(given, k))
 
 
-def test_half_precision_features_are_sent_as_such(gpu: Gpu, cudart: Cudart, tmp_path: Path, given: Features) -> None:
+def test_half_precision_features_are_sent_as_such(
+    gpu: FakeGpu, cudart: Cudart, tmp_path: Path, given: Features
+) -> None:
     path = save_model(tmp_path / "half.onnx", **SMALL, half=True)
     model = Model.open(path, batch_size=64)
     cudart.copied.clear()
@@ -204,7 +206,7 @@ def test_half_precision_features_are_sent_as_such(gpu: Gpu, cudart: Cudart, tmp_
 
 
 def test_only_k_scores_and_labels_and_a_few_more_come_back(
-    gpu: Gpu, cudart: Cudart, path: str, given: Features
+    gpu: FakeGpu, cudart: Cudart, path: str, given: Features
 ) -> None:
     model = Model.open(path, batch_size=64)
     cudart.copied.clear()
@@ -214,7 +216,7 @@ def test_only_k_scores_and_labels_and_a_few_more_come_back(
 
 @pytest.mark.parametrize("videos", [1, 64, 150])
 def test_embeddings_are_the_cpus_and_come_back_where_they_are_asked_for(
-    gpu: Gpu, cudart: Cudart, tmp_path: Path, given: Features, videos: int
+    gpu: FakeGpu, cudart: Cudart, tmp_path: Path, given: Features, videos: int
 ) -> None:
     path = save_model(tmp_path / "e.onnx", **SMALL, hidden=20, embeddings=True)
     model, given = Model.open(path, batch_size=64), rows(given, slice(videos))
@@ -230,7 +232,7 @@ def test_embeddings_are_the_cpus_and_come_back_where_they_are_asked_for(
     assert embeddings.tobytes() == own.tobytes(), "no view of a buffer that is used again"
 
 
-def test_equal_scores_at_the_border_leave_embeddings_as_they_are(gpu: Gpu, tmp_path: Path) -> None:
+def test_equal_scores_at_the_border_leave_embeddings_as_they_are(gpu: FakeGpu, tmp_path: Path) -> None:
     path = save_model(tmp_path / "e.onnx", **SMALL, hidden=16, embeddings=True)
     still = {name: np.zeros((5, width), np.float32) for name, width in SMALL["inputs"].items()}
     one, other = Model.open(path, batch_size=8).embed(still, k=3), Model.open(path, device="cpu").embed(still, k=3)
@@ -238,14 +240,14 @@ def test_equal_scores_at_the_border_leave_embeddings_as_they_are(gpu: Gpu, tmp_p
     assert one[1].tobytes() == other[1].tobytes()
 
 
-def test_a_small_batch_leaves_nothing_of_a_large_one_behind(gpu: Gpu, path: str, given: Features) -> None:
+def test_a_small_batch_leaves_nothing_of_a_large_one_behind(gpu: FakeGpu, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=64)
     expected = Model.open(path, device="cpu").run(given)
     for piece in (slice(0, 64), slice(64, 67), slice(67, 131), slice(131, 132)):
         assert same(model.run(rows(given, piece)), (expected[0][piece], expected[1][piece]))
 
 
-def test_many_threads_share_the_slots(gpu: Gpu, path: str, given: Features) -> None:
+def test_many_threads_share_the_slots(gpu: FakeGpu, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=16)
     expected = Model.open(path, device="cpu").run(given)
     with ThreadPoolExecutor(8) as pool:
@@ -253,7 +255,7 @@ def test_many_threads_share_the_slots(gpu: Gpu, path: str, given: Features) -> N
     assert same((np.concatenate([a for a, _ in answers]), np.concatenate([b for _, b in answers])), expected)
 
 
-def test_exact_arithmetic_unless_tf32_is_asked_for(gpu: Gpu, path: str) -> None:
+def test_exact_arithmetic_unless_tf32_is_asked_for(gpu: FakeGpu, path: str) -> None:
     assert Model.open(path).facts.runtime == "onnxruntime 1.99 on stand-in, batches of 4,096"
     assert {choices["use_tf32"] for choices in gpu.choices} == {"0"}
     gpu.choices.clear()
@@ -262,7 +264,7 @@ def test_exact_arithmetic_unless_tf32_is_asked_for(gpu: Gpu, path: str) -> None:
     assert Model.open(path, device="cpu", tf32=True).facts.runtime == "onnxruntime 1.99"
 
 
-def test_several_gpus_have_a_session_per_slot(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+def test_several_gpus_have_a_session_per_slot(gpu: FakeGpu, cudart: Cudart, path: str, given: Features) -> None:
     model = Model.open(path, device="cuda:2,0", batch_size=16)
     assert (model.facts.device, model.slots) == ("cuda:0,2", 6)
     assert [choices["device_id"] for choices in gpu.choices] == ["0", "0", "0", "2", "2", "2"]
@@ -270,13 +272,13 @@ def test_several_gpus_have_a_session_per_slot(gpu: Gpu, cudart: Cudart, path: st
     assert cudart.devices == [0, 0, 0, 2, 2, 2]
 
 
-def test_all_gpus_and_none_that_is_not_there(gpu: Gpu, path: str) -> None:
+def test_all_gpus_and_none_that_is_not_there(gpu: FakeGpu, path: str) -> None:
     assert Model.open(path, device="cuda:all").facts.device == "cuda:0,1,2"
     with pytest.raises(DeviceError, match="cuda:1,3 is not there: CUDA sees 3 GPUs; see nvidia-smi"):
         Model.open(path, device="cuda:1,3")
 
 
-def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -> None:
+def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: FakeGpu, path: str) -> None:
     gpu.opened_as = [CPU]
     with pytest.raises(DeviceError, match=r"cuda:0 does not open: .*libonnxruntime_providers_cuda.so.*; `yt8m doctor`"):
         Model.open(path, device="cuda")
@@ -285,7 +287,7 @@ def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: Gpu, path: str) -
     assert model.facts.reason.startswith("cuda:0 does not open: ")
 
 
-def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: Gpu, path: str) -> None:
+def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: FakeGpu, path: str) -> None:
     gpu.on_cpu = ["Shape", "MatMulInteger"]
     with pytest.raises(DeviceError, match="no kernel for MatMulInteger; use an fp16 model"):
         Model.open(path, device="cuda:0")
@@ -294,14 +296,14 @@ def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: Gpu, path: str) -> No
     assert Model.open(path).facts.device == "cuda:0"
 
 
-def test_a_device_that_fails_in_a_run_is_an_error_and_no_answer(gpu: Gpu, path: str, given: Features) -> None:
+def test_a_device_that_fails_in_a_run_is_an_error_and_no_answer(gpu: FakeGpu, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=64)
     gpu.run_error = RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 719: unspecified launch failure")
     with pytest.raises(DeviceError, match="cuda:0 failed: CUDA failure 719"):
         model.run(given)
 
 
-def test_a_copy_that_fails_is_an_error(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+def test_a_copy_that_fails_is_an_error(gpu: FakeGpu, cudart: Cudart, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=64)
     cudart.failing["cudaMemcpyAsync"] = 700
     with pytest.raises(DeviceError, match="CUDA failed: cudaMemcpyAsync: error 700"):
@@ -309,14 +311,14 @@ def test_a_copy_that_fails_is_an_error(gpu: Gpu, cudart: Cudart, path: str, give
     assert cudart.errors_taken == 1, "ONNX Runtime would find that error and report it as its own"
 
 
-def test_memory_that_runs_out_while_opening_halves_the_batch(gpu: Gpu, path: str, given: Features) -> None:
+def test_memory_that_runs_out_while_opening_halves_the_batch(gpu: FakeGpu, path: str, given: Features) -> None:
     gpu.most_rows = 40
     model = Model.open(path, batch_size=256)
     assert (model.batch_size, model.notes) == (32, ["memory ran out: batches of 32 instead of 256"])
     assert same(model.run(given), Model.open(path, device="cpu").run(given))
 
 
-def test_memory_that_runs_out_in_a_run_is_an_error(gpu: Gpu, path: str, given: Features) -> None:
+def test_memory_that_runs_out_in_a_run_is_an_error(gpu: FakeGpu, path: str, given: Features) -> None:
     """A smaller batch would give other bits from there on."""
     model = Model.open(path, batch_size=64)
     gpu.run_error = RuntimeError("Failed to allocate memory for requested buffer of size 123")
@@ -328,7 +330,7 @@ def test_memory_that_runs_out_in_a_run_is_an_error(gpu: Gpu, path: str, given: F
 
 
 def test_main_memory_that_runs_out_halves_the_batch(
-    gpu: Gpu, path: str, given: Features, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, path: str, given: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = mmap.mmap
 
@@ -341,19 +343,19 @@ def test_main_memory_that_runs_out_halves_the_batch(
     assert Model.open(path, device="cuda", batch_size=128).batch_size == 32
 
 
-def test_auto_falls_back_where_no_batch_fits(gpu: Gpu, path: str) -> None:
+def test_auto_falls_back_where_no_batch_fits(gpu: FakeGpu, path: str) -> None:
     gpu.most_rows = 0
     model = Model.open(path)
     assert (model.facts.device, model.facts.reason) == ("cpu", "cuda:0 has not enough memory for one video")
 
 
-def test_no_room_for_one_video_is_an_error(gpu: Gpu, path: str) -> None:
+def test_no_room_for_one_video_is_an_error(gpu: FakeGpu, path: str) -> None:
     gpu.most_rows = 0
     with pytest.raises(DeviceError, match="cuda:0 has not enough memory for one video"):
         Model.open(path, device="cuda")
 
 
-def test_page_locked_memory_is_given_back(gpu: Gpu, cudart: Cudart, path: str, given: Features) -> None:
+def test_page_locked_memory_is_given_back(gpu: FakeGpu, cudart: Cudart, path: str, given: Features) -> None:
     model = Model.open(path, batch_size=64)
     assert len(cudart.locked) == 3 * 4
     model.run(given, 20)

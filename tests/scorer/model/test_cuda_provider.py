@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scorer.errors import DeviceError
-from tests.cuda_stub import ROOT, CudaStub, Done, needs_provider
+from tests.cuda_stub import ROOT, CudaStub, StubRun, needs_provider
 
 pytestmark = needs_provider
 
@@ -39,12 +39,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def made(done: Done) -> Counter[str]:
+def made(done: StubRun) -> Counter[str]:
     """How often each thing was made that has to be given back."""
     return Counter(call.name for call in done.log if call.name in LEAKS)
 
 
-def score(stub: CudaStub, output: Path, *arguments: str, failing: str = "", script: str = "", **variables: str) -> Done:
+def score(
+    stub: CudaStub, output: Path, *arguments: str, failing: str = "", script: str = "", **variables: str
+) -> StubRun:
     """script: what is to run `score` instead of the command itself."""
     shards = sorted(map(str, (ROOT / "samples").glob("*.tfrecord")))
     command = [*(("-c", script) if script else ("-m", "scorer")), *shards, "-o", str(output), "--device", "cuda"]
@@ -215,7 +217,7 @@ def test_a_resumed_job_keeps_the_size_of_its_batches(
     assert (tmp_path / f"preds.{written}").exists()
 
 
-def most_held(done: Done) -> int:
+def most_held(done: StubRun) -> int:
     """The most bytes of the GPU's memory that were allocated at once."""
     signs = {"cudaMalloc": 1, "cudaFree": -1}
     changes = [signs[call.name] * int(call.fields["size"]) for call in done.log if call.name in signs]

@@ -87,7 +87,7 @@ def vectors(ids: Sequence[bytes]) -> NDArray[np.float32]:
     return np.array([[int(id[1:]), -0.5, 1 / 3] for id in ids], np.float32).reshape(len(ids), WIDTH)
 
 
-class Driver:
+class SinkDriver:
     """A job over a sink: what a writer does, without counts that a test would not see."""
 
     def __init__(self, sink: Sink, job: JobKey) -> None:

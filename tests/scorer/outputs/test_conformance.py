@@ -14,9 +14,9 @@ from tests.scorer.outputs.harness import (
     HARNESSES,
     OBJECTS,
     RECORDS,
-    Driver,
     Harness,
     ObjectHarness,
+    SinkDriver,
     key,
     record,
     rows,
@@ -41,13 +41,13 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:
     with harness.open(key(), policy) as sink:
-        Driver(sink, key()).complete()
+        SinkDriver(sink, key()).complete()
 
 
 def crash_after(harness: Harness, committed: int, appended: int = 0) -> None:
     """A run that commits so many records, appends some more, and dies."""
     with harness.open(key(), "restart") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         if committed:
             driver.append(committed)
             driver.commit()
@@ -60,7 +60,7 @@ def crash_after(harness: Harness, committed: int, appended: int = 0) -> None:
 def test_a_whole_job(harness: Harness) -> None:
     with harness.open(key(), "refuse") as sink:
         assert (sink.last, sink.completed, [*sink.finished]) == (None, None, [])
-        Driver(sink, key()).complete()
+        SinkDriver(sink, key()).complete()
         assert sink.completed == record()
         assert [records for _, records in sink.finished] == RECORDS
     assert harness.output() == (exactly(ALL), record())
@@ -71,7 +71,7 @@ def test_an_older_output_stays_until_the_new_one_is_whole(harness: Harness) -> N
     complete(harness)
     old = harness.output()
     with harness.open(key(version=2), "refuse") as sink:
-        driver = Driver(sink, key(version=2))
+        driver = SinkDriver(sink, key(version=2))
         driver.append(4)
         driver.commit()
         assert harness.output() == old
@@ -83,7 +83,7 @@ def test_an_older_output_stays_until_the_new_one_is_whole(harness: Harness) -> N
 def test_a_crash_loses_what_was_not_committed_and_nothing_else(harness: Harness, committed: int, appended: int) -> None:
     crash_after(harness, committed, appended)
     with harness.open(key(), "resume") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         assert driver.done == committed
         assert len(sink.finished) == driver.end.shard
         driver.complete()
@@ -93,7 +93,7 @@ def test_a_crash_loses_what_was_not_committed_and_nothing_else(harness: Harness,
 
 def test_a_crash_after_several_commits_loses_nothing_of_any(harness: Harness) -> None:
     with harness.open(key(), "refuse") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         for count in (2, 4, 5):
             driver.append(count)
             driver.commit()
@@ -101,7 +101,7 @@ def test_a_crash_after_several_commits_loses_nothing_of_any(harness: Harness) ->
         snapshot = harness.snapshot()
     harness.restore(snapshot)
     with harness.open(key(), "resume") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         assert (driver.done, len(sink.finished)) == (11, 2)
         driver.complete()
     assert harness.output() == (exactly(ALL), record())
@@ -110,7 +110,7 @@ def test_a_crash_after_several_commits_loses_nothing_of_any(harness: Harness) ->
 def test_what_is_kept_is_of_what_was_committed_and_appended(harness: Harness) -> None:
     crash_after(harness, 6, 3)
     with harness.open(key(), "resume") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         driver.append(5)
         driver.commit()
         with sink.kept("ids") as ids:
@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_refused_and_stays(harness: Harness) -> None:
     with pytest.raises(ResumeError), harness.open(key(), "refuse"):
         pass
     with harness.open(key(), "resume") as sink:
-        assert Driver(sink, key()).done == 6
+        assert SinkDriver(sink, key()).done == 6
 
 
 def test_an_unfinished_run_that_committed_nothing_is_no_obstacle(harness: Harness) -> None:
@@ -137,7 +137,7 @@ def test_restart_begins_from_nothing(harness: Harness) -> None:
     crash_after(harness, 6)
     with harness.open(key(), "restart") as sink:
         assert sink.last is None
-        Driver(sink, key()).complete()
+        SinkDriver(sink, key()).complete()
     assert harness.output() == (exactly(ALL), record())
 
 
@@ -151,7 +151,7 @@ def test_another_job_is_not_resumed(harness: Harness) -> None:
 
 def test_a_job_that_leaves_without_a_commit_leaves_nothing(harness: Harness) -> None:
     with harness.open(key(), "refuse") as sink:
-        Driver(sink, key()).append(3)
+        SinkDriver(sink, key()).append(3)
     assert harness.unfinished() == []
     assert harness.output() is None
 
@@ -160,7 +160,7 @@ def test_a_discarded_job_leaves_the_older_output(harness: Harness) -> None:
     complete(harness)
     old = harness.output()
     with harness.open(key(), "refuse") as sink:
-        driver = Driver(sink, key())
+        driver = SinkDriver(sink, key())
         driver.append(4)
         driver.commit()
         sink.discard()
@@ -173,5 +173,5 @@ def test_there_is_one_owner(harness: Harness) -> None:
         for policy in get_args(ResumePolicy):
             with pytest.raises(ResumeError), harness.open(key(), policy):
                 pass
-        Driver(sink, key()).complete()
+        SinkDriver(sink, key()).complete()
     assert harness.output() == (exactly(ALL), record())

@@ -18,11 +18,11 @@ from scorer.errors import ResumeError
 from scorer.outputs.sink import ResumePolicy
 from tests.scorer.outputs.harness import (
     RECORDS,
-    Driver,
     FileHarness,
     Harness,
     NpyHarness,
     PartFileHarness,
+    SinkDriver,
     ToyHarness,
     key,
     record,
@@ -40,7 +40,7 @@ class SinkMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.harness: Harness = self.make(self.folder)
         self.stack = ExitStack()
-        self.driver: Any = None  # a Driver while the sink is open
+        self.driver: Any = None  # a SinkDriver while the sink is open
         self.committed = 0
         self.completed = False
 
@@ -48,9 +48,9 @@ class SinkMachine(RuleBasedStateMachine):
         self.stack.close()
         shutil.rmtree(self.folder)
 
-    def opened(self, policy: ResumePolicy) -> Driver:
+    def opened(self, policy: ResumePolicy) -> SinkDriver:
         sink = self.stack.enter_context(self.harness.open(key(), policy))
-        self.driver = driver = Driver(sink, key())
+        self.driver = driver = SinkDriver(sink, key())
         return driver
 
     @precondition(lambda self: self.driver is None)

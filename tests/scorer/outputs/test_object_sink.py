@@ -13,7 +13,7 @@ from scorer.inputs.discover import find_shards
 from scorer.outputs import object_sink
 from scorer.outputs.open import check_output
 from scorer.outputs.sink import ResumePolicy
-from tests.scorer.outputs.harness import RECORDS, Driver, ObjectHarness, key, record
+from tests.scorer.outputs.harness import RECORDS, ObjectHarness, SinkDriver, key, record
 from tests.scorer.outputs.test_conformance import exactly
 from tests.stores import s3
 from tests.stores.proxy import Verdict, proxy
@@ -49,7 +49,7 @@ def in_parts(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def complete(harness: ObjectHarness, policy: ResumePolicy = "refuse") -> None:
     with harness.open(key(), policy) as sink:
         if sink.completed is None:
-            Driver(sink, key()).complete()
+            SinkDriver(sink, key()).complete()
         else:
             sink.complete(sink.completed)
 

@@ -32,7 +32,7 @@ class RowGroup:
 
 
 @dataclass
-class Work:
+class ToyWork:
     """What an unfinished job has committed."""
 
     key: JobKey
@@ -51,7 +51,7 @@ class Table:
     record: Mapping[str, Any]
 
 
-WORK: dict[str, Work] = {}
+WORK: dict[str, ToyWork] = {}
 TABLES: dict[str, Table] = {}
 _owned: set[str] = set()
 
@@ -65,7 +65,7 @@ class ToySink:
 
     def __init__(self, name: str, key: JobKey) -> None:
         self._name = name
-        self._work = WORK.setdefault(name, Work(key))
+        self._work = WORK.setdefault(name, ToyWork(key))
         self._new: list[Chunk] = []
 
     @property
