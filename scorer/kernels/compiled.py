@@ -18,6 +18,7 @@ _FUNCTIONS = (
     "check_predictions",
     "count_metrics",
     "metric_records",
+    "count_unknown",
     "id_keys",
     "format_rows",
     "crc32c",
@@ -58,6 +59,10 @@ def format_rows(ids: PackedStrings, labels: NDArray[np.int64], scores: NDArray[n
 
 def metric_records(labels: NDArray[np.int64], scores: NDArray[np.float32], truth: PackedStrings) -> bytes:
     return native.metric_records(*_contiguous(labels, scores), truth.data, truth.sizes)
+
+
+def count_unknown(truth: PackedStrings, label_count: int) -> int:
+    return native.count_unknown(truth.data, label_count)
 
 
 def count_metrics(

@@ -77,6 +77,9 @@ class Loops(Protocol):
     def metric_records(self, labels: Labels, scores: Scores, truth: PackedStrings, /) -> bytes:
         """`metric_record(k)` of those of n videos that have true labels; truth: these, as packed varints."""
 
+    def count_unknown(self, truth: PackedStrings, label_count: int, /) -> int:
+        """How many of the true labels of some videos, packed varints, are none of 0..label_count-1."""
+
     def count_metrics(self, records: NDArray[np.void], up_to: Labels, first: Labels, histogram: Labels, /) -> int:
         """Add up n metric records in what scorer.evaluation.metrics.Metrics counts; returns their positives.
 

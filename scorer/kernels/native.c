@@ -648,16 +648,22 @@ static bool is_among(int64_t value, const int64_t *sorted, int64_t count) {
     return false;
 }
 
-/* The numbers in packed varints (an unfinished last one is left out); how many. */
+/* Take the next number off packed varints; false without a whole one. */
+static bool take_number(Span *packed, uint64_t *value) {
+    *value = 0;
+    for (int shift = 0; packed->at < packed->end;) {
+        uint8_t byte = *packed->at++;
+        if (shift < 64) *value |= (uint64_t)(byte & 0x7f) << shift, shift += 7;
+        if (byte < 0x80) return true;
+    }
+    return false;
+}
+
+/* The numbers in packed varints; how many. */
 static int64_t unpack(Span packed, int64_t *values) {
     int64_t count = 0;
-    uint64_t value = 0;
-    int shift = 0;
-    for (; packed.at < packed.end; packed.at++) {
-        uint8_t byte = *packed.at;
-        if (shift < 64) value |= (uint64_t)(byte & 0x7f) << shift, shift += 7;
-        if (byte < 0x80) values[count++] = (int64_t)value, value = 0, shift = 0;
-    }
+    uint64_t value;
+    while (take_number(&packed, &value)) values[count++] = (int64_t)value;
     return count;
 }
 
@@ -706,6 +712,19 @@ static PyObject *metric_records(PyObject *self, PyObject *args) {
     PyMem_Free(begin);
     PyBuffer_Release(&labels); PyBuffer_Release(&scores); PyBuffer_Release(&data); PyBuffer_Release(&sizes);
     return result;
+}
+
+static PyObject *count_unknown(PyObject *self, PyObject *args) {
+    Py_buffer data;
+    Py_ssize_t labels, unknown = 0;
+    if (!PyArg_ParseTuple(args, "y*n", &data, &labels)) return NULL;
+    Span packed = {data.buf, (const uint8_t *)data.buf + data.len};
+    uint64_t value;
+    Py_BEGIN_ALLOW_THREADS
+    while (take_number(&packed, &value)) unknown += value >= (uint64_t)labels;
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return PyLong_FromSsize_t(unknown);
 }
 
 /* ---- keys of ids ---- */
@@ -943,6 +962,7 @@ static PyMethodDef methods[] = {
     {"check_predictions", check_predictions, METH_VARARGS, NULL},
     {"count_metrics", count_metrics, METH_VARARGS, NULL},
     {"metric_records", metric_records, METH_VARARGS, NULL},
+    {"count_unknown", count_unknown, METH_VARARGS, NULL},
     {"id_keys", id_keys, METH_VARARGS, NULL},
     {"format_rows", format_rows, METH_VARARGS, NULL},
     {"crc32c", crc32c, METH_VARARGS, NULL},

@@ -17,6 +17,7 @@ __all__ = [
     "NAME",
     "check_predictions",
     "count_metrics",
+    "count_unknown",
     "crc32c",
     "decode",
     "find_header",
@@ -57,6 +58,11 @@ def metric_records(labels: Ints, scores: Floats32, truth: PackedStrings) -> byte
     records = np.empty(int(known.sum()), metric_record(labels.shape[1]))
     records["hits"], records["positives"], records["scores"] = hits[known], positives[known], scores[known]
     return records.tobytes()
+
+
+def count_unknown(truth: PackedStrings, label_count: int) -> int:
+    values, _ = unpack_varints(truth)
+    return int(np.count_nonzero(values.view(np.uint64) >= label_count))
 
 
 def find_hits(labels: Ints, label_values: Ints, label_splits: Ints) -> tuple[NDArray[np.bool_], Ints]:

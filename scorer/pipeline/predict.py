@@ -18,7 +18,6 @@ from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.records import Level, Schema
 from scorer.inputs.source import Source
 from scorer.kernels import loops
-from scorer.kernels.packed import PackedStrings, unpack_varints
 from scorer.model.predictor import Embeddings, Predictor
 from scorer.outputs.memory import joined_embeddings
 from scorer.outputs.row_format import RowFormat
@@ -149,7 +148,7 @@ class PredictionStream:
             quarantined=[bad for batch in batches for bad in batch.quarantined],
             end=batches[-1].end,
             finished=[shard for batch in batches for shard in batch.finished],
-            unknown_labels=_unknown(truth, self._predictor.facts.labels) if labelled else 0,
+            unknown_labels=loops.active.count_unknown(truth, self._predictor.facts.labels) if labelled else 0,
             embeddings=joined_embeddings([done.result.embeddings for done in some]),
             consumed=batches[-1].consumed,
         )

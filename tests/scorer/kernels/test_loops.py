@@ -47,6 +47,12 @@ def test_both_give_the_same_metric_records(truth: list[list[int]]) -> None:
     assert compiled == plain
 
 
+@pytest.mark.parametrize("loops", SETS.values(), ids=HERE)
+@given(st.lists(st.lists(st.integers(-3, 12) | st.integers(-(2**63), 2**63 - 1), max_size=9), max_size=5))
+def test_labels_that_no_model_has_are_counted(loops: Loops, truth: list[list[int]]) -> None:
+    assert loops.count_unknown(varints(truth), 10) == sum(not 0 <= label < 10 for row in truth for label in row)
+
+
 @needs_both
 @given(st.lists(IDS, max_size=30))
 def test_both_give_the_same_keys(ids: list[bytes]) -> None:

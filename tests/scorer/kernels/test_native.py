@@ -96,6 +96,7 @@ def good_calls(pick: random.Random) -> dict[str, Callable[[], list[Any]]]:
         "id_keys": lambda: [data, sizes],
         "format_rows": lambda: [data, sizes, labels, scores.reshape(rows, k)],
         "metric_records": lambda: [labels, scores.reshape(rows, k), data, sizes],
+        "count_unknown": lambda: [data, pick.choice([0, 4000, *HUGE])],
         "check_predictions": lambda: [labels, scores.reshape(rows, k), rows, pick.choice([0, 4000, *HUGE])],
         "count_metrics": lambda: records_and_counts(pick, rows, max(k, 1)),
         "sum_frames": lambda: [
@@ -204,6 +205,7 @@ def test_predictions_that_another_thread_changes() -> None:
             for call in (
                 lambda: native.format_rows(truth, sizes, labels, scores),
                 lambda: native.metric_records(labels, scores, truth, sizes),
+                lambda: native.count_unknown(truth, 9),
                 lambda: native.check_predictions(labels, scores, ROWS, 9),
             ):
                 scores[:] = 0.5
