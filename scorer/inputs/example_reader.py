@@ -16,7 +16,6 @@ from scorer.inputs.position import Position
 from scorer.inputs.protobuf import InvalidExample, Row
 from scorer.inputs.records import (
     BLOCK_BYTES,
-    HEAD_BYTES,
     NOTHING,
     DecodedBlock,
     DecodedRun,
@@ -149,15 +148,13 @@ def _long_row(shard: Shard, schema: Schema, frames: FramedBlock) -> OneRow:
 class ExampleOpener:
     """What shards that are read one after the other share: buffers, and the layouts of records seen before."""
 
-    def __init__(self, schema: Schema) -> None:
-        self.schema = schema
+    def __init__(self, schema: Schema, *, beside_frames: bool) -> None:
+        self.schema, self.unread_frames = schema, beside_frames
         self._native_rows: NativeRows | None = None
         self.buffer, self.decoder, self.native = Block(), Decoder(schema), native_decoder(schema)
 
     def __call__(self, source: Source, reader: Reader) -> ExampleReader:
-        shard = Shard(source, self.buffer, reader)
-        has_frames, _ = frames_in(shard.read(0, HEAD_BYTES))
-        return ExampleReader(self, shard, unread_frames=has_frames and self.schema.level == "auto")
+        return ExampleReader(self, Shard(source, self.buffer, reader))
 
     def native_rows(self, native: NativeDecoder) -> NativeRows:
         """Made when first asked for: a batch that is decoded into needs none."""
@@ -168,8 +165,8 @@ class ExampleOpener:
 class ExampleReader:
     """One open TFRecord file of tf.Examples: see scorer.inputs.records.RecordReader."""
 
-    def __init__(self, opener: ExampleOpener, shard: Shard, *, unread_frames: bool) -> None:
-        self._opener, self._shard, self._unread_frames = opener, shard, unread_frames
+    def __init__(self, opener: ExampleOpener, shard: Shard) -> None:
+        self._opener, self._shard, self._unread_frames = opener, shard, opener.unread_frames
         self.check_unchanged, self.close = shard.check_unchanged, shard.close
         self.find_record = shard.finder if opener.native else None
 
@@ -223,7 +220,18 @@ class _Examples:
         return True  # and say what is wrong with it
 
     def opener(self, schema: Schema) -> ExampleOpener:
-        return ExampleOpener(schema)
+        return ExampleOpener(schema, beside_frames=False)
 
 
-EXAMPLES = _Examples()
+class _ExamplesBesideFrames:
+    """The format of shards that have frames and the means of them: the means are read."""
+
+    def recognises(self, head: bytes) -> bool:
+        """By the first record."""
+        return frames_in(head) == (True, True)
+
+    def opener(self, schema: Schema) -> ExampleOpener:
+        return ExampleOpener(schema, beside_frames=True)
+
+
+EXAMPLES, EXAMPLES_BESIDE_FRAMES = _Examples(), _ExamplesBesideFrames()

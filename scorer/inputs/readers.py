@@ -14,7 +14,7 @@ from scorer.inputs.bare import BARE
 from scorer.inputs.columns import ARROW, PARQUET
 from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
-from scorer.inputs.example_reader import EXAMPLES
+from scorer.inputs.example_reader import EXAMPLES, EXAMPLES_BESIDE_FRAMES
 from scorer.inputs.frame_reader import FRAMES
 from scorer.inputs.position import Position
 from scorer.inputs.records import (
@@ -43,7 +43,7 @@ def register_format(new: RecordFormat) -> None:
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
     built_in: dict[Level, list[RecordFormat]] = {
-        "auto": [PARQUET, ARROW, BARE, FRAMES, EXAMPLES],
+        "auto": [PARQUET, ARROW, BARE, FRAMES, EXAMPLES_BESIDE_FRAMES, EXAMPLES],
         "video": [PARQUET, ARROW, EXAMPLES],
         "frame": [BARE, FRAMES],
         "segment": [SEGMENTS],
