@@ -385,7 +385,7 @@ def feeding(setting: Setting) -> None:
     try:
         for count in (count for count in counts if count <= len(cores)):
             os.sched_setaffinity(0, cores[:count])
-            rate = whole_job(FreePredictor(), setting.shard)
+            rate = whole_job(FreePredictor(slots=count), setting.shard)
             one = one or rate
             print_row(str(count), f"{rate:,.0f}", f"{rate / one:.2f}")
     finally:

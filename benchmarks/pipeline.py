@@ -10,20 +10,24 @@ Where the machine is not alone these vary by more than what is to be seen. So a 
 which stand still while others have the core: the core-microseconds a video that go into the model, and into reading and
 decoding between two batches of it, when it has emptied the caches.
 
-With a model that costs nothing all that is left is what feeds a fast one. Rounds alternate between one core and all of
-them, and between the shards as they are and in one file. By the threads' own clocks: what a video costs on all cores,
-and how much of that no second core can share, in the thread that writes and in whichever thread takes the next range.
+With a model that costs nothing all that is left is what feeds a fast one. Rounds alternate between one core, all of
+them, and as many jobs of one core each side by side, which share nothing but the machine: no job on all cores can
+be expected to do more than these together. And between the shards as they are and in one file. By the threads' own
+clocks: what a video costs on all cores, and how much of that no second core can share, in the thread that writes and in
+whichever thread takes the next range.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,9 +127,57 @@ class Serial:
         return f"{self.speed}, of which serial {serial:.3f}: writing {self.writing:.3f}, taking {self.taking:.3f}"
 
 
+@dataclass(frozen=True)
+class Round:
+    """One core, all cores, and a job on each of them side by side (videos/s of all together)."""
+
+    one: Throughput
+    all: Serial
+    apart: float
+
+    def __str__(self) -> str:
+        times = self.all.speed.rate / self.one.rate, self.apart / self.one.rate
+        return (
+            f"one core {self.one}\nall cores {self.all}\na job on each core {self.apart:>9,.0f} videos/s\n"
+            f"times one core: all cores {times[0]:.2f}, a job on each {times[1]:.2f}"
+        )
+
+
+def side_by_side(cores: list[int], shards: list[Source], batch_size: int) -> float:
+    """videos/s of as many jobs as there are cores, each with one of its own, all together."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(len(cores))
+    with ProcessPoolExecutor(len(cores), context, initializer=_meet_at, initargs=(start,)) as pool:
+        return sum(pool.map(_alone, cores, [shards] * len(cores), [batch_size] * len(cores)))
+
+
+_start: Any = None
+
+
+def _meet_at(start: Any) -> None:
+    global _start
+    _start = start
+
+
+def _alone(core: int, shards: list[Source], batch_size: int) -> float:
+    """videos/s of a job on one core that begins when the others do."""
+    os.sched_setaffinity(0, [core])
+    model = FreePredictor(batch_size=batch_size, slots=1)
+    _start.wait()
+    return Throughput.of(lambda: whole(model, shards)).rate
+
+
+def one_round(cores: list[int], shards: list[Source], batch_size: int) -> Round:
+    os.sched_setaffinity(0, cores[:1])
+    one = Throughput.of(lambda: whole(FreePredictor(batch_size=batch_size, slots=1), shards))
+    os.sched_setaffinity(0, cores)
+    all_cores = Serial.of(FreePredictor(batch_size=batch_size, slots=len(cores)), shards)
+    return Round(one, all_cores, side_by_side(cores, shards, batch_size))
+
+
 def free(shards: list[Source], batch_size: int, repeat: int, rounds: int) -> None:
     """What a job costs beside the model, on one core and on all, from many shards and from one."""
-    cores, seen = sorted(os.sched_getaffinity(0)), defaultdict[str, list[Serial]](list)
+    cores, seen = sorted(os.sched_getaffinity(0)), defaultdict[str, list[Round]](list)
     with tempfile.TemporaryDirectory() as folder:
         one = Path(folder) / "one.tfrecord"
         with one.open("wb") as file:
@@ -133,20 +185,21 @@ def free(shards: list[Source], batch_size: int, repeat: int, rounds: int) -> Non
                 file.write(Path(shard.address).read_bytes())
         for _ in range(rounds):
             for name, given in (("many shards", shards), ("one shard", find_shards([str(one)]))):
-                for some in (cores[:1], cores):
-                    os.sched_setaffinity(0, some)
-                    model = FreePredictor(batch_size=batch_size, slots=len(some))
-                    made = Serial.of(model, given * repeat)
-                    seen[f"{name}, cores: {len(some)}"].append(made)
-                    print(f"{name}, cores: {len(some)}  {made}", flush=True)
-    print(f"medians of {rounds}, batches of {batch_size:,}:")
-    for name, found in seen.items():
-        middle = [statistics.median(column) for column in zip(*map(_figures, found), strict=True)]
-        print(f"{name:<22} {Serial(Throughput(*middle[:2]), *middle[2:])}")
+                made = one_round(cores, given * repeat, batch_size)
+                seen[name].append(made)
+                print(f"{name}\n{made}", flush=True)
+    print(f"medians of {rounds}, {len(cores)} cores, batches of {batch_size:,}:")
+    for name, rounds_made in seen.items():
+        figures = zip(*map(_figures, rounds_made), strict=True)
+        one_rate, one_cost, rate, cost, writing, taking, apart = map(statistics.median, figures)
+        print(
+            f"{name}\n{Round(Throughput(one_rate, one_cost), Serial(Throughput(rate, cost), writing, taking), apart)}"
+        )
 
 
-def _figures(serial: Serial) -> tuple[float, float, float, float]:
-    return serial.speed.rate, serial.speed.cost, serial.writing, serial.taking
+def _figures(made: Round) -> tuple[float, ...]:
+    speed, both = made.one, made.all
+    return speed.rate, speed.cost, both.speed.rate, both.speed.cost, both.writing, both.taking, made.apart
 
 
 def clocked(model: Model, shards: list[Source]) -> tuple[float, float]:

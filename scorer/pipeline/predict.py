@@ -29,7 +29,6 @@ from scorer.system.signals import StopRequest
 OnError: TypeAlias = Literal["fail", "skip"]
 
 _SLOTS_A_DECODER = 4  # an extra thread for so many: fewer seldom wait for each other, and an extra one costs them cache
-_MORE_THREADS_FOR_GPU = 3  # than slots, since it has to be fed faster
 COALESCED_VIDEOS = 2048
 """Videos whose rows are made and appended at once: of 256, that takes twice as long a video."""
 _RANGE_VIDEOS = (
@@ -72,9 +71,7 @@ class PredictionStream:
         self._predictor, self._k, self._embeddings, self._log = predictor, k, embeddings, log
         self._label_fault_logged = self._unread_frames_logged = False
         self._row_format: RowFormat | None = None
-        on_cpu = predictor.facts.device == "cpu"
-        more = predictor.slots // _SLOTS_A_DECODER if on_cpu else _MORE_THREADS_FOR_GPU
-        self._threads = max(predictor.slots + more, 0 if on_cpu else usable_cores())
+        self._threads = _threads(predictor)
         schema = Schema(predictor.facts.inputs, level, columns or {})
         embedding = 4 * predictor.facts.embeddings if embeddings else 0
         self._videos = _BYTES_IN_FLIGHT // (_BYTES_A_VIDEO + _BYTES_A_LABEL * k + embedding)
@@ -158,14 +155,14 @@ class PredictionStream:
         return chunk
 
 
+def _threads(predictor: Predictor) -> int:
+    """On a GPU as many as there are cores, beside those that wait for it: more would wait for Python's lock."""
+    slots = predictor.slots
+    return slots + (slots // _SLOTS_A_DECODER if predictor.facts.device == "cpu" else usable_cores())
+
+
 def _placed(done: Done[_Predicted]) -> Chunk:
     """The chunk of a batch, with the numbers that its records have by now."""
     assert done.result.chunk
     batch = done.batch
     return replace(done.result.chunk, quarantined=batch.quarantined, end=batch.end, finished=batch.finished)
-
-
-def _unknown(truth: PackedStrings, known_labels: int) -> int:
-    """How many of the true labels, varints, are none of 0 to `known_labels` - 1."""
-    values, _ = unpack_varints(truth)
-    return int(np.count_nonzero(values.view(np.uint64) >= known_labels))
