@@ -109,7 +109,7 @@ def main() -> int:
             return error.exit_code
         parts = [exactness, speed, feeding]
         if not options.no_training:
-            parts += [training, soft_labels, training_with_graphs]
+            parts += [training_in_large_batches, training_in_small_batches, soft_labels, training_with_graphs]
         failed = [part.__name__ for part in parts if not run(part, setting)]
     print(f"\n{time.perf_counter() - began:.0f} s in all" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return DeviceError.exit_code if failed else 0
@@ -395,8 +395,11 @@ def feeding(setting: Setting) -> None:
 # ---- training
 
 
-def training(setting: Setting) -> None:
+def training_in_large_batches(setting: Setting) -> None:
     train(setting, "--batch", "4096")
+
+
+def training_in_small_batches(setting: Setting) -> None:
     train(setting, "--batch", "512")
 
 
