@@ -140,6 +140,7 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
     cuda = CudaRuntime()
     numbers = gpus(options.device, cuda.count())
     device = "cuda:" + ",".join(map(str, numbers))
+    kind = _one_kind(device, [cuda.name(gpu) for gpu in numbers])
     memory = options.gpu_memory // _CUDA_SLOTS if options.gpu_memory else None
     session = GpuOptions(tf32=options.tf32, memory=memory, graphs=options.cuda_graphs)
     try:
@@ -149,9 +150,17 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
         what = f"{device} has no room for {file.path}"
         raise DeviceError(what, remedy="free its memory", hints=(Hint.ON_CPU,)) from None
     pool = _fitted(runtime, contract, device, slots, options.batch_size or CUDA_BATCH)
-    names = " and ".join(sorted({cuda.name(gpu) for gpu in numbers}))
-    engine = f"{' TF32' * options.tf32} on {names}, {_batches(pool)}"
+    engine = f"{' TF32' * options.tf32} on {kind}, {_batches(pool)}"
     return Placement(contract, pool, device, CUDA, reason, engine)
+
+
+def _one_kind(device: str, names: Sequence[str]) -> str:
+    """The name of all GPUs. Raises DeviceError for several: a score's last digits would go by which one was free."""
+    kinds = sorted(set(names))
+    if len(kinds) > 1:
+        reason = f"{device} are GPUs of several kinds, {' and '.join(kinds)}, whose scores differ in the last digits"
+        raise DeviceError(reason, remedy="name those of one kind")
+    return kinds[0]
 
 
 def _on_provider(runtime: Any, file: ModelFile, provider: Provider, options: DeviceOptions) -> Placement:

@@ -42,6 +42,7 @@ class Cudart:
         self.copied: list[int] = []
         self.failing: dict[str, int] = {}
         self.errors_taken = 0
+        self.names: dict[int, bytes] = {}
 
     def __getattr__(self, name: str) -> Any:  # the calls that need do nothing here
         if not name.startswith("cuda"):
@@ -61,7 +62,7 @@ class Cudart:
         return 0
 
     def cudaGetDeviceProperties(self, properties: Any, device: ctypes.c_int) -> int:
-        properties.value = b"stand-in"
+        properties.value = self.names.get(device.value, b"stand-in")
         return 0
 
     def cudaHostRegister(self, pointer: ctypes.c_void_p, size: ctypes.c_size_t, flags: Any) -> int:
@@ -276,6 +277,15 @@ def test_all_gpus_and_none_that_is_not_there(gpu: FakeGpu, path: str) -> None:
     assert Model.open(path, device="cuda:all").facts.device == "cuda:0,1,2"
     with pytest.raises(DeviceError, match="cuda:1,3 is not there: CUDA sees 3 GPUs; see nvidia-smi"):
         Model.open(path, device="cuda:1,3")
+
+
+def test_gpus_of_several_kinds_are_an_error(gpu: FakeGpu, cudart: Cudart, path: str) -> None:
+    """Whichever was free would decide a row's last digits."""
+    cudart.names[2] = b"another"
+    message = "cuda:0,1,2 are GPUs of several kinds, another and stand-in, whose .*; name those of one kind"
+    with pytest.raises(DeviceError, match=message):
+        Model.open(path, device="cuda:all")
+    assert Model.open(path, device="cuda:0,1").facts.device == "cuda:0,1"
 
 
 def test_a_provider_that_quietly_is_not_there_is_an_error(gpu: FakeGpu, path: str) -> None:
