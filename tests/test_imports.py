@@ -230,6 +230,11 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
     assert not loaded_by(command, HELP) & set(HEAVY)
 
 
+def test_the_help_of_score_loads_what_it_shows() -> None:
+    """Each of these takes milliseconds, of thirty in all."""
+    assert not loaded_by(["yt8m", "score"], HELP) & {"dataclasses", "inspect", "logging", "concurrent"}
+
+
 EVERY_MODULE = """
 import importlib, pkgutil, sys, scorer
 names = [module.name for module in pkgutil.walk_packages(scorer.__path__, "scorer.")]

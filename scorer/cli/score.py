@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -275,7 +274,6 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
 
     from scorer.inputs.discover import check_shards_apart, find_shards
     from scorer.model.find import check_model_apart, find_model, open_model
-    from scorer.outputs.embeddings import embedding_output
     from scorer.outputs.formats import check_format, format_of
     from scorer.outputs.open import check_embeddings_output, check_output
 
@@ -288,6 +286,8 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     model_path = find_model(options.model)[0]
     check_model_apart(model_path, options.output)
     if options.embeddings:
+        from scorer.outputs.embeddings import embedding_output
+
         check_shards_apart(shards, options.embeddings)
         check_model_apart(model_path, options.embeddings)
         check_embeddings_output(options.output, embedding_output(options.embeddings))
@@ -414,6 +414,8 @@ def _score_part(
 
     log, (index, count) = _log_of(options), options.part
     part = plan(job.shards, count)[index]
+    from dataclasses import replace
+
     own = replace(job, shards=part.shards)  # what the bar shows
     report = _run(own, arguments, options.quiet, lambda watch: score_part(job, part, model, stop, watch, log))
     if report is None:

@@ -28,7 +28,6 @@ from scorer.inputs.records import (
     Schema,
     Target,
 )
-from scorer.inputs.segments import SEGMENTS
 from scorer.inputs.source import Opening, OpensAhead, Reader, Source
 from scorer.inputs.tfrecord import starts_with_record
 
@@ -42,11 +41,14 @@ def register_format(new: RecordFormat) -> None:
 
 def _formats(level: Level) -> list[RecordFormat]:
     """The formats in the order in which they are asked. The last one takes what no other knows, and says what it is."""
+    if level == "segment":
+        from scorer.inputs.segments import SEGMENTS  # seldom needed
+
+        return [*_registered, SEGMENTS]
     built_in: dict[Level, list[RecordFormat]] = {
         "auto": [PARQUET, ARROW, BARE, FRAMES, EXAMPLES_BESIDE_FRAMES, EXAMPLES],
         "video": [PARQUET, ARROW, EXAMPLES],
         "frame": [BARE, FRAMES],
-        "segment": [SEGMENTS],
     }
     return [*_registered, *built_in[level]]
 

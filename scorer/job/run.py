@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from scorer.errors import UsageError
 from scorer.inputs.columns import check_columns
@@ -16,13 +17,15 @@ from scorer.job.record import Options, digest_of_names
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.writer import JobWriter
 from scorer.model.predictor import Predictor, require_embeddings
-from scorer.outputs.embeddings import EmbeddingOutput, embedding_output
 from scorer.outputs.formats import make_format
 from scorer.outputs.open import open_sink
 from scorer.outputs.row_format import RowFormat, RowOptions
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink, shard_id
 from scorer.pipeline.predict import PredictionStream
 from scorer.system.signals import StopRequest
+
+if TYPE_CHECKING:
+    from scorer.outputs.embeddings import EmbeddingOutput
 
 _LOOK_SECONDS = 0.05  # between looks for a reader of the output
 
@@ -135,7 +138,11 @@ def embeddings_of(name: str, options: Options) -> EmbeddingOutput | None:
     """Where a job with these options writes its embeddings, as the user has named it. Raises what
     `scorer.outputs.embeddings.embedding_output` raises.
     """
-    return embedding_output(name, options.embeddings) if name else None
+    if not name:
+        return None
+    from scorer.outputs.embeddings import embedding_output
+
+    return embedding_output(name, options.embeddings)
 
 
 def open_output(

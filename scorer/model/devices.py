@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scorer.errors import DeviceError, UsageError
 
@@ -13,12 +12,12 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """ONNX Runtime's names of them."""
 MOST_THREADS, MOST_VIDEOS = 256, 1 << 30
 """Threads that compute and videos of a batch that may be asked for: a slip of the pen must not exhaust the machine."""
-_DEVICES = re.compile("auto|cpu|cuda(:all|:[0-9]{1,3}(,[0-9]{1,3})*)?")
+_DEVICES = "auto|cpu|cuda(:all|:[0-9]{1,3}(,[0-9]{1,3})*)?"
 
 
 def check_device(name: str) -> str:
     """`name`. Raises UsageError where no device is called so."""
-    if not _DEVICES.fullmatch(name):
+    if not re.fullmatch(_DEVICES, name):
         remedy = "choose auto, cpu, cuda, cuda:N, cuda:N,M or cuda:all"
         raise UsageError(f"no device is called {name!r}", remedy=remedy)
     return name
@@ -45,8 +44,7 @@ PROVIDERS = {
 """Short name -> ONNX Runtime's, and the package of pip's that has it."""
 
 
-@dataclass(frozen=True)
-class Provider:
+class Provider(NamedTuple):
     """name: as in PROVIDERS. options: ONNX Runtime's own for it."""
 
     name: str

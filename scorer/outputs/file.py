@@ -33,13 +33,12 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from scorer.errors import Hint, OutputError, ResumeError
 from scorer.inputs.source import FileStat
 from scorer.outputs.append import NO_BYTES, AppendFile, Extent, holds
 from scorer.outputs.atomic import replace_bytes, sync_folder, writing
-from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.journal import (
     APPEND_FILES,
     EMBEDDINGS,
@@ -58,6 +57,9 @@ from scorer.outputs.own import NotOwnError, check_own, open_own
 from scorer.outputs.paths import OutputPaths
 from scorer.outputs.row_format import Pack, RowFormat
 from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy
+
+if TYPE_CHECKING:
+    from scorer.outputs.embeddings import EmbeddingOutput
 
 Publish: TypeAlias = Callable[[OutputPaths, Mapping[Path, Path], bytes], None]
 """Puts an output elsewhere than in the folder of its work: files by what they are to be called, and the record.

@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scorer.inputs.position import BEGINNING
 from scorer.inputs.source import FileStat
 from scorer.kernels.packed import PackedStrings
 from scorer.outputs.append import NO_BYTES, Extent
-from scorer.outputs.sink import Chunk, Commit, Kept
+from scorer.outputs.sink import Chunk, Commit, Kept, joined_embeddings
 
 
 class MemorySink:
@@ -69,12 +68,6 @@ def join_chunks(chunks: Sequence[Chunk]) -> Chunk:
         unknown_labels=sum(chunk.unknown_labels for chunk in chunks),
         embeddings=joined_embeddings([chunk.embeddings for chunk in chunks]),
     )
-
-
-def joined_embeddings(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
-    """Those of some chunks as one array; None where there are none. A chunk without a video may have none."""
-    found = [part for part in parts if part is not None]
-    return np.concatenate(found) if found else None
 
 
 def _no_videos(k: int) -> Chunk:

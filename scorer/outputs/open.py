@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scorer.errors import Hint, ResumeError, UsageError
 from scorer.inputs.addresses import is_address
-from scorer.outputs.embeddings import EmbeddingOutput
 from scorer.outputs.file import open_file
 from scorer.outputs.journal import read_journal
 from scorer.outputs.paths import output_paths
 from scorer.outputs.row_format import RowFormat
 from scorer.outputs.sink import JobKey, ResumePolicy, Sink
-from scorer.outputs.stream import open_stream
+
+if TYPE_CHECKING:
+    from scorer.outputs.embeddings import EmbeddingOutput
 
 SinkOpener: TypeAlias = Callable[[str, JobKey, RowFormat, ResumePolicy], AbstractContextManager[Sink]]
 """From an address, the job, the form of the rows and what to do about an unfinished run to the sink.
@@ -73,6 +74,8 @@ def open_sink(
         raise UsageError(f"only a file can be resumed, and {output} is none", hints=(Hint.NO_RESUME,))
     if row_format.pack is not None:
         raise UsageError(f"{output} takes rows as they come, none that are packed", remedy="name a file")
+    from scorer.outputs.stream import open_stream
+
     return open_stream(output, row_format, wait)
 
 

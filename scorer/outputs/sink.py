@@ -102,6 +102,12 @@ class Chunk:
         return self.made[what]
 
 
+def joined_embeddings(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    """Those of some chunks as one array; None where there are none. A chunk without a video may have none."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
 @dataclass(frozen=True)
 class Commit:
     """How far a job is, and all that is needed to continue from there.

@@ -19,9 +19,8 @@ from scorer.inputs.records import Level, Schema
 from scorer.inputs.source import Source
 from scorer.kernels import loops
 from scorer.model.predictor import Embeddings, Predictor
-from scorer.outputs.memory import joined_embeddings
 from scorer.outputs.row_format import RowFormat
-from scorer.outputs.sink import Chunk
+from scorer.outputs.sink import Chunk, joined_embeddings
 from scorer.pipeline.ranges import Done, RangeReader
 from scorer.system.cores import usable_cores
 from scorer.system.signals import StopRequest

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
@@ -90,6 +89,8 @@ def interruptible(action: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return action()
+    from concurrent.futures import Future  # the help of a command needs none
+
     result: Future[T] = Future()
 
     def run() -> None:
