@@ -28,7 +28,7 @@ from scorer.inputs.records import (
     Schema,
     Target,
 )
-from scorer.inputs.source import Opening, OpensAhead, Reader, Source
+from scorer.inputs.source import Opening, Reader, Source, opens_ahead
 from scorer.inputs.tfrecord import starts_with_record
 
 _registered: list[RecordFormat] = []
@@ -126,7 +126,7 @@ def in_turn(shards: Iterable[tuple[int, Source]]) -> Generator[tuple[int, Source
         for (index, source), following in pairwise(chain(shards, [(0, None)])):
             assert source
             reader = opening.reader() if opening else source.open()
-            opening = following[1].begin() if isinstance(following[1], OpensAhead) else None
+            opening = following[1].begin() if opens_ahead(following[1]) else None
             yield index, source, reader
     finally:
         if opening:

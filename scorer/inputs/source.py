@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 from scorer.errors import InputError
 
@@ -114,12 +114,16 @@ class Opening(Protocol):
         """In the place of `reader`, where it is not wanted any more."""
 
 
-@runtime_checkable
 class OpensAhead(Protocol):
     """A source far away, which is better opened before its turn comes, and read from its start to its end."""
 
     def begin(self) -> Opening:
         """Begin to open it, and to fetch its first bytes."""
+
+
+def opens_ahead(source: Source | None) -> TypeGuard[OpensAhead]:
+    """Asked of every shard: `isinstance` of a protocol takes as long as opening a file."""
+    return hasattr(source, "begin")
 
 
 @dataclass(frozen=True)

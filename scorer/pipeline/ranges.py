@@ -24,7 +24,7 @@ from scorer.inputs.batching import Batch, Batcher, BufferPool
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import Schema
-from scorer.inputs.source import UNKNOWN_SIZE, OpensAhead, Source
+from scorer.inputs.source import UNKNOWN_SIZE, Source, opens_ahead
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
 
@@ -117,7 +117,7 @@ class RangeReader(Generic[R]):
         """What the threads are to do, made by one at a time: ranges to decode, or batches that are decoded already."""
         ranges = self._threads > 1 and self._bytes_between(start, (len(self._shards), 0)) >= WORTH_RANGES
         shards = list(enumerate(self._shards))[start.shard :]
-        for cut, some in groupby(shards, lambda shard: ranges and not isinstance(shard[1], OpensAhead)):
+        for cut, some in groupby(shards, lambda shard: ranges and not opens_ahead(shard[1])):
             if cut:
                 yield from self._cut(some, start)
             else:
