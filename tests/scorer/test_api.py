@@ -22,6 +22,7 @@ from scorer.errors import InputError, ModelError, RecordError, ShardError, Usage
 from tests import onnx_models, shards
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
 from tests.scorer.inputs.test_frames import quantised
+from tests.scorer.threads import no_threads_left
 
 NAMES = [f"label {index}" for index in range(LABELS)]
 
@@ -92,11 +93,10 @@ def test_a_bad_record_is_raised_after_the_batches_before_it(model: str, tmp_path
 
 
 def test_leaving_early_ends_the_threads(model: str, tmp_path: Path) -> None:
-    before = threading.active_count()
-    videos = Scorer(model, batch_size=1).predict(write_shards(tmp_path, [50]))
-    next(videos)
-    videos.close()
-    assert threading.active_count() == before
+    with no_threads_left():
+        videos = Scorer(model, batch_size=1).predict(write_shards(tmp_path, [50]))
+        next(videos)
+        videos.close()
 
 
 def test_the_package_imports_nothing_until_asked() -> None:

@@ -1,8 +1,10 @@
-"""A system that starts only so many threads."""
+"""Threads in tests: a system that starts only so many, and that none is left behind."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,3 +20,11 @@ def allow_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         started.append(thread)
 
     monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+@contextmanager
+def no_threads_left() -> Iterator[None]:
+    """No thread that is started in here outlasts it. Those of servers that earlier tests had end whenever they do."""
+    before = {*threading.enumerate()}
+    yield
+    assert {*threading.enumerate()} <= before

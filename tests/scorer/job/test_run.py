@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from scorer.outputs.sink import Commit
 from scorer.system.signals import StopRequest
 from tests import shards
 from tests.scorer.fakes import INPUTS, FakePredictor, do, files_of, write_shards
+from tests.scorer.threads import no_threads_left
 
 
 @pytest.fixture(autouse=True)
@@ -215,12 +215,11 @@ def test_a_bug_is_no_reason_to_lose_what_was_committed(job: Job) -> None:
 
 
 def test_no_file_or_thread_stays_open(job: Job) -> None:
-    threads = threading.active_count()
-    do(job)
-    shards.damage_payload(job.shards[2].address, 6)
-    with pytest.raises(ShardError):
-        do(other(job, "other.csv"))
-    assert threading.active_count() == threads
+    with no_threads_left():
+        do(job)
+        shards.damage_payload(job.shards[2].address, 6)
+        with pytest.raises(ShardError):
+            do(other(job, "other.csv"))
     assert not [name for name in files_of(Path(job.output)) if name.endswith(".lock")]
 
 

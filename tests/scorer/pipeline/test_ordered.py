@@ -12,7 +12,7 @@ import pytest
 from scorer.errors import DeviceError
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
-from tests.scorer.threads import allow_threads
+from tests.scorer.threads import allow_threads, no_threads_left
 
 
 def numbers(end: int, *, fail: bool = False, closed: list[bool] | None = None) -> Generator[int]:
@@ -31,9 +31,8 @@ def same(item: int) -> int:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    assert threading.active_count() == before
+    with no_threads_left():
+        yield
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -149,8 +148,13 @@ def test_a_stop_ends_the_results_though_the_source_is_stuck(monkeypatch: pytest.
     stuck.set()
     while threading.active_count() > 1 and not closed:
         time.sleep(0.01)
-    for thread in threading.enumerate():
-        if thread.name.startswith("predict"):
+    join_own()
+
+
+def join_own(*others: threading.Thread) -> None:
+    """Wait for the threads of `in_order` and for `others`; those of servers that earlier tests had stay for minutes."""
+    for thread in (*others, *threading.enumerate()):
+        if thread in others or thread.name.startswith("predict"):
             thread.join()
 
 
@@ -165,14 +169,13 @@ def test_a_stop_while_it_waits_for_a_stuck_source_ends_the_wait(monkeypatch: pyt
         stuck.wait()
 
     results = in_order(lambda item: item // (1 - reading.wait()), source(), 2, 3, stop)
-    threading.Timer(0.2, stop.set).start()
+    timer = threading.Timer(0.2, stop.set)
+    timer.start()
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert stop.is_set()
     stuck.set()
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread():
-            thread.join()
+    join_own(timer)
 
 
 def test_fewer_threads_where_the_system_starts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

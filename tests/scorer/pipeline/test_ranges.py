@@ -27,6 +27,7 @@ from tests import shards
 from tests.loops import using
 from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, write
 from tests.scorer.inputs.toy_source import CONTENT, ToySource, find
+from tests.scorer.threads import no_threads_left
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +37,8 @@ def however_little_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    before = threading.active_count()
-    yield
-    assert threading.active_count() == before
+    with no_threads_left():
+        yield
 
 
 class Read(NamedTuple):

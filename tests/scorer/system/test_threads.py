@@ -13,15 +13,14 @@ from scorer.model.cuda import OwnThread
 from scorer.system.phases import phase
 from scorer.system.signals import interruptible
 from scorer.system.threads import is_refused, start_threads, startable
-from tests.scorer.threads import allow_threads
+from tests.scorer.threads import allow_threads, no_threads_left
 
 
 @pytest.mark.parametrize("most", [0, 2, 9])
 def test_as_many_as_the_system_starts(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    before = threading.active_count()
     allow_threads(monkeypatch, most)
-    assert startable(5) == min(most, 5)
-    assert threading.active_count() == before
+    with no_threads_left():
+        assert startable(5) == min(most, 5)
 
 
 def test_another_error_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
