@@ -128,7 +128,7 @@ def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) 
     contract = read_contract(file.path, session)
     pool = _fitted(runtime, contract, "cpu", [CpuSlot(session, file.path)] * slots, options.batch_size or CPU_BATCH)
     if threads < wanted:
-        pool.notes.append(f"the system starts {threads} threads of {wanted}: a limit on processes or memory")
+        pool.notes.append(f"the system starts {threads} of {wanted} threads: a limit on processes or memory")
     return Placement(contract, pool, "cpu", CPU, reason)
 
 

@@ -51,7 +51,7 @@ def in_order(
         if not started:
             raise no_thread()
         if len(started) < threads:
-            log(f"the system starts {len(started)} threads of {threads}: a limit on processes or memory")
+            log(f"the system starts {len(started)} of {threads} threads: a limit on processes or memory")
         yield from shared.results(stop)
     finally:
         shared.close()

@@ -236,7 +236,7 @@ def test_no_more_threads_are_asked_for_than_the_system_starts(tmp_path: Path, mo
     monkeypatch.setattr(scorer.model.placement, "open_cpu", opened)
     model = Model.open(save_model(tmp_path / "m.onnx", **SMALL), threads=40)
     assert (asked, model.slots) == ([1], 3)
-    assert model.notes == ["the system starts 3 threads of 40: a limit on processes or memory"]
+    assert model.notes == ["the system starts 3 of 40 threads: a limit on processes or memory"]
 
 
 def limit_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> None:

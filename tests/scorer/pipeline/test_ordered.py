@@ -183,7 +183,7 @@ def test_fewer_threads_where_the_system_starts_no_more(monkeypatch: pytest.Monke
     allow_threads(monkeypatch, 2)
     results = in_order(same, numbers(50), 5, 10, log=said.append)
     assert [item for some in results for item in some] == [*range(50)]
-    assert said == ["the system starts 2 threads of 5: a limit on processes or memory"]
+    assert said == ["the system starts 2 of 5 threads: a limit on processes or memory"]
 
 
 def test_an_error_where_it_starts_none(monkeypatch: pytest.MonkeyPatch) -> None:
