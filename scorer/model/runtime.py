@@ -38,6 +38,7 @@ _TOO_NEW = (  # a model from the future, in our words and in its own
     ("opset {has} of {domain}", r"Opset (?P<has>\d+) is .* for domain (?P<domain>\S+) is till opset (?P<reads>\d+)"),
 )
 _HEAVY = re.compile("MatMul|Gemm|LSTM")  # operators that make a model's work
+_OF_INTEGERS = re.compile("Integer|^QLinear|^QGemm|^DynamicQuantize")
 _CUDA_SAID = re.compile(r"\bCU[A-Z]+ (failure|error) .*?(?= ; GPU=|$)")  # amid names of C++ templates and nodes
 _AS_REQUESTED = "kSameAsRequested"  # the arena grows by what is needed, not twofold
 _OUT_OF_MEMORY = re.compile(
@@ -162,7 +163,8 @@ def open_cuda(runtime: Any, model: ModelFile | bytes, gpu: int, options: GpuOpti
         why = _why_cuda_does_not_load(runtime)
         raise DeviceError(f"cuda:{gpu} does not open{why}", remedy="`yt8m doctor` says what is missing")
     if left := _heavy_on_cpu(session):
-        raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy="use an fp16 model", hints=(Hint.ON_CPU,))
+        remedy = "use an fp16 model" if any(map(_OF_INTEGERS.search, left)) else ""
+        raise DeviceError(f"CUDA has no kernel for {', '.join(left)}", remedy=remedy, hints=(Hint.ON_CPU,))
     return session
 
 

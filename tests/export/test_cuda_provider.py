@@ -32,7 +32,7 @@ print(json.dumps(nodes))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("name", ["bilstm", "lstm", "lstm-l2", "dmrnet", "dmrnet-fisher"])
+@pytest.mark.parametrize("name", ["bilstm", "bilstm-4-steps", "lstm", "lstm-l2", "dmrnet", "dmrnet-fisher"])
 def test_every_node_runs_on_cuda(cuda_stub: CudaStub, name: str, precision: str, tmp_path: Path) -> None:
     source = trace_checkpoint(small_checkpoint(name))
     path = tmp_path / "model.onnx"
@@ -43,6 +43,15 @@ def test_every_node_runs_on_cuda(cuda_stub: CudaStub, name: str, precision: str,
     print(name, precision, nodes)
     assert set(nodes) == {"CUDAExecutionProvider"}
     assert {"Gemm", "MatMul"} & set(nodes["CUDAExecutionProvider"])
+
+
+def test_a_recurrent_layer_that_cuda_has_not_is_named(cuda_stub: CudaStub, tmp_path: Path) -> None:
+    """An LSTM of several steps with ReLU in the cell, in whatever precision."""
+    source, path = trace_checkpoint(small_checkpoint("bilstm-2-steps-relu")), tmp_path / "model.onnx"
+    for precision in ("fp32", "fp16"):
+        write(path, convert(source, precision, random_videos(source.inputs, 64)))
+        done = cuda_stub.run("-c", WHERE, str(path))
+        assert done.stderr.splitlines()[-1] == "scorer.errors.DeviceError: CUDA has no kernel for LSTM"
 
 
 IN_FOLDER = "import os, sys; os.chdir(sys.argv[1]); from scorer.cli.score import main; sys.exit(main(sys.argv[2:]))"

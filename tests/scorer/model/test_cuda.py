@@ -302,6 +302,9 @@ def test_heavy_operators_left_to_the_cpu_are_an_error(gpu: FakeGpu, path: str) -
     with pytest.raises(DeviceError, match="no kernel for MatMulInteger; use an fp16 model"):
         Model.open(path, device="cuda:0")
     assert Model.open(path).facts.device == "cpu"
+    gpu.on_cpu = ["LSTM"]
+    with pytest.raises(DeviceError, match=r"no kernel for LSTM$"):
+        Model.open(path, device="cuda:0")
     gpu.on_cpu = ["Shape", "Gather"]
     assert Model.open(path).facts.device == "cuda:0"
 
