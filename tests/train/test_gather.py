@@ -13,6 +13,7 @@ from tests.train import fake_cuda
 from tests.train.fake_cuda import Copy
 from tests.train.shards import recipe, videos
 from train import training
+from train.data import Videos
 from train.distributed import World
 from train.evaluate import evaluate
 from train.gather import TRAIN_SHARE, VALID_SHARE, Resident, Streamed, placed, sent
@@ -52,6 +53,18 @@ def test_held_out_videos_take_a_little_of_a_gpu_and_are_streamed_beyond_that(mon
     assert type(placed(many, GPU, VALID_SHARE)) is Streamed
     assert type(placed(few, GPU, VALID_SHARE)) is Resident
     assert type(placed(many, CPU, VALID_SHARE)) is Resident
+
+
+def test_a_training_places_its_videos_by_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def noted(made: Videos, device: torch.device, share: float, *half: torch.dtype) -> Resident | Streamed:
+        asked.append((len(made), share))
+        return placed(made, device, share, *half)
+
+    monkeypatch.setattr(training, "placed", noted)
+    Training(*recipe("dmrnet", soft=False), Data(videos(100), videos(20, seed=1)), CPU, World())
+    assert asked == [(100, TRAIN_SHARE), (20, VALID_SHARE)]
 
 
 def test_streamed_videos_are_evaluated_to_the_same_figures() -> None:
