@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeAlias
 from scorer.outputs.row_format import Pack
 from scorer.system.cores import usable_cores
 from scorer.system.packages import required
+from scorer.system.threads import startable
 
 Compress: TypeAlias = Callable[[bytes], bytes]
 
@@ -37,7 +38,10 @@ def packing_with(compress: Compress) -> Pack:
 
 
 def _in_order(compress: Compress, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    threads = usable_cores()
+    threads = startable(usable_cores())  # a pool fails where the system starts fewer than it wants
+    if not threads:
+        yield from map(compress, blocks)
+        return
     waiting: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for block in blocks:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from scorer.outputs.csv_rows import LabelsOnly, Pairs
 from scorer.outputs.formats import check_name, format_of, make_format
 from scorer.outputs.json_lines import JsonLines
 from scorer.outputs.row_format import RowFormat, RowOptions
+from tests.scorer.threads import allow_threads
 
 NAMES = [f'name "{label}" \\ é\n' for label in range(40)]
 IDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=9)
@@ -128,6 +130,17 @@ def test_members_are_the_same_however_rows_came_and_readers_read_them(compressio
     assert _unpacked(compression, _packed(pack, data)) == data
     assert _packed(pack, data) == _packed(pack, data)
     assert _unpacked(compression, _packed(pack, b"")) == b""
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_members_are_the_same_where_the_system_starts_fewer_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A job of which every row is written must not end there."""
+    monkeypatch.setattr("scorer.outputs.compression.usable_cores", lambda: 4)
+    data = np.random.default_rng(0).integers(97, 100, 5 << 20, np.uint8).tobytes()
+    pack = packing_with(zlib.compress)
+    expected = _packed(pack, data)
+    allow_threads(monkeypatch, most)
+    assert _packed(pack, data) == expected
 
 
 def _packed(pack: Callable[..., None], data: bytes) -> bytes:
