@@ -275,7 +275,7 @@ def _read_left(file: BinaryIO) -> _Left | None:
         return None
     while (found := _frame(file)) is not None:
         kind, payload = found
-        counts = counts.add(_framed(kind, payload))
+        where, counts = _WHERE.pack(counts.length), counts.add(_framed(kind, payload))
         if kind == b"P":
             facts = PartFacts.from_json(json.loads(payload))
         elif kind == b"M" and facts is not None:
@@ -283,8 +283,8 @@ def _read_left(file: BinaryIO) -> _Left | None:
             if left is None:
                 left = _Left(facts, (Commit(_BEGINNING), NO_BYTES), (Commit(_BEGINNING), NO_BYTES), [])
             left.add(commit, counts)
-        elif kind == b"E" and left is not None:
-            counts = counts.add(file.read(_WHERE.size))
+        elif kind == b"E" and left is not None and file.read(_WHERE.size) == where:  # else torn: it is written again
+            counts = counts.add(where)
             left.completed, left.newest = json.loads(payload), (left.newest[0], counts)
     return left
 

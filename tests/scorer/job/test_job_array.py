@@ -125,6 +125,18 @@ def test_a_finished_part_that_was_not_renamed_is_renamed(job: Job, whole: dict[s
     assert merged([one, two], job) == whole
 
 
+@pytest.mark.parametrize("end", [b"", b"\0" * 8])
+def test_a_finished_part_whose_end_is_torn_gets_it_again(job: Job, whole: dict[str, bytes], end: bytes) -> None:
+    """As a full disk or a loss of power leaves it: the last frame is there, and what says where it begins is not."""
+    one, two = run_all(job, 2)
+    content = Path(one).read_bytes()
+    os.unlink(one)
+    Path(job.output).with_name(".preds.csv.part-1-of-2.partial").write_bytes(content[:-8] + end)
+    run(replace(job, resume_policy="resume"), 0, 2)
+    assert Path(one).read_bytes() == content
+    assert merged([one, two], job) == whole
+
+
 def test_a_part_may_be_run_again(job: Job, whole: dict[str, bytes]) -> None:
     paths = run_all(job, 3)
     run(job, 1, 3, FakePredictor(3))
