@@ -331,9 +331,10 @@ def _size_begun(options: argparse.Namespace) -> int | None:
     from scorer.model.placement import fitted_size
     from scorer.outputs.open import begun_options
 
-    if options.part:
-        part = begun_part(part_path(options.output, *options.part))
-        runtime = part.options.runtime if part else ""
+    count = options.ray_parts or 0
+    if parts := [options.part] if options.part else [(index, count) for index in range(count)]:
+        begun = begun_part([part_path(options.output, *part) for part in parts])
+        runtime = begun.options.runtime if begun else ""
     else:
         runtime = str(begun_options(options.output).get("runtime", ""))
     size = fitted_size(runtime)

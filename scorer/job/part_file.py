@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,12 +222,16 @@ def open_part_file(
         yield sink
 
 
-def begun_part(path: str) -> PartFacts | None:
-    """What the unfinished part at `path` is; None where there is none, or none that can be read."""
-    if (paths := output_paths(path)) is None:
-        return None
+def begun_part(places: Sequence[str]) -> PartFacts | None:
+    """What the first unfinished part at `places` is, else the first finished one; None where none can be read."""
+    found = [paths for place in places if (paths := output_paths(place)) is not None]
+    files = [*(paths.rows for paths in found), *(paths.final for paths in found)]
+    return next(filter(None, map(_facts_in, files)), None)
+
+
+def _facts_in(path: Path) -> PartFacts | None:
     try:
-        with open(_own(paths.rows), "rb") as file:
+        with open(_own(path), "rb") as file:
             whole = file.read(len(_MAGIC)) == _MAGIC and _frame(file)
             return PartFacts.from_json(json.loads(whole[1])) if whole else None
     except (OSError, *MALFORMED):

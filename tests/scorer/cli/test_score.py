@@ -520,7 +520,7 @@ def test_a_resumed_job_keeps_the_size_of_its_batches_where_that_decides_bits(
     runtime: str, size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scorer.outputs.open.begun_options", lambda output: {"runtime": runtime})
-    assert command._size_begun(Namespace(part=None, output="preds.csv")) == size
+    assert command._size_begun(Namespace(part=None, ray_parts=None, output="preds.csv")) == size
 
 
 @pytest.mark.parametrize(

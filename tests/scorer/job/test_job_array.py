@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from scorer.cli.score import _size_begun
 from scorer.errors import InputError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
 from scorer.job.job_array import PartReport, found_parts, merge_files, own_part_path, score_part
 from scorer.job.part import plan
@@ -172,17 +174,33 @@ def test_another_model_does_not_resume_a_part(job: Job) -> None:
 
 
 def test_what_an_unfinished_part_was_begun_with(job: Job) -> None:
-    assert begun_part(own_part_path(job, plan(job.shards, 2)[1])) is None
+    one, path = (own_part_path(job, part) for part in plan(job.shards, 2))
+    assert begun_part([one, path]) is None
     with pytest.raises(Stopped):
         run(job, 1, 2, after=2)
-    path = own_part_path(job, plan(job.shards, 2)[1])
-    begun = begun_part(path)
-    assert begun is not None
-    assert (begun.name, begun.options.runtime) == ("part 2 of 2", "fake 1")
+    run(job, 0, 2)
+    for places, name in ([path], "part 2 of 2"), ([one, path], "part 2 of 2"), ([one], "part 1 of 2"):
+        begun = begun_part(places)
+        assert begun is not None
+        assert (begun.name, begun.options.runtime) == (name, "fake 1")
     partial = Path(path).with_name(f".{Path(path).name}.partial")
     partial.write_bytes(partial.read_bytes()[:60])
-    assert begun_part(path) is None
-    assert begun_part("/dev/null") is None
+    assert begun_part([path]) is None
+    assert begun_part(["/dev/null"]) is None
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_a_cluster_resumes_parts_with_the_size_of_batches_that_they_have(job: Job, finished: int) -> None:
+    """Or what it finished would be made again, and what it began be refused."""
+    on_gpu = FakePredictor(2, facts=replace(FACTS, runtime="onnxruntime 1.31.1 on NVIDIA H100, batches of 2,048"))
+    for index in range(finished):
+        run(job, index, 3, on_gpu)
+    with pytest.raises(Stopped):
+        run(job, finished, 3, on_gpu, after=2)
+    assert _size_begun(Namespace(part=None, ray_parts=3, output=job.output)) == 2048
+    Path(job.output).with_name(f".preds.csv.part-{finished + 1}-of-3.partial").unlink()
+    found = _size_begun(Namespace(part=None, ray_parts=3, output=job.output))
+    assert found == (2048 if finished else None)
 
 
 def test_what_is_wrong_with_the_parts_is_named(job: Job, tmp_path: Path) -> None:
