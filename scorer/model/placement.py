@@ -34,7 +34,7 @@ from scorer.system.threads import startable
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
 _MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
-_SIZE = re.compile("batches of ([0-9,]{1,20})$")
+_SIZE = re.compile("batches of ([0-9][0-9,]{0,19})$")
 _CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
 
 

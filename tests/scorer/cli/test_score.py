@@ -513,6 +513,7 @@ def test_labels_above_a_threshold(run: Callable[..., Outcome]) -> None:
     [
         ("onnxruntime 1.31.1 on NVIDIA H100, batches of 4,096", 4096),
         ("onnxruntime 1.31.1 on NVIDIA H100, batches of 9,999,999,999", None),
+        ("onnxruntime 1.31.1 on NVIDIA H100, batches of ,", None),
         ("onnxruntime 1.32.0", None),
     ],
 )
