@@ -453,10 +453,11 @@ def test_without_a_gpu_the_cpu_is_all_there_is(
 ) -> None:
     """Also where ONNX Runtime has a CUDA provider that does not open."""
     checkpoint = save_run(tmp_path / "runs", "lstm")
+    monkeypatch.setattr("scorer.model.placement.has_cuda", lambda runtime: False)  # a machine of the tests may have one
     for listed in (False, True):
         monkeypatch.setattr("export.build.has_cuda", lambda runtime, listed=listed: listed)
         assert run(tmp_path, tmp_path / "models", "--checkpoint", str(checkpoint)) == 0
-        assert "too" not in capsys.readouterr().out
+        assert "passed on" not in " ".join(capsys.readouterr().out.split())
 
 
 class OnGpu:
