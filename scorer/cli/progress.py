@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from scorer.system.phases import LINE_SECONDS
 from scorer.system.terminal import print_stderr, takes_escapes
+from scorer.system.threads import startable
 
 if TYPE_CHECKING:
     from scorer.job.spec import Progress
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 def shown_progress(
     command: str, shards: int, size: int, quiet: bool
 ) -> AbstractContextManager[Callable[[Progress], None]]:
-    """What shows how far `command` is with `shards` shards of `size` bytes: a bar, or lines where no terminal is."""
+    """What shows how far `command` is with `shards` shards of `size` bytes: a bar, or lines where no terminal is.
+
+    Lines also where the system does not start a thread for the bar and one for the work.
+    """
     if quiet:
         return nullcontext(lambda progress: None)
-    if takes_escapes(sys.stderr):
+    if takes_escapes(sys.stderr) and startable(2) == 2:
         return progress_bar(shards, size)
     return nullcontext(ProgressLines(command, shards, size, print_stderr))
 

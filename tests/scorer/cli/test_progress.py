@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from scorer.cli.progress import ProgressLines, progress_bar
+from scorer.cli.progress import ProgressLines, progress_bar, shown_progress
 from scorer.job.spec import Progress
 from scorer.system.phases import LINE_SECONDS
+from tests.scorer.threads import allow_threads
 
 
 def lines_of(looks: list[tuple[float, Progress]]) -> list[str]:
@@ -48,3 +49,16 @@ def test_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         show(Progress(1000, 0, 10))
         show(Progress(2000, 3, 100))
     assert "2,000 videos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_the_bar_takes_no_thread_that_the_job_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], most: int
+) -> None:
+    """Without one it would end the job, and leave a terminal without a cursor."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("scorer.cli.progress.takes_escapes", lambda stream: True)
+    allow_threads(monkeypatch, most)
+    with shown_progress("merge", 3, 100, quiet=False) as show:
+        show(Progress(1000, 3, 100))
+    assert ("1,000 videos" in capsys.readouterr().err) == (most == 2)
