@@ -409,14 +409,14 @@ def _job(options: argparse.Namespace, shards: Sequence[Source], row_format: str,
 def _score_part(
     options: argparse.Namespace, job: Job, model: Model, origin: str, stop: StopRequest, arguments: Sequence[str]
 ) -> int:
+    from dataclasses import replace
+
     from scorer.cli.summary import print_part_summary
     from scorer.job.job_array import score_part
     from scorer.job.part import plan
 
     log, (index, count) = _log_of(options), options.part
     part = plan(job.shards, count)[index]
-    from dataclasses import replace
-
     own = replace(job, shards=part.shards)  # what the bar shows
     report = _run(own, arguments, options.quiet, lambda watch: score_part(job, part, model, stop, watch, log))
     if report is None:
