@@ -29,7 +29,7 @@ from scorer.model.runtime import (
 )
 from scorer.model.slots import CpuSlot, Slot, SlotPool
 from scorer.system.cores import usable_cores
-from scorer.system.threads import startable
+from scorer.system.threads import fewer_threads, startable
 
 CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 to 512 (benchmarks/slots.py)
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
@@ -128,7 +128,7 @@ def _on_cpu(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str) 
     contract = read_contract(file.path, session)
     pool = _fitted(runtime, contract, "cpu", [CpuSlot(session, file.path)] * slots, options.batch_size or CPU_BATCH)
     if threads < wanted:
-        pool.notes.append(f"the system starts {threads} of {wanted} threads: a limit on processes or memory")
+        pool.notes.append(fewer_threads(threads, wanted))
     return Placement(contract, pool, "cpu", CPU, reason)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from scorer.system.signals import StopRequest
-from scorer.system.threads import is_refused, no_thread, start_threads
+from scorer.system.threads import fewer_threads, is_refused, no_thread, start_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ def in_order(
         if not started:
             raise no_thread()
         if len(started) < threads:
-            log(f"the system starts {len(started)} of {threads} threads: a limit on processes or memory")
+            log(fewer_threads(len(started), threads))
         yield from shared.results(stop)
     finally:
         shared.close()

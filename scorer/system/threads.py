@@ -20,6 +20,11 @@ def no_thread() -> DeviceError:
     return DeviceError("the system starts no more threads", remedy="allow more processes (ulimit -u) or more memory")
 
 
+def fewer_threads(started: int, wanted: int) -> str:
+    """What a user is told where the system starts fewer than wanted."""
+    return f"the system starts {started} of {wanted} threads: a limit on processes or memory"
+
+
 def start_threads(count: int, run: Callable[[], object], name: str) -> list[threading.Thread]:
     """Daemon threads that call `run`: `count` of them, or as many as the system starts, and that may be none."""
     started: list[threading.Thread] = []
