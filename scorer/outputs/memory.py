@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
@@ -37,7 +38,8 @@ class MemorySink:
         self.last = commit
 
     def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
-        raise ValueError(f"{what} are for who puts the output together")
+        """Nothing: it is all in the chunks."""
+        return open(os.devnull, "rb")
 
     def seal(self) -> Extent:
         return NO_BYTES

@@ -2,7 +2,7 @@
 
 A new kind of output is one module: a class with these methods, and a function that opens it, registered with
 `scorer.outputs.open.register_sink`. tests/scorer/outputs/toy_sink.py is a short one, whose appends are no bytes;
-every resumable kind goes through tests/scorer/outputs/test_conformance.py.
+every kind goes through tests/scorer/outputs/test_conformance.py, one that is not resumable as far as that goes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Sink(Protocol):
     def kept(self, what: Kept) -> AbstractContextManager[BinaryIO]:
         """What was kept beside the rows so far, to read: a file of the system's, since NumPy reads its descriptor.
 
-        "hits" and "quarantine" only where `resumable`; of a part file nothing, since whoever merges the parts counts.
+        "hits" and "quarantine" only where `resumable`; of a part nothing, since whoever merges the parts counts.
         """
 
     def seal(self) -> Extent:

@@ -53,7 +53,9 @@ class StreamSink:
         if what != "ids":
             raise ValueError(f"{what} is kept for a job that is resumed, which this one cannot be")
         with _scratch():
+            self._ids.seek(0)
             yield self._ids
+            self._ids.seek(0, os.SEEK_END)
 
     def commit(self, commit: Commit) -> None:
         self.finished += commit.finished
@@ -65,6 +67,7 @@ class StreamSink:
         return self._sent
 
     def complete(self, record: Mapping[str, Any]) -> None:
+        self.seal()
         self.completed = record
 
     def discard(self) -> None:

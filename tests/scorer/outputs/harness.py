@@ -9,12 +9,13 @@ import copy
 import gzip
 import io
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ from scorer.kernels.packed import PackedStrings
 from scorer.outputs.csv_rows import Pairs
 from scorer.outputs.embeddings import embedding_output
 from scorer.outputs.formats import make_format
+from scorer.outputs.memory import MemorySink
 from scorer.outputs.object_sink import work_folder
 from scorer.outputs.open import open_sink
-from scorer.outputs.sink import Chunk, Commit, JobKey, ResumePolicy, ShardId, Sink
+from scorer.outputs.sink import Chunk, Commit, JobKey, Kept, ResumePolicy, ShardId, Sink
 from tests.scorer.outputs import toy_sink
 from tests.stores import s3
 
@@ -126,18 +128,12 @@ def record() -> dict[str, Any]:
     return {"scored": sum(RECORDS) - len(BAD), "shards": [shard.to_json() for shard in shards]}
 
 
-class Harness(Protocol):
-    """One output of some kind, at which jobs may crash. keeps: whether it keeps anything beside the rows."""
+class Once(Protocol):
+    """One output of some kind. keeps: what it keeps beside the rows."""
 
-    keeps: bool
+    keeps: Sequence[Kept]
 
     def open(self, job: JobKey, policy: ResumePolicy) -> AbstractContextManager[Sink]: ...
-
-    def snapshot(self) -> Any:
-        """All that would outlive the process if it died now."""
-
-    def restore(self, snapshot: Any) -> None:
-        """What a new process finds then."""
 
     def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
         """The rows and the record that a user finds; None where there is no output."""
@@ -146,6 +142,17 @@ class Harness(Protocol):
         """What stands there beside a whole output."""
 
 
+class Harness(Once, Protocol):
+    """One at which jobs may crash."""
+
+    def snapshot(self) -> Any:
+        """All that would outlive the process if it died now."""
+
+    def restore(self, snapshot: Any) -> None:
+        """What a new process finds then."""
+
+
+ALL_KEPT: Sequence[Kept] = get_args(Kept)
 FORMATS = [
     *(f"{plain}{compression}" for plain in ("pairs", "labels", "jsonl") for compression in ("", ".gz", ".zst")),
     "parquet",
@@ -162,7 +169,7 @@ def name_of(row_format: str) -> str:
 
 
 class FileHarness:
-    keeps = True
+    keeps = ALL_KEPT
 
     def __init__(self, folder: Path, row_format: str = "pairs") -> None:
         self.name, self.row_format = name_of(row_format), row_format
@@ -248,7 +255,7 @@ class ParquetEmbeddingsHarness(NpyHarness):
 class PartFileHarness(FileHarness):
     """A part file, which keeps what is beside the rows within them."""
 
-    keeps = False
+    keeps: Sequence[Kept] = ()
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -266,20 +273,82 @@ class PartFileHarness(FileHarness):
         if not self.path.exists():
             return None
         part = PartFile.read(str(self.path))
-        found = [
-            (name, labels, [round(score, 6) for score in scores])
-            for chunk in part.chunks()
-            for name, labels, scores in zip(
-                chunk.ids.split(), chunk.labels.tolist(), chunk.scores.tolist(), strict=True
-            )
-        ]
+        found = [row for chunk in part.chunks() for row in rows_of(chunk)]
         return found, {"scored": part.scored, "shards": [shard.to_json() for shard in part.shards]}
+
+
+class PipeHarness:
+    """A pipe, read when its writer is done: all fits into it."""
+
+    keeps: Sequence[Kept] = ("ids",)
+
+    def __init__(self, folder: Path, row_format: str = "pairs") -> None:
+        self._pipe, self._format = folder / "pipe", row_format
+        self._found: tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None = None
+        os.mkfifo(self._pipe)
+
+    @contextmanager
+    def open(self, job: JobKey, policy: ResumePolicy) -> Iterator[Sink]:
+        with open(os.open(self._pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+            with self._named() as name, open_sink(name, job, make_format(self._format), policy, lambda: None) as sink:
+                yield sink
+            if sink.completed is not None:
+                self._found = read_rows(self._format, reader.read()), sink.completed
+
+    def _named(self) -> AbstractContextManager[str]:
+        """What the output is called."""
+        return nullcontext(str(self._pipe))
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        return self._found
+
+    def unfinished(self) -> Sequence[str]:
+        return []
+
+
+class StandardOutputHarness(PipeHarness):
+    """Standard output, which is this pipe meanwhile."""
+
+    @contextmanager
+    def _named(self) -> Iterator[str]:
+        before, pipe = os.dup(1), os.open(self._pipe, os.O_WRONLY)
+        os.dup2(pipe, 1)
+        os.close(pipe)
+        try:
+            yield "-"
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
+
+
+class MemoryHarness:
+    keeps: Sequence[Kept] = ()
+
+    def __init__(self, folder: Path) -> None:
+        self._sink = MemorySink(K)
+
+    @contextmanager
+    def open(self, job: JobKey, policy: ResumePolicy) -> Iterator[Sink]:
+        yield self._sink
+
+    def output(self) -> tuple[list[tuple[bytes, list[int], list[float]]], Mapping[str, Any]] | None:
+        done = self._sink.completed
+        return None if done is None else (rows_of(self._sink.joined()), done)
+
+    def unfinished(self) -> Sequence[str]:
+        return []
+
+
+def rows_of(chunk: Chunk) -> list[tuple[bytes, list[int], list[float]]]:
+    """Ids, labels and scores with six decimals."""
+    scores = [[round(score, 6) for score in row] for row in chunk.scores.tolist()]
+    return [*zip(chunk.ids.split(), chunk.labels.tolist(), scores, strict=True)]
 
 
 class ObjectHarness:
     """An object of the S3 server at `url`, which s3:// means, or another scheme too."""
 
-    keeps = True
+    keeps = ALL_KEPT
 
     def __init__(self, folder: Path, url: str, row_format: str = "pairs", scheme: str = "s3") -> None:
         self._client, self._snapshots = s3.client(url), folder / "snapshots"
@@ -321,7 +390,7 @@ class ObjectHarness:
 
 
 class ToyHarness:
-    keeps = True
+    keeps = ALL_KEPT
 
     def __init__(self, folder: Path) -> None:
         self._name = f"toy://{folder}"
@@ -360,6 +429,12 @@ HARNESSES: dict[str, Callable[[Path], Harness]] = {
     "part file": PartFileHarness,
     "toy": ToyHarness,
 }
+ONCE: dict[str, Callable[[Path], Once]] = {
+    **{f"pipe, {name}": partial(PipeHarness, row_format=name) for name in ("pairs", "labels", "jsonl")},
+    "standard output": StandardOutputHarness,
+    "memory": MemoryHarness,
+}
+"""Outputs of which nothing can be resumed."""
 OBJECTS = [("s3", "pairs"), ("s3", "labels.gz"), ("s3", "jsonl.zst"), ("s3", "parquet"), ("gs", "jsonl")]
 
 

@@ -1,22 +1,29 @@
-"""What every resumable sink promises, with every format: append, commit, crash, resume, complete."""
+"""What every sink promises, with every format: append, commit, complete; and one that outlives its process: resume."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from scorer.errors import ResumeError
-from scorer.outputs.sink import ResumePolicy
+from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.source import FileStat
+from scorer.job.record import ShardRecord
+from scorer.outputs.sink import Commit, ResumePolicy, ShardId, Sink
 from tests.scorer.outputs.harness import (
     BAD,
     HARNESSES,
     OBJECTS,
+    ONCE,
     RECORDS,
     Harness,
     ObjectHarness,
+    Once,
     SinkDriver,
+    chunk,
     key,
     record,
     rows,
@@ -30,13 +37,26 @@ def exactly(count: int) -> list[tuple[bytes, list[int], list[float]]]:
     return [(name, labels, [round(score, 6) for score in scores]) for name, labels, scores in rows(count)]
 
 
-@pytest.fixture(params=[*HARNESSES, *(f"{scheme}, {name}" for scheme, name in OBJECTS)])
+RESUMABLE = [*HARNESSES, *(f"{scheme}, {name}" for scheme, name in OBJECTS)]
+
+
+@pytest.fixture(params=RESUMABLE)
 def harness(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    return resumable(request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=[*RESUMABLE, *ONCE])
+def either(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Once:
+    """A resumable one, or one that is not."""
+    return ONCE[request.param](tmp_path) if request.param in ONCE else resumable(request, tmp_path, monkeypatch)
+
+
+def resumable(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Harness:
     if request.param in HARNESSES:
-        return HARNESSES[request.param](tmp_path)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        return HARNESSES[request.param](folder)
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     scheme, row_format = request.param.split(", ")
-    return ObjectHarness(tmp_path, request.getfixturevalue(f"{scheme}_server"), row_format, scheme)
+    return ObjectHarness(folder, request.getfixturevalue(f"{scheme}_server"), row_format, scheme)
 
 
 def complete(harness: Harness, policy: ResumePolicy = "refuse") -> None:
@@ -57,14 +77,48 @@ def crash_after(harness: Harness, committed: int, appended: int = 0) -> None:
     harness.restore(snapshot)
 
 
-def test_a_whole_job(harness: Harness) -> None:
-    with harness.open(key(), "refuse") as sink:
+def test_a_whole_job(either: Once) -> None:
+    with either.open(key(), "refuse") as sink:
         assert (sink.last, sink.completed, [*sink.finished]) == (None, None, [])
         SinkDriver(sink, key()).complete()
         assert sink.completed == record()
         assert [records for _, records in sink.finished] == RECORDS
-    assert harness.output() == (exactly(ALL), record())
-    assert harness.unfinished() == []
+    assert either.output() == (exactly(ALL), record())
+    assert either.unfinished() == []
+
+
+def test_a_job_without_a_video_has_a_whole_output(either: Once) -> None:
+    stat = FileStat(0, 1)
+    nothing = {"scored": 0, "shards": [ShardRecord("/s/0", stat, 0).to_json()]}
+    with either.open(replace(key(), shards=(ShardId("/s/0", stat),)), "refuse") as sink:
+        sink.append(replace(chunk(BEGINNING, 0), end=Position(1, 0, 0), finished=[(0, 0)]))
+        sink.commit(Commit(Position(1, 0, 0), finished=((stat, 0),)))
+        sink.complete(nothing)
+    assert either.output() == ([], nothing)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_is_kept_is_read_from_its_start_and_grows_on(either: Once, committed: bool) -> None:
+    with either.open(key(), "refuse") as sink:
+        driver = SinkDriver(sink, key())
+        for done in (6, 11):
+            driver.append(done - driver.done)
+            if committed:
+                driver.commit()
+            for _ in range(2):
+                check_kept(sink, either, done)
+        driver.complete()
+    assert either.output() == (exactly(ALL), record())
+
+
+def check_kept(sink: Sink, harness: Once, records: int) -> None:
+    """What is kept is of so many records."""
+    with sink.kept("ids") as ids:
+        assert len(ids.read()) == 8 * len(rows(records)) * ("ids" in harness.keeps)
+    if sink.resumable:
+        with sink.kept("quarantine") as quarantine:
+            bad = len([record for record in BAD if record < records])
+            assert len(quarantine.readlines()) == bad * ("quarantine" in harness.keeps)
 
 
 def test_an_older_output_stays_until_the_new_one_is_whole(harness: Harness) -> None:
@@ -113,10 +167,7 @@ def test_what_is_kept_is_of_what_was_committed_and_appended(harness: Harness) ->
         driver = SinkDriver(sink, key())
         driver.append(5)
         driver.commit()
-        with sink.kept("ids") as ids:
-            assert len(ids.read()) == harness.keeps * 8 * len(rows(11))
-        with sink.kept("quarantine") as quarantine:
-            assert len(quarantine.readlines()) == harness.keeps * len([bad for bad in BAD if bad < 11])
+        check_kept(sink, harness, 11)
 
 
 def test_an_unfinished_run_is_refused_and_stays(harness: Harness) -> None:
