@@ -52,7 +52,38 @@ static void put_i64(uint8_t *at, int64_t value) { memcpy(at, &value, sizeof valu
 
 static uint32_t masked(uint32_t crc) { return (crc >> 15 | crc << 17) + 0xa282ead8u; }
 
+enum { STRIPE = 2048 }; /* bytes whose CRC is taken beside that of as many more */
+static uint32_t after_stripe[4][256]; /* what a CRC's bytes, the lowest first, come to after a stripe of zeros */
+
+WITH_CRC static void prepare_stripes(void) {
+    for (int byte = 0; byte < 4; byte++)
+        for (uint32_t value = 1; value < 256; value++) {
+            uint32_t lowest = value & -value, crc = lowest << 8 * byte;
+            if (value == lowest)
+                for (int i = 0; i < STRIPE; i += 8) crc = CRC_WORD(crc, 0);
+            else crc = after_stripe[byte][lowest] ^ after_stripe[byte][value ^ lowest];
+            after_stripe[byte][value] = crc;
+        }
+}
+
+static uint32_t past_stripe(uint32_t crc) {
+    return after_stripe[0][crc & 0xff] ^ after_stripe[1][crc >> 8 & 0xff] ^ after_stripe[2][crc >> 16 & 0xff] ^
+           after_stripe[3][crc >> 24];
+}
+
+/* The instruction takes three cycles and can start in each: three stripes at a time keep it busy, where one would wait
+ * for itself. A CRC is linear: that of all three is the first one's after two stripes of zeros, the second's after one,
+ * and the third's, each begun at 0 but the first. */
 WITH_CRC static uint32_t crc_bytes(uint32_t crc, const uint8_t *at, const uint8_t *end) {
+    for (; end - at >= 3 * STRIPE; at += 3 * STRIPE) {
+        uint32_t second = 0, third = 0;
+        for (int i = 0; i < STRIPE; i += 8) {
+            crc = CRC_WORD(crc, u64(at + i));
+            second = CRC_WORD(second, u64(at + STRIPE + i));
+            third = CRC_WORD(third, u64(at + 2 * STRIPE + i));
+        }
+        crc = past_stripe(past_stripe(crc) ^ second) ^ third;
+    }
     for (; end - at >= 8; at += 8) crc = CRC_WORD(crc, u64(at));
     for (; at < end; at++) crc = CRC_BYTE(crc, *at);
     return crc;
@@ -60,8 +91,7 @@ WITH_CRC static uint32_t crc_bytes(uint32_t crc, const uint8_t *at, const uint8_
 
 /* Whether each of the records from `places` on has the CRC that its payload ought to have.
  *
- * The instruction takes three cycles and can start in each: a few records at a time keep it busy, where one would wait
- * for itself. */
+ * A few records at a time keep the instruction busy, as stripes of long ones do. */
 WITH_CRC static void check_payloads(const uint8_t *block, const int64_t *places, int64_t count, uint8_t *bad) {
     for (int64_t first = 0; first < count; first += TOGETHER) {
         int64_t some = count - first < TOGETHER ? count - first : TOGETHER, least = INT64_MAX;
@@ -903,7 +933,7 @@ static PyObject *crc32c(PyObject *self, PyObject *args) {
 
 /* ---- frames ---- */
 
-enum { SUMMED = 257 }; /* bytes that a uint16 holds the sum of */
+enum { SUMMED = 256, ROWS = 8 }; /* rows of bytes whose sums a uint16 holds; rows that are added up before they are put there */
 
 /* Add up column by column `count` rows of bytes that lie `stride` apart: in 16 bits as far as these go, which the
  * compiler makes vectors of. */
@@ -912,13 +942,16 @@ static void sum_rows(const uint8_t *rows, int64_t stride, int64_t count, int64_t
     uint16_t some[AT_A_TIME];
     for (int64_t left = 0; left < width; left += AT_A_TIME) {
         int64_t columns = width - left < AT_A_TIME ? width - left : AT_A_TIME;
-        for (int64_t first = 0; first < count; first += SUMMED) {
-            int64_t last = count - first < SUMMED ? count : first + SUMMED;
+        for (int64_t row = 0; row < count;) {
+            const uint8_t *from = rows + row * stride + left;
+            int64_t last = count - row < SUMMED ? count : row + SUMMED;
             memset(some, 0, sizeof some);
-            for (int64_t row = first; row < last; row++) {
-                const uint8_t *from = rows + row * stride + left;
+            for (; last - row >= ROWS; row += ROWS, from += ROWS * stride)
+                for (int64_t i = 0; i < columns; i++)
+                    some[i] += from[i] + from[stride + i] + from[2 * stride + i] + from[3 * stride + i] +
+                               from[4 * stride + i] + from[5 * stride + i] + from[6 * stride + i] + from[7 * stride + i];
+            for (; row < last; row++, from += stride)
                 for (int64_t i = 0; i < columns; i++) some[i] += from[i];
-            }
             for (int64_t i = 0; i < columns; i++) {
                 uint32_t sum = u32(sums + 4 * (left + i)) + some[i];
                 memcpy(sums + 4 * (left + i), &sum, sizeof sum);
@@ -989,9 +1022,12 @@ static int prepare(PyObject *module) {
     }
     if (!known || PyModule_AddObjectRef(module, "LIMITS", known) < 0) { Py_XDECREF(known); return -1; }
     Py_DECREF(known);
-    if (has_crc()) return 0;
-    PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
-    return -1;
+    if (!has_crc()) {
+        PyErr_SetString(PyExc_ImportError, "this processor has no instruction for CRC32C");
+        return -1;
+    }
+    prepare_stripes();
+    return 0;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, prepare}, {0, NULL}};

@@ -122,6 +122,14 @@ def test_crc32c_is_the_packages(data: bytes, before: int) -> None:
         assert loops.crc32c(memoryview(data)) == crc32c.crc32c(data)
 
 
+def test_crc32c_of_bytes_that_are_taken_in_stripes() -> None:
+    data, start = np.random.default_rng(0).bytes(50_000), 1
+    for size in (*range(6136, 6152), *range(12_280, 12_296), 18_432, 49_999):
+        for loops in SETS.values():
+            part = data[start : start + size]
+            assert loops.crc32c(memoryview(data)[start : start + size], size) == crc32c.crc32c(part, size)
+
+
 @needs_both
 def test_a_job_with_compiled_loops_reads_no_metadata_of_packages() -> None:
     """As `import crc32c` does, and whoever asks for the command that installs an extra: it takes 10 ms."""
