@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,8 +112,10 @@ class Journal:
         )
 
 
-def read_journal(path: Path) -> Journal:
+def read_journal(path: Path, most: int | None = None) -> Journal:
     """The whole lines of the journal at `path`; a torn last line, as a crash leaves it, is left out.
+
+    most: lines to look at, where the first ones will do.
 
     Raises:
         ResumeError: a damaged line before the last, a whole one that says something else than a journal's lines do, or
@@ -121,7 +124,7 @@ def read_journal(path: Path) -> Journal:
     """
     journal, damaged = Journal(), 0
     with _opened(path) as file:
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(islice(_lines(file), most), 1):
             if damaged:
                 raise ResumeError(f"{path}: line {damaged} is damaged", hints=(Hint.RESTART,))
             try:

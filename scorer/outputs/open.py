@@ -92,7 +92,8 @@ def check_embeddings_output(output: str, embeddings: EmbeddingOutput) -> None:
 def begun_options(output: str) -> Mapping[str, Any]:
     """What decides the rows of the unfinished job that left its work on `output`.
 
-    Empty where there is none, or none that can be read, which whoever resumes it says.
+    Empty where there is none, or none that can be read, which whoever resumes it says. Only the first line of the
+    journal is read: the whole of it only counts under the lock of who resumes it.
     """
     if _opener(output) is not None:
         return {}
@@ -105,7 +106,7 @@ def begun_options(output: str) -> Mapping[str, Any]:
     else:
         return {}
     try:
-        return read_journal(paths.journal).options
+        return read_journal(paths.journal, most=1).options
     except (OSError, ResumeError):
         return {}
 

@@ -95,7 +95,10 @@ def test_what_an_unfinished_job_was_begun_with(job: Job, tmp_path: Path) -> None
     broken_off(job, 2)
     assert begun_options(job.output)["runtime"] == "fake 1"
     journal = tmp_path / "out" / ".preds.csv.journal"
-    journal.write_bytes(b"{}\n" + journal.read_bytes())
+    first, *rest = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(first + b"{}\n" + b"".join(rest))
+    assert begun_options(job.output)["runtime"] == "fake 1", "in the first line, and no other is read"
+    journal.write_bytes(b"{}\n" + first)
     assert begun_options(job.output) == {}, "whoever resumes it says what is wrong"
     assert begun_options("-") == {}
 
