@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scorer.errors import Hint, InputError, OutputError, ResumeError
-from scorer.inputs.position import Position
+from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
 from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
 from scorer.job.record import Options, ShardRecord
@@ -232,10 +232,10 @@ def begun_part(places: Sequence[str]) -> PartFacts | None:
 def _facts_in(path: Path) -> PartFacts | None:
     try:
         with open(_own(path), "rb") as file:
-            whole = file.read(len(_MAGIC)) == _MAGIC and _frame(file)
-            return PartFacts.from_json(json.loads(whole[1])) if whole else None
+            begun = _beginning(file)
     except (OSError, *MALFORMED):
         return None
+    return begun and begun[0]
 
 
 @dataclass
@@ -274,23 +274,26 @@ def _own(path: Path) -> int:
 
 
 def _read_left(file: BinaryIO) -> _Left | None:
-    counts, left, facts = Extent(0, 0).add(_MAGIC), None, None
-    if file.read(len(_MAGIC)) != _MAGIC:
+    if (begun := _beginning(file)) is None:
         return None
+    left, (facts, counts) = None, begun
     while (found := _frame(file)) is not None:
         kind, payload = found
         where, counts = _WHERE.pack(counts.length), counts.add(_framed(kind, payload))
-        if kind == b"P":
-            facts = PartFacts.from_json(json.loads(payload))
-        elif kind == b"M" and facts is not None:
-            commit = _commit(json.loads(payload))
-            if left is None:
-                left = _Left(facts, (Commit(_BEGINNING), NO_BYTES), (Commit(_BEGINNING), NO_BYTES), [])
-            left.add(commit, counts)
+        if kind == b"M":
+            left = left or _Left(facts, (Commit(BEGINNING), NO_BYTES), (Commit(BEGINNING), NO_BYTES), [])
+            left.add(_commit(json.loads(payload)), counts)
         elif kind == b"E" and left is not None and file.read(_WHERE.size) == where:  # else torn: it is written again
             counts = counts.add(where)
             left.completed, left.newest = json.loads(payload), (left.newest[0], counts)
     return left
+
+
+def _beginning(file: BinaryIO) -> tuple[PartFacts, Extent] | None:
+    """What the part is, and how far the file goes where it has said so; None where it says no such thing."""
+    if file.read(len(_MAGIC)) != _MAGIC or (first := _frame(file)) is None or first[0] != b"P":
+        return None
+    return PartFacts.from_json(json.loads(first[1])), NO_BYTES.add(_MAGIC + _framed(*first))
 
 
 def _framed(kind: bytes, payload: bytes) -> bytes:
@@ -409,25 +412,20 @@ class _Counted:
 
 
 def _read_ends(file: BinaryIO) -> tuple[PartFacts, tuple[ShardRecord, ...], int]:
-    if file.read(len(_MAGIC)) != _MAGIC:
+    if (begun := _beginning(file)) is None:
         raise ValueError("it begins otherwise")
-    first = _frame(file)
     end = os.fstat(file.fileno()).st_size - _WHERE.size
     file.seek(max(0, end))
     where = int.from_bytes(file.read(_WHERE.size), "little")
     file.seek(min(where, max(0, end)))
     last = _frame(file)
-    if first is None or last is None or (first[0], last[0]) != (b"P", b"E"):
+    if last is None or last[0] != b"E":
         raise ValueError("it is not whole")
-    facts = PartFacts.from_json(json.loads(first[1]))
-    end_record = json.loads(last[1])
+    facts, end_record = begun[0], json.loads(last[1])
     shards = tuple(map(ShardRecord.from_json, end_record["shards"]))
     if tuple(shard.canonical for shard in shards) != facts.addresses:
         raise ValueError("it has other shards than it says")
     return facts, shards, count_of(end_record["scored"])
-
-
-_BEGINNING = Position(0, 0, 0)
 
 
 def _dumped(value: Mapping[str, Any]) -> bytes:
