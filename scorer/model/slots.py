@@ -10,8 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -20,7 +18,7 @@ from scorer.errors import DeviceError, Hint, ModelError
 from scorer.model.contract import Contract, outputs
 from scorer.model.predictor import Embeddings, Features, Predictions
 from scorer.model.runtime import Session, device_errors
-from scorer.system.threads import is_refused
+from scorer.system.threads import map_in_order
 
 Outcome: TypeAlias = tuple[Predictions, Embeddings | None]
 """Predictions, and embeddings where they were asked for."""
@@ -121,16 +119,12 @@ class SlotPool:
         if videos <= size:
             return self._run_piece(features, videos, k, embeddings)
         starts = range(0, videos, size)
-        pieces = [{name: values[start : start + size] for name, values in features.items()} for start in starts]
-        sizes = [min(size, videos - start) for start in starts]
-        given = pieces, sizes, repeat(k), repeat(embeddings)
-        try:
-            with ThreadPoolExecutor(len(self)) as threads:
-                found = list(threads.map(self._run_piece, *given))
-        except RuntimeError as error:
-            if not is_refused(error):
-                raise
-            found = list(map(self._run_piece, *given))
+
+        def run(start: int) -> list[Outcome]:
+            piece = {name: values[start : start + size] for name, values in features.items()}
+            return self._run_piece(piece, min(size, videos - start), k, embeddings)
+
+        found = map_in_order(run, starts, min(len(self), len(starts)), "slot")
         return [part for parts in found for part in parts]
 
     def _run_piece(self, features: Features, videos: int, k: int, embeddings: bool) -> list[Outcome]:

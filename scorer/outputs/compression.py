@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import BinaryIO, TypeAlias
 
 from scorer.outputs.row_format import Pack
 from scorer.system.cores import usable_cores
 from scorer.system.packages import required
-from scorer.system.threads import startable
+from scorer.system.threads import map_in_order
 
 Compress: TypeAlias = Callable[[bytes], bytes]
 
@@ -29,27 +28,13 @@ def packing_with(compress: Compress) -> Pack:
 
     def pack(rows: BinaryIO, write: Callable[[bytes], object]) -> None:
         blocks = iter(lambda: rows.read(_MEMBER_BYTES), b"")
-        for member in _in_order(compress, blocks):
-            write(member)
+        with closing(map_in_order(compress, blocks, usable_cores(), "compress")) as members:
+            for member in members:
+                write(member)
         if not rows.tell():  # an empty file is none that a reader knows
             write(compress(b""))
 
     return pack
-
-
-def _in_order(compress: Compress, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    threads = startable(usable_cores())  # a pool fails where the system starts fewer than it wants
-    if not threads:
-        yield from map(compress, blocks)
-        return
-    waiting: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for block in blocks:
-            waiting.append(pool.submit(compress, block))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def gzip_compressor() -> Compress:

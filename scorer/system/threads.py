@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from scorer.errors import DeviceError
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 _REFUSED = "can't start new thread"  # Python's words for it
+_AHEAD = 2  # items for each thread, and one that the caller waits for
 
 
 def is_refused(error: BaseException) -> bool:
@@ -48,3 +58,39 @@ def startable(count: int) -> int:
     for thread in started:
         thread.join()
     return len(started)
+
+
+def map_in_order(function: Callable[[T], R], items: Iterable[T], threads: int, name: str) -> Generator[R]:
+    """`function` of each item, in order, computed in `threads` threads, or as many as the system starts; in the
+    caller's where it starts none. A few items a thread are read ahead.
+    """
+    from concurrent.futures import Future
+
+    todo: queue.SimpleQueue[tuple[Future[R], T] | None] = queue.SimpleQueue()
+    started = start_threads(threads, lambda: _compute(function, todo), name)
+    if not started:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(Future())
+            todo.put((waiting[-1], item))
+            if len(waiting) > _AHEAD * len(started):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for _ in started:
+            todo.put(None)
+        for thread in started:
+            thread.join()
+
+
+def _compute(function: Callable[[T], R], todo: queue.SimpleQueue[tuple[Future[R], T] | None]) -> None:
+    while (task := todo.get()) is not None:
+        result, item = task
+        try:
+            result.set_result(function(item))
+        except BaseException as error:
+            result.set_exception(error)

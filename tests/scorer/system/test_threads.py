@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -12,7 +14,7 @@ from scorer.errors import DeviceError
 from scorer.model.cuda import OwnThread
 from scorer.system.phases import phase
 from scorer.system.signals import interruptible
-from scorer.system.threads import is_refused, start_threads, startable
+from scorer.system.threads import is_refused, map_in_order, start_threads, startable
 from tests.scorer.threads import allow_threads, no_threads_left
 
 
@@ -21,6 +23,39 @@ def test_as_many_as_the_system_starts(monkeypatch: pytest.MonkeyPatch, most: int
     allow_threads(monkeypatch, most)
     with no_threads_left():
         assert startable(5) == min(most, 5)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 9])
+def test_results_come_in_order_from_however_many_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    allow_threads(monkeypatch, most)
+    here, used, read = threading.get_ident(), set[int](), list[int]()
+
+    def doubled(number: int) -> int:
+        used.add(threading.get_ident())
+        return 2 * number
+
+    with no_threads_left():
+        for count, result in enumerate(map_in_order(doubled, map_noted(range(100), read), 5, "x")):
+            assert result == 2 * count
+            assert len(read) <= count + 1 + 2 * min(most, 5)
+    assert len(used) <= min(most, 5) if most else used == {here}
+
+
+def map_noted(numbers: Iterable[int], read: list[int]) -> Iterator[int]:
+    for number in numbers:
+        read.append(number)
+        yield number
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_the_first_error_in_order_ends_a_map_and_its_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    allow_threads(monkeypatch, most)
+    found: list[float] = []
+    with no_threads_left(), pytest.raises(ZeroDivisionError):
+        found.extend(map_in_order(lambda number: 6 / (3 - number), range(9), 3, "x"))
+    assert found == [2, 3, 6]
+    with no_threads_left(), closing(map_in_order(str, range(99), 3, "x")) as left:
+        assert next(left) == "0"
 
 
 def test_another_error_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
