@@ -105,7 +105,7 @@ class PartFileSink:
         self.last: Commit | None = None
         self.finished: list[tuple[FileStat, int]] = []
         self.completed: Mapping[str, Any] | None = None
-        self._paths, self._facts = paths, facts
+        self._paths, self._facts, self._process = paths, facts, os.getpid()
         self._file: AppendFile | None = None
 
     def append(self, chunk: Chunk) -> None:
@@ -171,12 +171,14 @@ class PartFileSink:
             self._file = AppendFile.reopen(self._paths.rows, extent)
 
     def close(self) -> None:
-        """Let go of the file, and leave none behind that holds nothing; one that was refused stays as it is."""
+        """Let go of the file, and leave none behind that holds nothing; one that was refused stays as it is, and in a
+        forked child it stays its parent's.
+        """
         if self._file is None:
             return
         with suppress(OSError):
             self._file.close()
-        if self.last is None:
+        if self.last is None and self._process == os.getpid():
             with suppress(OSError):
                 os.unlink(self._paths.rows)
 

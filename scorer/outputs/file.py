@@ -93,7 +93,7 @@ class FileSink:
         self._committed: Mapping[str, Extent] = {}
         self._packed: Extent | None = None
         self._embedded: Extent | None = None
-        self._keep = True
+        self._keep, self._process = True, os.getpid()
 
     @property
     def quarantine_place(self) -> str:
@@ -244,11 +244,11 @@ class FileSink:
                     raise ResumeError(reason, hints=(Hint.RESTART,))
 
     def close(self) -> None:
-        """Let go of the files, and leave none behind that hold nothing."""
+        """Let go of the files, and leave none behind that hold nothing; in a forked child they stay its parent's."""
         for file in self._files.values():
             with suppress(OSError):  # what counts was flushed before
                 file.close()
-        if not self._keep:
+        if not self._keep and self._process == os.getpid():
             with suppress(OSError):
                 self._remove_work()
 

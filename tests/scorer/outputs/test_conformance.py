@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -205,6 +207,29 @@ def test_a_job_that_leaves_without_a_commit_leaves_nothing(harness: Harness) -> 
         SinkDriver(sink, key()).append(3)
     assert harness.unfinished() == []
     assert harness.output() is None
+
+
+_FORKING = """
+import os, sys
+from pathlib import Path
+from tests.scorer.outputs.harness import HARNESSES, SinkDriver, key
+harness = HARNESSES[sys.argv[1]](Path(sys.argv[2]))
+with harness.open(key(), "refuse") as sink:
+    driver = SinkDriver(sink, key())
+    driver.append(3)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        driver.complete()
+if child:
+    print(len(harness.output()[0]), harness.unfinished())
+"""
+
+
+@pytest.mark.parametrize("name", ["file, pairs", "npy", "part file"])
+def test_a_forked_child_that_leaves_a_job_takes_none_of_its_work_away(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-c", _FORKING, name, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.stdout == f"{len(rows(ALL))} []\n", done.stderr
 
 
 def test_a_discarded_job_leaves_the_older_output(harness: Harness) -> None:
