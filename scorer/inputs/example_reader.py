@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import Hint, RecordError, ShardError
 from scorer.inputs.example import Decoder, label_fault, parse
-from scorer.inputs.frame_reader import frames_in
+from scorer.inputs.frames import frames_in
 from scorer.inputs.layouts import ID_KEYS, LABELS_KEY
 from scorer.inputs.long_record import shortened
 from scorer.inputs.position import Position
@@ -31,12 +32,15 @@ from scorer.kernels.limits import MAX_INPUTS
 from scorer.kernels.loops import Decode
 from scorer.kernels.packed import PackedStrings, RowSizes
 
+ParseOne: TypeAlias = Callable[[str, bytes, Schema, int, int], Row | RecordError]
+"""scorer.inputs.example.parse, or another one."""
+
 
 class NativeDecoder:
-    """Decodes with the compiled loop, from a file straight to rows; what it leaves out goes through protobuf."""
+    """Decodes with a compiled loop, from a file straight to rows; `parse_one` takes what it leaves out."""
 
-    def __init__(self, schema: Schema, decode: Decode) -> None:
-        self._schema, self._decode = schema, decode
+    def __init__(self, schema: Schema, decode: Decode, parse_one: ParseOne = parse) -> None:
+        self._schema, self._decode, self._parse_one = schema, decode, parse_one
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
 
     def decode(self, shard: Shard, position: Position, target: Target) -> DecodedRun:
@@ -47,7 +51,7 @@ class NativeDecoder:
         begin, last, end = (at - window.start for at in (position.offset, target.stop, window.stop))
         where = window.descriptor, begin, last, end, shard.block.room
         features, rows, sizes = target.features, (target.first, target.last), target.sizes
-        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes, target.label_bytes)
+        found = self._decode(*where, self._inputs, tuple(features), *rows, sizes.matrix, target.label_bytes)
         run, start = DecodedRun(*found[:5]), found[5]
         if start is None:
             return run
@@ -73,11 +77,11 @@ class NativeDecoder:
         return run
 
     def _parse(self, shard: Shard, start: int, size: int, record: int, offset: int) -> Row | ShardError | RecordError:
-        """What protobuf makes of the record of `size` bytes that starts at byte `start` of the block."""
+        """What comes of the record of `size` bytes that starts at byte `start` of the block."""
         payload = shard.payload(start, size, record, offset)
         if not isinstance(payload, bytes):
             return payload
-        return parse(shard.address, payload, self._schema, record, offset)
+        return self._parse_one(shard.address, payload, self._schema, record, offset)
 
 
 class NativeRows:

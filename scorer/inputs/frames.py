@@ -10,6 +10,7 @@ protobuf's.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +19,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.inputs.tfrecord import starts_with_record
 from scorer.inputs.wire import field, varint
 from scorer.kernels import loops
+from scorer.kernels.limits import MOST_APART
 
 Span: TypeAlias = memoryview
 Floats: TypeAlias = NDArray[np.float32]
@@ -27,9 +30,8 @@ Floats: TypeAlias = NDArray[np.float32]
 MEAN_PREFIX = "mean_"
 _MEAN = MEAN_PREFIX.encode()
 EVERY_FRAME = 1 << 62
-MOST_APART = 1
-"""Frames that the lists of one record may differ by in number: real ones do."""
 _CONTEXT, _LISTS, _ENTRY, _KEY, _VALUE = 0x0A, 0x12, 0x0A, 0x0A, 0x12
+_HEADER = 12  # bytes before a record
 _BYTES_LIST, _FLOAT_LIST, _DATA = 0x0A, 0x12, 0x0A
 _SCALE, _SHIFT = 4 / 255, 4 / 512 - 2
 
@@ -176,7 +178,15 @@ def apart(counts: Mapping[str, int]) -> str:
     return ""
 
 
-def begins_with_frames(payload_head: bytes, length: int) -> tuple[bool, bool]:
+def frames_in(head: bytes) -> tuple[bool, bool]:
+    """Whether the first record of a TFRecord file that starts with `head` has frames, and means beside them."""
+    if not starts_with_record(head):
+        return False, False
+    (length,) = struct.unpack_from("<Q", head)
+    return _begins_with_frames(head[_HEADER : _HEADER + length], length)
+
+
+def _begins_with_frames(payload_head: bytes, length: int) -> tuple[bool, bool]:
     """Whether a record of `length` bytes that begins so has lists of frames, and whether its context has means.
 
     A context that is longer than what is there counts as one with means.

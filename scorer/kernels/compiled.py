@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 import scorer.kernels.native as native
 from scorer.kernels import limits
-from scorer.kernels.packed import PackedStrings, RowSizes, check_shapes
+from scorer.kernels.packed import PackedStrings, check_shapes
 
 NAME = "compiled"
 
 _FUNCTIONS = (
     "decode",
+    "decode_frames",
+    "decode_bare_frames",
     "find_header",
     "check_predictions",
     "count_metrics",
@@ -29,20 +31,7 @@ if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editab
     raise ImportError("compiled from other sources; install the package again")
 
 
-def decode(
-    file: int,
-    offset: int,
-    stop: int,
-    end: int,
-    block: memoryview,
-    inputs: tuple[tuple[bytes, int], ...],
-    features: tuple[NDArray[np.float32], ...],
-    first: int,
-    last: int,
-    sizes: RowSizes,
-    enough: int,
-) -> tuple[int, bytes, bytes, int, bool, int | None]:
-    return native.decode(file, offset, stop, end, block, inputs, features, first, last, sizes.matrix, enough)
+decode, decode_frames, decode_bare_frames = native.decode, native.decode_frames, native.decode_bare_frames
 
 
 def find_header(data: memoryview) -> int:

@@ -12,6 +12,8 @@ KEYED_ID_BYTES = 64
 """The bytes of an id that its key is made of; whoever calls makes the keys of longer ones."""
 MAP_DEPTH = 10
 """How many of a video's predictions MAP looks at."""
+MOST_APART = 1
+"""Frames that the lists of one record may differ by in number: real ones do."""
 BIN_SHIFT = 13
 """Of a score's 23 bits of fraction the metrics' bins keep ten."""
 HALF_BINS = 0x3F000000 >> BIN_SHIFT

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.kernels import numpy_loops
-from scorer.kernels.packed import PackedStrings, RowSizes
+from scorer.kernels.packed import PackedStrings
 
 Labels: TypeAlias = NDArray[np.int64]
 Scores: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
 
 
 class Decode(Protocol):
@@ -24,9 +25,9 @@ class Decode(Protocol):
     `stop` and end before byte `end`.
 
     block: what the bytes of the file are read to. inputs: (name, width) of the features; features: float32 (n, width)
-    of each. sizes: those of these n rows. A record that fails its CRC or is irregular is left out: its row is spoilt,
-    its id of 0 bytes. Decoding ends early with the first bytes that hold such a one, with `enough` bytes of labels, and
-    before what cannot be read or is not whole.
+    of each. sizes: RowSizes.matrix of these n rows. A record that fails its CRC or is irregular is left out: its row is
+    spoilt, its id of 0 bytes. Decoding ends early with the first bytes that hold such a one, with `enough` bytes of
+    labels, and before what cannot be read or is not whole.
 
     Returns how many; their ids and their packed labels, joined; their bytes in the file; whether one that was not left
     out has `labels`; and, where some were left out, at which byte of the file the bytes in the block start.
@@ -43,7 +44,7 @@ class Decode(Protocol):
         features: tuple[NDArray[np.float32], ...],
         first: int,
         last: int,
-        sizes: RowSizes,
+        sizes: Ints,
         enough: int,
         /,
     ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
@@ -59,6 +60,16 @@ class Loops(Protocol):
     @property
     def decode(self) -> Decode | None:
         """None in NumPy, whose calls cost too much for one record: scorer.inputs.example takes a block at a time."""
+
+    @property
+    def decode_frames(self) -> Decode | None:
+        """As `decode`, of frame-level records: the input mean_X is the mean of the list of frames X, of one string of
+        bytes each. All other forms count as irregular. None in NumPy: scorer.inputs.frames takes one record at a time.
+        """
+
+    @property
+    def decode_bare_frames(self) -> Decode | None:
+        """As `decode_frames`; a record that has one of the inputs in its context counts as irregular too."""
 
     @property
     def find_header(self) -> Callable[[memoryview], int] | None:

@@ -2,7 +2,7 @@
  *
  * scorer/kernels/loops.py says what each does and chooses between these and their twins in NumPy (numpy_loops.py), for
  * installations without a C compiler and processors without an instruction for CRC32C; the results are the same. Nothing
- * here raises for what is in a shard: `decode` leaves out irregular records, for protobuf, which has the words for them.
+ * here raises for what is in a shard: decoding leaves out irregular records, for protobuf, which has the words for them.
  *
  * Offsets are int64. No function reads or writes outside of the buffers it is given, whatever is in them and whoever
  * changes it meanwhile: sizes are read once, and checked where they are used. Buffers may be misaligned. All that take
@@ -136,10 +136,13 @@ static int64_t find_records(const uint8_t *block, int64_t size, int64_t stop, in
 enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
 enum { VARINT, FIXED64, LENGTH, FIXED32 = 5 }; /* wire types, the lower three bits of a tag */
 /* As scorer/kernels/limits.py has them, which compares. */
-enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10, BIN_SHIFT = 13 };
+enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10, BIN_SHIFT = 13,
+       MOST_APART = 1 };
 
 typedef struct { const uint8_t *at, *end; } Span;
-typedef struct { const char *name; Py_ssize_t size; int64_t width; } Input;
+enum { HEAD = 33 }; /* bytes: three tags, each with a length of at most ten */
+typedef struct { uint8_t bytes[HEAD]; int64_t size; } Head; /* what stands before the data of every frame */
+typedef struct { const char *name; Py_ssize_t size; int64_t width; Head head; } Input; /* the head of frames alone */
 
 /* Take field `tag` off the start of `outer`; its content is `inner`. */
 static bool take(Span *outer, uint8_t tag, Span *inner) {
@@ -159,6 +162,14 @@ static bool take(Span *outer, uint8_t tag, Span *inner) {
 
 /* As `take`, of something that holds this one field alone. */
 static bool enter(Span outer, uint8_t tag, Span *inner) { return take(&outer, tag, inner) && outer.at == outer.end; }
+
+/* Take the next entry off a map: its key, and its value, empty where it has none. */
+static bool take_entry(Span *map, Span *key, Span *value) {
+    Span entry;
+    if (!take(map, FIELD_1, &entry) || !take(&entry, FIELD_1, key)) return false;
+    *value = entry;
+    return entry.at == entry.end || enter(entry, FIELD_2, value);
+}
 
 static bool is_named(Span key, const char *name, Py_ssize_t size) {
     return key.end - key.at == size && memcmp(key.at, name, size) == 0;
@@ -269,13 +280,12 @@ static bool enter_column(Span feature, int64_t column, const Input *inputs, int6
 /* The data of one record's features in the order of `found`: the inputs, the id, the labels. False for a record that is
  * in any way irregular, which may still be a good one. */
 static bool find_features(Span example, const Input *inputs, int64_t count, Span *found) {
-    Span features, entry;
+    Span features;
     for (int64_t i = 0; i < count + 2; i++) found[i] = (Span){NULL, NULL};
     if (!take(&example, FIELD_1, &features) || !is_valid(example, 0)) return false;
     while (features.at < features.end) {
-        Span key, feature = {NULL, NULL}, data;
-        if (!take(&features, FIELD_1, &entry) || !take(&entry, FIELD_1, &key)) return false;
-        if (entry.at < entry.end && !enter(entry, FIELD_2, &feature)) return false;
+        Span key, feature, data;
+        if (!take_entry(&features, &key, &feature)) return false;
         int64_t column = column_of(key, inputs, count);
         if (column < 0) {
             if (!is_utf8(key) || !is_valid_feature(feature)) return false;
@@ -328,6 +338,7 @@ typedef struct {
     int64_t bytes; /* of the records so far */
     Text ids, labels;
     bool labelled, left, no_memory; /* whether one has `labels`, was left out, found no room for its id or labels */
+    bool beside_means; /* of frames: whether the records that have inputs beside them are decoded too */
 } Batch;
 
 static bool append(Text *text, Span more) {
@@ -348,6 +359,19 @@ static void put_size(const Batch *batch, int64_t kind, int64_t size) {
     put_i64(batch->sizes + 8 * (kind * batch->most + batch->row), size);
 }
 
+/* Put the id and the labels of the next row; false without room for them. */
+static bool put_names(Batch *batch, Span id, Span labels) {
+    if (!append(&batch->ids, id) || !append(&batch->labels, labels)) {
+        batch->no_memory = true;
+        return false;
+    }
+    put_size(batch, ID, id.end - id.at);
+    put_size(batch, LABELS, labels.end - labels.at);
+    put_size(batch, LABELLED, labels.at != NULL);
+    batch->labelled |= labels.at != NULL;
+    return true;
+}
+
 /* Decode the payload `example` into the next row; false, and the row is spoilt, if it is irregular. */
 static bool decode_row(Span example, Batch *batch) {
     Span found[MAX_INPUTS + 2], id, labels;
@@ -358,15 +382,7 @@ static bool decode_row(Span example, Batch *batch) {
         int64_t width = 4 * batch->inputs[i].width;
         if (!copy_finite(found[i].at, batch->rows[i] + batch->row * width, width)) return false;
     }
-    if (!append(&batch->ids, id) || !append(&batch->labels, labels)) {
-        batch->no_memory = true;
-        return false;
-    }
-    put_size(batch, ID, id.end - id.at);
-    put_size(batch, LABELS, labels.end - labels.at);
-    put_size(batch, LABELLED, labels.at != NULL);
-    batch->labelled |= labels.at != NULL;
-    return true;
+    return put_names(batch, id, labels);
 }
 
 /* Leave the next row out. */
@@ -428,12 +444,180 @@ static int64_t decode_from(int file, int64_t offset, int64_t stop, int64_t end, 
     return start;
 }
 
+/* ---- frame-level records: tf.SequenceExamples ----
+ *
+ *     0A len { context: entries as in a tf.Example }  12 len { 0A len { 0A len name  12 len { 0A len frame, ... } } ... }
+ *
+ * The input mean_X is the mean of the frames in list X, each of which is a Feature of one string of bytes. What is asked
+ * for must be of exactly this form; all else is stepped over, whatever it is. */
+
+enum { MEAN = 5 }; /* bytes of "mean_" */
+enum { SUMMED = 256, ROWS = 8 }; /* rows of bytes whose sums a uint16 holds; rows that are added up before they are put there */
+
+/* Add up column by column `count` rows of bytes that lie `stride` apart: in 16 bits as far as these go, which the
+ * compiler makes vectors of. */
+static void sum_rows(const uint8_t *rows, int64_t stride, int64_t count, int64_t width, uint8_t *sums) {
+    enum { AT_A_TIME = 512 };
+    uint16_t some[AT_A_TIME];
+    for (int64_t left = 0; left < width; left += AT_A_TIME) {
+        int64_t columns = width - left < AT_A_TIME ? width - left : AT_A_TIME;
+        for (int64_t row = 0; row < count;) {
+            const uint8_t *from = rows + row * stride + left;
+            int64_t last = count - row < SUMMED ? count : row + SUMMED;
+            memset(some, 0, sizeof some);
+            for (; last - row >= ROWS; row += ROWS, from += ROWS * stride)
+                for (int64_t i = 0; i < columns; i++)
+                    some[i] += from[i] + from[stride + i] + from[2 * stride + i] + from[3 * stride + i] +
+                               from[4 * stride + i] + from[5 * stride + i] + from[6 * stride + i] + from[7 * stride + i];
+            for (; row < last; row++, from += stride)
+                for (int64_t i = 0; i < columns; i++) some[i] += from[i];
+            for (int64_t i = 0; i < columns; i++) {
+                uint32_t sum = u32(sums + 4 * (left + i)) + some[i];
+                memcpy(sums + 4 * (left + i), &sum, sizeof sum);
+            }
+        }
+    }
+}
+
+static Head head_of(uint64_t width) {
+    Head head = {.size = 0};
+    for (int level = 0; level < 3; level++) { /* the data, the list of bytes, the frame */
+        uint8_t before[HEAD] = {FIELD_1};
+        int64_t size = 1;
+        uint64_t length = width + (uint64_t)head.size;
+        for (; length >= 0x80; length >>= 7) before[size++] = (uint8_t)(length | 0x80);
+        before[size++] = (uint8_t)length;
+        memcpy(before + size, head.bytes, head.size);
+        head.size += size;
+        memcpy(head.bytes, before, head.size);
+    }
+    return head;
+}
+
+/* How many frames there are: each `header` and then `width` bytes; -1 if they are anything else. */
+static int64_t count_frames(Span frames, Span header, int64_t width) {
+    int64_t size = header.end - header.at, stride = size + width;
+    if (!stride || (frames.end - frames.at) % stride) return -1;
+    int64_t count = (frames.end - frames.at) / stride;
+    for (int64_t i = 0; i < count; i++)
+        if (memcmp(frames.at + i * stride, header.at, size)) return -1;
+    return count;
+}
+
+/* Find the id and the labels among the features of a record, as `find_frames`. */
+static bool find_names(Span context, const Batch *batch, Span *found) {
+    while (context.at < context.end) {
+        Span key, feature, data;
+        if (!take_entry(&context, &key, &feature)) return false;
+        int64_t column = column_of(key, batch->inputs, batch->count);
+        if (column < 0 || (column < batch->count && batch->beside_means)) continue;
+        if (column < batch->count || found[column].at) return false;
+        if (!enter_column(feature, column, batch->inputs, batch->count, &data)) return false;
+        found[column] = data;
+    }
+    return found[batch->count].at != NULL;
+}
+
+static bool find_lists(Span lists, const Batch *batch, Span *found) {
+    while (lists.at < lists.end) {
+        Span key, frames;
+        if (!take_entry(&lists, &key, &frames)) return false;
+        for (int64_t i = 0; i < batch->count; i++) {
+            Input mean = batch->inputs[i];
+            if (!is_named(key, mean.name + MEAN, mean.size - MEAN)) continue;
+            if (found[i].at) return false;
+            found[i] = frames;
+        }
+    }
+    for (int64_t i = 0; i < batch->count; i++)
+        if (!found[i].at) return false;
+    return true;
+}
+
+/* What one record's row is made of, in the order of `found`: the inputs' frames, the id, the labels. False for a record
+ * that is in any way irregular, which may still be a good one. */
+static bool find_frames(Span record, const Batch *batch, Span *found) {
+    Span context = {NULL, NULL}, lists = {NULL, NULL};
+    for (int64_t i = 0; i < batch->count + 2; i++) found[i] = (Span){NULL, NULL};
+    while (record.at < record.end) {
+        uint8_t tag = *record.at;
+        Span *part = tag == FIELD_1 ? &context : &lists;
+        if ((tag != FIELD_1 && tag != FIELD_2) || part->at || !take(&record, tag, part)) return false;
+    }
+    return find_names(context, batch, found) && find_lists(lists, batch, found);
+}
+
+static bool is_printable_ascii(Span text) {
+    for (; text.at < text.end; text.at++)
+        if (*text.at < ' ' || *text.at > '~') return false;
+    return true;
+}
+
+/* Put the mean of frames of bytes into `to`, float32 (width,): as scorer.inputs.frames.dequantised has it, to the bit. */
+static void put_mean(const uint8_t *frames, int64_t header, int64_t count, int64_t width, uint8_t *to) {
+    double scale = 4.0 / 255 / (double)count, shift = 4.0 / 512 - 2;
+    memset(to, 0, 4 * width); /* the sums, at first */
+    sum_rows(frames + header, header + width, count, width, to);
+    for (int64_t i = 0; i < width; i++) {
+        float mean = (float)((int32_t)u32(to + 4 * i) * scale + shift); /* rounded twice: compiled without contraction */
+        memcpy(to + 4 * i, &mean, sizeof mean);
+    }
+}
+
+/* Decode the payload `record` into the next row; false, and the row is spoilt, if it is irregular. */
+static bool decode_means(Span record, Batch *batch) {
+    Span found[MAX_INPUTS + 2];
+    int64_t counts[MAX_INPUTS], least = INT64_MAX, most = 0;
+    if (!find_frames(record, batch, found)) return false;
+    Span id = found[batch->count], labels = found[batch->count + 1];
+    if (!is_printable_ascii(id) || !are_varints(labels)) return false;
+    for (int64_t i = 0; i < batch->count; i++) {
+        const Input *input = batch->inputs + i;
+        counts[i] = count_frames(found[i], (Span){input->head.bytes, input->head.bytes + input->head.size}, input->width);
+        if (counts[i] < 1) return false;
+        if (counts[i] < least) least = counts[i];
+        if (counts[i] > most) most = counts[i];
+        if (most - least > MOST_APART) return false;
+    }
+    for (int64_t i = 0; i < batch->count; i++) {
+        const Input *input = batch->inputs + i;
+        uint8_t *to = batch->rows[i] + batch->row * 4 * input->width;
+        put_mean(found[i].at, input->head.size, counts[i], input->width, to);
+    }
+    return put_names(batch, id, labels);
+}
+
+/* As `decode_from`, of frame-level records, which are long: each is read by itself, with the next one's header. It stays
+ * in the core's own cache until it is decoded. */
+static int64_t decode_frames_from(int file, int64_t offset, int64_t stop, int64_t end, uint8_t *block, int64_t room,
+                                  int64_t enough, Batch *batch) {
+    int64_t start = offset, read = 0; /* of the next header */
+    uint8_t header[HEADER];
+    while (batch->row < batch->last && offset < stop && !batch->left && batch->labels.size < enough) {
+        int64_t left = end - offset < room ? end - offset : room;
+        if (left < HEADER + FOOTER || (!read && !read_all(file, header, HEADER, offset))) break;
+        uint64_t length = u64(header);
+        if (length > (uint64_t)(left - HEADER - FOOTER) || !is_header(header)) break;
+        int64_t size = HEADER + (int64_t)length + FOOTER;
+        read = left - size < HEADER ? 0 : HEADER;
+        if (!read_all(file, block + HEADER, size - HEADER + read, offset + HEADER)) break;
+        memcpy(header, block + size, read);
+        Span record = {block + HEADER, block + size - FOOTER};
+        if (masked(~crc_bytes(~0u, record.at, record.end)) != u32(record.end) || !decode_means(record, batch))
+            leave_row(batch);
+        put_size(batch, RECORD, size);
+        batch->row++, batch->bytes += size;
+        start = offset, offset += size;
+    }
+    return start;
+}
+
 /* ---- Python's side ---- */
 
 static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, what); return NULL; }
 
-/* The names and widths in a tuple of (bytes, int). */
-static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
+/* The names and widths in a tuple of (bytes, int); of means alone, where these are wanted. */
+static Py_ssize_t read_inputs(PyObject *given, Input *inputs, bool means) {
     Py_ssize_t count = PyTuple_Size(given);
     if (count > MAX_INPUTS) { wrong("too many inputs"); return -1; }
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -442,19 +626,25 @@ static Py_ssize_t read_inputs(PyObject *given, Input *inputs) {
         if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) { wrong("an input is no pair"); return -1; }
         key = PyTuple_GetItem(pair, 0), width = PyTuple_GetItem(pair, 1);
         if (PyBytes_AsStringAndSize(key, &name, &inputs[i].size) < 0) return -1;
+        if (means && (inputs[i].size < MEAN || memcmp(name, "mean_", MEAN))) { wrong("an input is no mean"); return -1; }
         inputs[i].name = name;
         inputs[i].width = PyLong_AsLongLong(width);
         if (PyErr_Occurred()) return -1;
+        if (means) inputs[i].head = head_of((uint64_t)inputs[i].width);
     }
     return count;
+}
+
+static Span span_of(const Py_buffer *buffer) {
+    const uint8_t *at = buffer->buf;
+    return (Span){at, at + buffer->len};
 }
 
 /* Strings, one after the other, and an int64 size for each: scorer.kernels.packed.PackedStrings. */
 typedef struct { Span left; const uint8_t *sizes; int64_t count; } Strings;
 
 static Strings strings_of(const Py_buffer *data, const Py_buffer *sizes) {
-    const uint8_t *at = data->buf;
-    return (Strings){{at, at + data->len}, sizes->buf, sizes->len / 8};
+    return (Strings){span_of(data), sizes->buf, sizes->len / 8};
 }
 
 /* Take the next string off; false if its size is not one. */
@@ -493,7 +683,9 @@ static PyObject *decoded(const Batch *batch, int64_t first, int64_t start) {
                          (long long)batch->bytes, PyBool_FromLong(batch->labelled), where);
 }
 
-static PyObject *decode(PyObject *self, PyObject *args) {
+typedef int64_t Reading(int, int64_t, int64_t, int64_t, uint8_t *, int64_t, int64_t, Batch *);
+
+static PyObject *decode_with(Reading *read, bool frames, bool beside_means, PyObject *args) {
     Py_buffer block, sizes, held[MAX_INPUTS];
     Py_ssize_t offset, stop, end, first, last, enough, holds = 0;
     PyObject *given, *arrays, *result = NULL;
@@ -503,7 +695,7 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "innnw*O!O!nnw*n", &file, &offset, &stop, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
                           &arrays, &first, &last, &sizes, &enough))
         return NULL;
-    Py_ssize_t count = read_inputs(given, inputs), most = sizes.len / 8 / SIZES;
+    Py_ssize_t count = read_inputs(given, inputs, frames), most = sizes.len / 8 / SIZES;
     bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= stop && 0 <= end && 0 <= first && first <= last && last <= most;
     for (; fits && holds < count; holds++) {
         if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
@@ -513,10 +705,10 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     }
     if (fits && holds == count) {
         Batch batch = {.inputs = inputs, .count = count, .row = first, .last = last, .most = most, .rows = rows,
-                       .sizes = sizes.buf};
+                       .sizes = sizes.buf, .beside_means = beside_means};
         int64_t start;
         Py_BEGIN_ALLOW_THREADS
-        start = decode_from(file, offset, stop, end, block.buf, block.len, enough, &batch);
+        start = read(file, offset, stop, end, block.buf, block.len, enough, &batch);
         Py_END_ALLOW_THREADS
         result = batch.no_memory ? PyErr_NoMemory() : decoded(&batch, first, start);
         free(batch.ids.data);
@@ -525,6 +717,12 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     while (holds) PyBuffer_Release(&held[--holds]);
     PyBuffer_Release(&block); PyBuffer_Release(&sizes);
     return result;
+}
+
+static PyObject *decode(PyObject *self, PyObject *args) { return decode_with(decode_from, false, false, args); }
+static PyObject *decode_frames(PyObject *self, PyObject *args) { return decode_with(decode_frames_from, true, true, args); }
+static PyObject *decode_bare_frames(PyObject *self, PyObject *args) {
+    return decode_with(decode_frames_from, true, false, args);
 }
 
 static PyObject *find_header(PyObject *self, PyObject *args) {
@@ -748,7 +946,7 @@ static PyObject *count_unknown(PyObject *self, PyObject *args) {
     Py_buffer data;
     Py_ssize_t labels, unknown = 0;
     if (!PyArg_ParseTuple(args, "y*n", &data, &labels)) return NULL;
-    Span packed = {data.buf, (const uint8_t *)data.buf + data.len};
+    Span packed = span_of(&data);
     uint64_t value;
     Py_BEGIN_ALLOW_THREADS
     while (take_number(&packed, &value)) unknown += value >= (uint64_t)labels;
@@ -931,52 +1129,13 @@ static PyObject *crc32c(PyObject *self, PyObject *args) {
     return PyLong_FromUnsignedLong(crc);
 }
 
-/* ---- frames ---- */
-
-enum { SUMMED = 256, ROWS = 8 }; /* rows of bytes whose sums a uint16 holds; rows that are added up before they are put there */
-
-/* Add up column by column `count` rows of bytes that lie `stride` apart: in 16 bits as far as these go, which the
- * compiler makes vectors of. */
-static void sum_rows(const uint8_t *rows, int64_t stride, int64_t count, int64_t width, uint8_t *sums) {
-    enum { AT_A_TIME = 512 };
-    uint16_t some[AT_A_TIME];
-    for (int64_t left = 0; left < width; left += AT_A_TIME) {
-        int64_t columns = width - left < AT_A_TIME ? width - left : AT_A_TIME;
-        for (int64_t row = 0; row < count;) {
-            const uint8_t *from = rows + row * stride + left;
-            int64_t last = count - row < SUMMED ? count : row + SUMMED;
-            memset(some, 0, sizeof some);
-            for (; last - row >= ROWS; row += ROWS, from += ROWS * stride)
-                for (int64_t i = 0; i < columns; i++)
-                    some[i] += from[i] + from[stride + i] + from[2 * stride + i] + from[3 * stride + i] +
-                               from[4 * stride + i] + from[5 * stride + i] + from[6 * stride + i] + from[7 * stride + i];
-            for (; row < last; row++, from += stride)
-                for (int64_t i = 0; i < columns; i++) some[i] += from[i];
-            for (int64_t i = 0; i < columns; i++) {
-                uint32_t sum = u32(sums + 4 * (left + i)) + some[i];
-                memcpy(sums + 4 * (left + i), &sum, sizeof sum);
-            }
-        }
-    }
-}
-
-/* How many frames there are: each `header` and then `width` bytes; -1 if they are anything else. */
-static int64_t count_frames(const Py_buffer *frames, const Py_buffer *header, int64_t width) {
-    int64_t stride = header->len + width, count = stride ? frames->len / stride : 0;
-    const uint8_t *at = frames->buf;
-    if (!stride || frames->len % stride) return -1;
-    for (int64_t i = 0; i < count; i++)
-        if (memcmp(at + i * stride, header->buf, header->len)) return -1;
-    return count;
-}
-
 static PyObject *sum_frames(PyObject *self, PyObject *args) {
     Py_buffer frames, header, sums;
     Py_ssize_t first, last;
     if (!PyArg_ParseTuple(args, "y*y*nnw*", &frames, &header, &first, &last, &sums)) return NULL;
     int64_t width = sums.len / 4, count;
     Py_BEGIN_ALLOW_THREADS
-    count = count_frames(&frames, &header, width);
+    count = count_frames(span_of(&frames), span_of(&header), width);
     if (last > count) last = count;
     if (0 <= first && first < last) {
         int64_t stride = header.len + width;
@@ -991,6 +1150,8 @@ static PyObject *sum_frames(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS, NULL},
+    {"decode_frames", decode_frames, METH_VARARGS, NULL},
+    {"decode_bare_frames", decode_bare_frames, METH_VARARGS, NULL},
     {"find_header", find_header, METH_VARARGS, NULL},
     {"check_predictions", check_predictions, METH_VARARGS, NULL},
     {"count_metrics", count_metrics, METH_VARARGS, NULL},
@@ -1006,7 +1167,7 @@ static PyMethodDef methods[] = {
 static const struct { const char *name; long value; } limits[] = {
     {"MAX_INPUTS", MAX_INPUTS}, {"MAX_ID_BYTES", MAX_ID_BYTES}, {"MAX_LABEL_BYTES", MAX_LABEL_BYTES},
     {"KEYED_ID_BYTES", KEYED_ID_BYTES}, {"MAP_DEPTH", MAP_DEPTH}, {"BIN_SHIFT", BIN_SHIFT}, {"HALF_BINS", HALF_BINS},
-    {"BINS", BINS},
+    {"BINS", BINS}, {"MOST_APART", MOST_APART},
 };
 
 static int prepare(PyObject *module) {

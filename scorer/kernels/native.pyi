@@ -4,23 +4,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scorer.kernels.loops import Decode
+
 LIMITS: dict[str, int]
 """The limits that it was compiled with: scorer.kernels.limits."""
 
-def decode(
-    file: int,
-    offset: int,
-    stop: int,
-    end: int,
-    block: memoryview,
-    inputs: tuple[tuple[bytes, int], ...],
-    features: tuple[NDArray[Any], ...],
-    first: int,
-    last: int,
-    sizes: NDArray[Any],
-    enough: int,
-    /,
-) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
+decode: Decode
+decode_frames: Decode
+decode_bare_frames: Decode
+
 def find_header(data: memoryview, /) -> int: ...
 def check_predictions(labels: NDArray[Any], scores: NDArray[Any], rows: int, label_count: int, /) -> int: ...
 def count_metrics(

@@ -20,6 +20,8 @@ __all__ = [
     "count_unknown",
     "crc32c",
     "decode",
+    "decode_bare_frames",
+    "decode_frames",
     "find_header",
     "format_rows",
     "id_keys",
@@ -32,7 +34,7 @@ Floats32: TypeAlias = NDArray[np.float32]
 
 NAME = "numpy"
 
-decode = None
+decode = decode_frames = decode_bare_frames = None
 find_header = None
 
 _UNKNOWN = 1 << 31  # labels from here on belong to no model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,19 +22,21 @@ _INPUTS = {"mean_rgb": 6, "mean_audio": 2}
 _MIB = 128
 
 
-def _read(path: Path, data: bytes, level: Level, loops: str) -> int:
-    """How many records were good."""
+def _read(path: Path, data: bytes, level: Level, loops: str) -> bytes:
+    """All that was found, good and bad."""
     path.write_bytes(data)
-    found = 0
+    found = sha256()
     with using(loops):
         for batch in batches(shards.sources([str(path)]), Schema(_INPUTS, level), 64, on_error="skip"):
-            found += len(batch)
+            labels = batch.label_values.tolist(), batch.label_splits.tolist(), batch.labelled_rows.tolist()
+            found.update(repr((batch.ids, labels, batch.quarantined, batch.label_faults, batch.finished)).encode())
             for values in batch.features.values():
                 assert np.isfinite(values[: len(batch)]).all()
+                found.update(values[: len(batch)].tobytes())
             for id in batch.ids:
                 assert id.decode().isprintable() or id.decode() > "\x7f"
             batch.release()
-    return found
+    return found.digest()
 
 
 def make_compressed(folder: Path) -> FuzzedReader:

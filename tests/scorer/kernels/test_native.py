@@ -106,19 +106,27 @@ def good_calls(pick: random.Random) -> dict[str, Callable[[], list[Any]]]:
             pick.choice([0, 3, 700, *HUGE]),
             np.zeros(min(k, bytes_), np.uint32),
         ],
-        "decode": lambda: [
-            -1,
-            pick.choice([0, 0, 0, 1, *HUGE]),
-            pick.choice([1000, 10_000, *HUGE]),
-            bytearray(pick.choice([0, 1, 50, 500, 5000])),
-            ((b"x", width),) * pick.choice([1, 1, 1, 0, 2, 64, 65]),
-            (np.empty((rows, 3), np.float32),),
-            pick.choice([0, 0, 0, 1, *HUGE]),
-            pick.choice([rows, rows, rows, 1, *HUGE]),
-            np.zeros((4, rows), np.int64),
-            pick.choice([0, 1, 10_000, *HUGE]),
-        ],
+        "decode": lambda: decode_arguments(pick, rows, b"x", width),
+        "decode_frames": lambda: decode_arguments(pick, rows, pick.choice([b"mean_x"] * 9 + [b"mean_", b"x"]), width),
+        "decode_bare_frames": lambda: decode_arguments(pick, rows, b"mean_x", width),
     }
+
+
+def decode_arguments(pick: random.Random, rows: int, name: bytes, width: int) -> list[Any]:
+    """All but the file's descriptor and where records start and end in it."""
+    return [
+        bytearray(pick.choice([0, 1, 50, 500, 5000])),
+        ((name, width),) * pick.choice([1, 1, 1, 0, 2, 64, 65]),
+        (np.empty((rows, 3), np.float32),),
+        pick.choice([0, 0, 0, 1, *HUGE]),
+        pick.choice([rows, rows, rows, 1, *HUGE]),
+        np.zeros((4, rows), np.int64),
+        pick.choice([0, 1, 10_000, *HUGE]),
+    ]
+
+
+def frames_of_three(count: int) -> dict[str, NDArray[np.uint8]]:
+    return {"x": np.full((count, 3), 255, np.uint8)}
 
 
 def spoil(pick: random.Random, given: list[Any]) -> None:
@@ -136,14 +144,18 @@ def test_hostile_arguments(seed: int) -> None:
 
     pick, answered = random.Random(seed), 0
     payloads = [shards.example(f"id{i}", [i, 300], {"x": [1.0] * 3, "more": [2.0]}) for i in range(5)]
-    with tempfile.TemporaryFile() as file:
-        file.write(b"".join(map(shards.frame, payloads)))
-        file.flush()
+    sequences = [shards.sequence_example(f"id{i}", [i, 300], frames_of_three(i + 1)) for i in range(5)]
+    with tempfile.TemporaryFile() as examples, tempfile.TemporaryFile() as frames:
+        examples.writelines(map(shards.frame, payloads))
+        frames.writelines(map(shards.frame, sequences))
+        examples.flush()
+        frames.flush()
         for _ in range(CALLS):
             name, make = pick.choice([*good_calls(pick).items()])
             given = make()
-            if name == "decode":
-                given[0] = file.fileno()
+            if name.startswith("decode"):
+                places = [pick.choice(some) for some in ([0, 0, 0, 1, *HUGE], *[[1000, 10_000, *HUGE]] * 2)]
+                given[:0] = [(examples if name == "decode" else frames).fileno(), *places]
             if pick.random() < 0.7:
                 spoil(pick, given)
             with suppress(*REFUSALS):
@@ -213,14 +225,21 @@ def test_predictions_that_another_thread_changes() -> None:
                     call()
 
 
-def test_a_block_and_rows_that_another_thread_changes() -> None:
+@pytest.mark.parametrize("kind", ["decode", "decode_frames"])
+def test_a_block_and_rows_that_another_thread_changes(kind: str) -> None:
     from scorer.kernels import native
 
-    payloads = [shards.example(f"id{i}", [i, 300], {"x": [1.0] * 3}) for i in range(2000)]
+    name = b"x" if kind == "decode" else b"mean_x"
+    payloads = [
+        shards.example(f"id{i}", [i, 300], {"x": [1.0] * 3})
+        if kind == "decode"
+        else shards.sequence_example(f"id{i}", [i, 300], frames_of_three(20))
+        for i in range(2000)
+    ]
     block: Any = np.zeros(1 << 17, np.uint8)
     sizes, rows = np.zeros((4, 2000), np.int64), np.zeros((2000, 3), np.float32)
     with tempfile.TemporaryFile() as file:
-        file.write(b"".join(map(shards.frame, payloads)))
+        file.writelines(map(shards.frame, payloads))
         file.flush()
         size = file.tell()
         with (
@@ -228,7 +247,7 @@ def test_a_block_and_rows_that_another_thread_changes() -> None:
             changing(sizes[0], to=lambda pick: pick.choice(HUGE)),
         ):
             for _ in range(50):
-                found = native.decode(
-                    file.fileno(), 0, size, size, memoryview(block), ((b"x", 3),), (rows,), 0, 2000, sizes, 10**6
+                found = getattr(native, kind)(
+                    file.fileno(), 0, size, size, memoryview(block), ((name, 3),), (rows,), 0, 2000, sizes, 10**6
                 )
                 assert 0 <= found[0] <= 2000
