@@ -6,14 +6,14 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from scorer.cli.command import Parser, add_allow_empty, add_columns, run, typed_as
 from scorer.cli.remedies import SCORE
-from scorer.errors import PARTIAL_SUCCESS, UsageError, printable
+from scorer.errors import PARTIAL_SUCCESS, Hint, ResumeError, UsageError, printable
 from scorer.inputs.addresses import redacted
 from scorer.model.devices import MOST_THREADS, MOST_VIDEOS, Provider, check_device
 from scorer.system.signals import StopRequest, end_on_signals, stop_on_signals
@@ -294,16 +294,24 @@ def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequ
     row_format = format_of(options.output, options.format)
     check_format(row_format, names=options.names or bool(options.vocabulary))
 
-    from scorer.cli.summary import print_summary
-    from scorer.job.run import score
     from scorer.system.memory import give_memory_back
 
     give_memory_back()
-    if options.resume and options.batch_size is None:
-        options.batch_size = _size_begun(options)
+    begun = _size_begun(options) if options.resume else None
+    options.batch_size = options.batch_size or begun
     with end_on_signals():  # nothing is begun, and a model may keep ONNX Runtime busy for ever
         model, origin = open_model(options.model, lambda path: _open(path, options))
     job = _job(options, shards, row_format, _names(options, model))
+    with _naming_size(begun, options.batch_size, model):
+        return _write(options, job, model, origin, stop, arguments)
+
+
+def _write(
+    options: argparse.Namespace, job: Job, model: Model, origin: str, stop: StopRequest, arguments: Sequence[str]
+) -> int:
+    from scorer.cli.summary import print_summary
+    from scorer.job.run import score
+
     log = _log_of(options)
     if options.part:
         return _score_part(options, job, model, origin, stop, arguments)
@@ -339,6 +347,21 @@ def _size_begun(options: argparse.Namespace) -> int | None:
         runtime = str(begun_options(options.output).get("runtime", ""))
     size = fitted_size(runtime)
     return size if size and size <= MOST_VIDEOS else None
+
+
+@contextmanager
+def _naming_size(begun: int | None, asked: int | None, model: Model) -> Iterator[None]:
+    """Let a refusal to resume name the size of batches that the job was begun with, where the model has another."""
+    from scorer.model.placement import fitted_size
+
+    try:
+        yield
+    except ResumeError as error:
+        other = begun and fitted_size(model.facts.runtime) not in (None, begun)
+        if other and error.remedy and Hint.RESTART in error.hints:
+            what = "memory for batches of" if asked == begun else "--batch-size"
+            error.remedy += f", with {what} {begun}"
+        raise
 
 
 def _check_scale(options: argparse.Namespace) -> None:

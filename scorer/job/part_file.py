@@ -28,6 +28,7 @@ from scorer.errors import Hint, InputError, OutputError, ResumeError
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.source import FileStat
 from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
+from scorer.job.part import difference
 from scorer.job.record import Options, ShardRecord
 from scorer.kernels import loops
 from scorer.outputs.append import NO_BYTES, AppendFile, Extent
@@ -154,8 +155,10 @@ class PartFileSink:
         """Continue after the last commit that a run over the shards of today, with `stats`, would have reached too."""
         if left.facts.addresses != self._facts.addresses or left.facts.job != self._facts.job:
             raise self._refused("it was of other shards")
+        if left.facts.options != self._facts.options:
+            raise self._refused(difference(self._facts.options, left.facts.options))
         if left.facts != self._facts:
-            raise self._refused("the model, the runtime, the options or the version were others")
+            raise self._refused("the version or the names of labels were others")
         now = [stats[address] for address in left.facts.addresses]
         for address, (old, _), stat in zip(left.facts.addresses, left.finished, now, strict=False):
             if old != stat:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from scorer.cli import score as command
-from scorer.errors import BROKEN_PIPE, InputError
+from scorer.errors import BROKEN_PIPE, InputError, ResumeError, ShardError
 from scorer.inputs.source import absolute
 from scorer.job.spec import Job, Stopped
 from scorer.job.workers import Cluster
 from scorer.model.predictor import Predictor
 from scorer.system.signals import StopRequest
 from tests import onnx_models, shards
-from tests.scorer.fakes import INPUTS, LABELS, write_shards
+from tests.scorer.fakes import FACTS, INPUTS, LABELS, FakePredictor, write_shards
 
 
 @dataclass
@@ -522,6 +522,49 @@ def test_a_resumed_job_keeps_the_size_of_its_batches_where_that_decides_bits(
 ) -> None:
     monkeypatch.setattr("scorer.outputs.open.begun_options", lambda output: {"runtime": runtime})
     assert command._size_begun(Namespace(part=None, ray_parts=None, output="preds.csv")) == size
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The most videos in a batch for which a GPU has memory, on which the model opens; the last one counts."""
+    most = [4096]
+
+    def opened(path: str, *, batch_size: int | None, **options: Any) -> FakePredictor:
+        size = min(batch_size or 4096, most[-1])
+        return FakePredictor(size, facts=replace(FACTS, path=path, runtime=f"fake 1 on GPU, batches of {size:,}"))
+
+    monkeypatch.setattr("scorer.model.model.Model.open", opened)
+    return most
+
+
+@pytest.mark.parametrize("part", [(), ("--part", "1/1")])
+def test_a_job_in_batches_of_another_size_says_how_it_is_resumed(
+    run: Callable[..., Outcome], memory: list[int], part: tuple[str, ...]
+) -> None:
+    """A score's last bits depend on the size of batches on a GPU, and that on the memory there."""
+    paths = write_shards(Path(), [4200, 9])
+    whole = run(*paths, "-o", "whole.csv", "--batch-size", "2048", *part)
+    last = Path(paths[1]).read_bytes()
+    Path(paths[1]).write_bytes(last[:-9])
+    memory.append(2048)
+    command = *paths, "-o", "preds.csv", *part
+    assert run(*command, "--batch-size", "4096").code == ShardError.exit_code
+    Path(paths[1]).write_bytes(last)
+    memory.append(4096)
+    refused = run(*command, "--batch-size", "4096", "--resume")
+    assert refused.code == ResumeError.exit_code
+    assert all(f"batches of {size}" in refused.err for size in ("2,048", "4,096"))
+    assert refused.err.endswith("; restore that, with --batch-size 2048, or start again with --restart\n")
+    memory.append(1024)
+    refused = run(*command, "--resume")
+    assert refused.code == ResumeError.exit_code
+    assert refused.err.endswith("; restore that, with memory for batches of 2048, or start again with --restart\n")
+    memory.append(4096)
+    done = run(*command, "--batch-size", "2048", "--resume")
+    assert (done.code, whole.code) == (0, 0), done.err
+    assert "of an earlier run" in done.err
+    if not part:
+        assert Path("preds.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_finished_shard_that_changed_is_refused(job: Job) -> None:
 def test_another_model_does_not_resume_a_part(job: Job) -> None:
     with pytest.raises(Stopped):
         run(job, 0, 1, after=2)
-    with pytest.raises(ResumeError, match="the model, the runtime"):
+    with pytest.raises(ResumeError, match=f"model_sha256 is {'e' * 64} and was {'f' * 64}; restore"):
         run(replace(job, resume_policy="resume"), 0, 1, FakePredictor(facts=replace(FACTS, sha256="e" * 64)))
 
 
