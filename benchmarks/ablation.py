@@ -34,7 +34,8 @@ from torch import nn
 from benchmarks.cached import cached
 from benchmarks.machine import processor
 from benchmarks.split import add_split
-from scorer.errors import TrainingError, Yt8mError
+from scorer.cli.command import run
+from scorer.errors import TrainingError
 from scorer.inputs.discover import find_shards
 from train.config import Recipe, TrainConfig
 from train.data import load
@@ -173,7 +174,7 @@ def changed(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     return replace(model, **of_model), replace(config, **{n: v for n, v in values.items() if n not in of_model})
 
 
-def run(variant: Variant, data: Data, device: torch.device) -> dict[str, Any]:
+def trained(variant: Variant, data: Data, device: torch.device) -> dict[str, Any]:
     """Train a variant; the fields of its `Result`."""
     training = Training(*variant.recipe, data, device, World())
     stopped = ""
@@ -234,11 +235,7 @@ def plot(sides: dict[str, list[Result]], path: Path) -> None:
 
 def main() -> int:
     options = _parser().parse_args()
-    try:
-        return _run(options)
-    except Yt8mError as error:
-        print(f"benchmarks.ablation: {error}", file=sys.stderr)
-        return error.exit_code
+    return run("benchmarks.ablation", {}, lambda: _run(options), "train")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -263,7 +260,7 @@ def _run(options: argparse.Namespace) -> int:
     for variant in variants(options.only, options.epochs, options.batch):
         about = [data.fingerprint(), asdict(variant.recipe[0]), asdict(variant.recipe[1])]
         start = time.monotonic()
-        result = Result(variant, **cached(variant.place(options.out), about, partial(run, variant, data, device)))
+        result = Result(variant, **cached(variant.place(options.out), about, partial(trained, variant, data, device)))
         sides.setdefault(variant.side, []).append(result)
         print(f"{_brief(result)}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     for side, results in sides.items():

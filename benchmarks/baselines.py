@@ -30,7 +30,7 @@ from torch.nn import functional
 from benchmarks.cached import cached
 from benchmarks.machine import processor
 from benchmarks.split import add_split
-from scorer.errors import Yt8mError
+from scorer.cli.command import run
 from scorer.inputs.discover import find_shards
 from train.config import YOUTUBE_8M, TrainConfig
 from train.data import Videos, load
@@ -144,11 +144,7 @@ def train(baseline: Baseline, videos: Videos, valid: Resident, device: torch.dev
 
 def main() -> int:
     options = _parser().parse_args()
-    try:
-        return _run(options)
-    except Yt8mError as error:
-        print(f"benchmarks.baselines: {error}", file=sys.stderr)
-        return error.exit_code
+    return run("benchmarks.baselines", {}, lambda: _run(options), "train")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -35,7 +35,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import processor
 from benchmarks.tables import print_header, print_row
-from scorer.errors import TrainingError, Yt8mError
+from scorer.cli.command import run
+from scorer.errors import TrainingError
 from scorer.inputs.discover import find_shards
 from train.config import ModelConfig, TrainConfig
 from train.data import Videos, load
@@ -67,11 +68,7 @@ class Comparison:
 
 def main() -> int:
     options = _parser().parse_args()
-    try:
-        return _run(options)
-    except Yt8mError as error:
-        print(f"benchmarks.train: {error}", file=sys.stderr)
-        return error.exit_code
+    return run("benchmarks.train", {}, lambda: _run(options), "train")
 
 
 def _parser() -> argparse.ArgumentParser:

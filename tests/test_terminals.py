@@ -12,6 +12,7 @@ import pytest
 
 from tests.onnx_models import save_model
 from tests.scorer.fakes import INPUTS, LABELS, write_shards
+from tests.terminals import read_terminal
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,15 +26,7 @@ def on_a_terminal(folder: Path, command: list[str], **environment: str) -> tuple
         [sys.executable, "-m", "yt8m", *command], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=given
     )
     os.close(theirs)
-    text = b""
-    while True:
-        try:
-            some = os.read(ours, 1 << 16)
-        except OSError:  # the other side is closed
-            break
-        if not some:
-            break
-        text += some
+    text = read_terminal(ours)
     os.close(ours)
     return process.wait(), text.decode()
 

@@ -12,6 +12,12 @@ from tests.stores import s3
 from tests.stores.proxy import google_environment, proxy
 
 
+@pytest.fixture
+def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a chunk of each batch, and not of several small ones."""
+    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+
+
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """The address of an S3 server on loopback."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scorer.errors import DeviceError
 from scorer.job.run import score
 from scorer.job.spec import Job, Progress, Report
 from scorer.model.predictor import Embeddings, Features, ModelFacts, Predictions, Predictor
@@ -49,6 +50,20 @@ class FakePredictor:
 
     def embed(self, features: Features, k: int = 10) -> tuple[Predictions, Embeddings]:
         return self.run(features, k), np.concatenate([features[name] for name in INPUTS], axis=1)
+
+
+class FailingModel(FakePredictor):
+    """Fails at batch number `at`."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(slots=1)  # one thread in all, so that batches come in order
+        self.left = at
+
+    def run(self, features: Features, k: int = 10) -> Predictions:
+        self.left -= 1
+        if self.left < 0:
+            raise DeviceError("the device fell off")
+        return super().run(features, k)
 
 
 def write_shards(folder: Path, counts: Sequence[int], *, labelled: bool = True, seed: int = 0) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.terminals import read_terminal
 from tests.train.shards import write
 
 ROOT = Path(__file__).parents[2]
@@ -21,20 +22,6 @@ sys.argv[0] = "yt8m train"
 from train.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-
-
-def seen(descriptor: int, until: bytes = b"") -> bytes:
-    """What is written to a terminal, to the end or until there is `until` in it."""
-    text = b""
-    while not until or until not in text:
-        try:
-            part = os.read(descriptor, 1 << 16)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        text += part
-    return text
 
 
 def screen(text: str) -> list[str]:
@@ -65,9 +52,9 @@ def test_ctrl_c_leaves_one_table_and_the_command_that_resumes(tmp_path: Path) ->
         command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     )
     os.close(theirs)
-    text = seen(ours, b"3/100000")
+    text = read_terminal(ours, b"3/100000")
     os.write(ours, b"\x03")
-    text += seen(ours)
+    text += read_terminal(ours)
     assert run.wait(timeout=60) == 130
     os.close(ours)
     shown = screen(text.decode())

@@ -19,9 +19,8 @@ from scorer.system.signals import StopRequest
 from tests import shards
 from tests.fuzz.readers.harness import FuzzedReader
 from tests.fuzz.readers.mutations import changed_bytes, changed_json, dumped
-from tests.scorer.fakes import LABELS, FakePredictor, do, files_of, write_shards
+from tests.scorer.fakes import LABELS, FailingModel, FakePredictor, do, files_of, write_shards
 from tests.scorer.job.frames import frames_of, written
-from tests.scorer.job.test_resume import FailingModel
 from tests.scorer.journals import as_journal
 
 _WORK = ("journal", "partial", "quarantine", "ids", "hits")

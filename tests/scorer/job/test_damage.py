@@ -21,8 +21,7 @@ from scorer.job.record import CompletionRecord
 from scorer.job.result import PartResult
 from scorer.job.spec import Job
 from tests import shards
-from tests.scorer.fakes import FakePredictor, do, files_of, write_shards
-from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.fakes import FailingModel, FakePredictor, do, files_of, write_shards
 from tests.scorer.journals import as_journal, entries
 
 VALUES = st.recursive(

@@ -18,7 +18,7 @@ from scorer.job.record import CompletionRecord
 from scorer.job.spec import Job
 from scorer.model.predictor import Features, Predictions
 from tests import shards
-from tests.scorer.fakes import FakePredictor, do, write_shards
+from tests.scorer.fakes import FailingModel, do, write_shards
 from tests.scorer.journals import as_journal
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "job"
@@ -26,17 +26,13 @@ STOPPED_AFTER = 2
 CHANGED = 1_600_000_000_123_456_789
 
 
-class CoarsePredictor(FakePredictor):
+class CoarsePredictor(FailingModel):
     """Scores of few digits, which every processor computes alike. Fails after some batches."""
 
     def __init__(self, batches: int = 1000) -> None:
-        super().__init__(slots=1)
-        self.left = batches
+        super().__init__(batches)
 
     def run(self, features: Features, k: int = 10) -> Predictions:
-        self.left -= 1
-        if self.left < 0:
-            raise DeviceError("the device fell off")
         scores, labels = super().run(features, k)
         return Predictions((np.round(scores * 4096) / 4096).astype(np.float32), labels)
 

@@ -26,11 +26,7 @@ from tests.scorer.fakes import FACTS, LABELS, FakePredictor, do, files_of, write
 from tests.scorer.job.frames import frames_of, written
 
 COUNTS = [30, 1, 24, 2, 17, 13]
-
-
-@pytest.fixture(autouse=True)
-def _a_batch_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+pytestmark = pytest.mark.usefixtures("each_batch_on_its_own")
 
 
 @pytest.fixture

@@ -11,24 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import onnx_models
-from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
+from tests.scorer.fakes import files_of
+from tests.scorer.job.committing import committing
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("limits")
-    model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
-    return [
-        sys.executable,
-        "-m",
-        "tests.scorer.job.committing",
-        *write_shards(folder, [1000, 900]),
-        "--model",
-        model,
-        "--batch-size",
-        "50",
-    ]
+    return committing(tmp_path_factory.mktemp("limits"), [1000, 900], 50)
 
 
 def score(command: list[str], output: Path, *options: str, limit: Callable[[], None] | None = None) -> tuple[int, str]:

@@ -17,30 +17,14 @@ from scorer.outputs.open import begun_options
 from scorer.outputs.sink import ResumePolicy
 from scorer.system.signals import StopRequest
 from tests import shards
-from tests.scorer.fakes import FACTS, FakePredictor, do, files_of, write_shards
+from tests.scorer.fakes import FACTS, FailingModel, FakePredictor, do, files_of, write_shards
 from tests.scorer.journals import add_line, as_journal, entries
 
 NO_JOB = {"job": {"format": 2, "options": {}, "shards": []}}
 COUNTS = [9, 14, 7]  # batches of 8 end within each shard
 
 
-class FailingModel(FakePredictor):
-    """Fails at batch number `at`."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__(slots=1)  # one thread in all, so that batches come in order
-        self.left = at
-
-    def run(self, features: Features, k: int = 10) -> Predictions:
-        self.left -= 1
-        if self.left < 0:
-            raise DeviceError("the device fell off")
-        return super().run(features, k)
-
-
-@pytest.fixture(autouse=True)
-def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+pytestmark = pytest.mark.usefixtures("each_batch_on_its_own")
 
 
 @pytest.fixture

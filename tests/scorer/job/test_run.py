@@ -22,10 +22,7 @@ from tests import shards
 from tests.scorer.fakes import INPUTS, FakePredictor, do, files_of, write_shards
 from tests.scorer.threads import no_threads_left
 
-
-@pytest.fixture(autouse=True)
-def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+pytestmark = pytest.mark.usefixtures("each_batch_on_its_own")
 
 
 @pytest.fixture

@@ -15,14 +15,10 @@ from scorer.job.result import PartResult
 from scorer.job.spec import Job
 from scorer.outputs.sink import shard_id
 from tests import shards
-from tests.scorer.fakes import LABELS, FakePredictor, do, write_shards
-from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.fakes import LABELS, FailingModel, FakePredictor, do, write_shards
 from tests.scorer.outputs import toy_format, toy_sink  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def each_batch_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scorer.pipeline.predict.COALESCED_VIDEOS", 1)
+pytestmark = pytest.mark.usefixtures("each_batch_on_its_own")
 
 
 @pytest.fixture

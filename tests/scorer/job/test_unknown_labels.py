@@ -15,8 +15,7 @@ from scorer.job.result import PartResult
 from scorer.job.spec import Job
 from scorer.outputs.sink import shard_id
 from tests import shards
-from tests.scorer.fakes import INPUTS, LABELS, FakePredictor, do, files_of
-from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.fakes import INPUTS, LABELS, FailingModel, FakePredictor, do, files_of
 
 OTHERS = [[1, LABELS], [LABELS - 1], [], [4715, 1 << 40, 3], [0]]
 """True labels of the videos of a shard, three of which are none of the model's."""

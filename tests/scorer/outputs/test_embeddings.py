@@ -23,8 +23,7 @@ from scorer.outputs.sink import shard_id
 from tests import shards
 from tests.loops import HERE, using
 from tests.onnx_models import save_model
-from tests.scorer.fakes import FACTS, INPUTS, LABELS, FakePredictor, do, do_as_found, write_shards
-from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.fakes import FACTS, INPUTS, LABELS, FailingModel, FakePredictor, do, do_as_found, write_shards
 
 
 @pytest.fixture

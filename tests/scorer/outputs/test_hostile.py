@@ -16,8 +16,7 @@ from scorer.errors import DeviceError, OutputError, ResumeError
 from scorer.job.spec import Job
 from scorer.outputs import file as file_sink
 from tests import shards
-from tests.scorer.fakes import do, files_of, write_shards
-from tests.scorer.job.test_resume import FailingModel
+from tests.scorer.fakes import FailingModel, do, files_of, write_shards
 from tests.scorer.journals import as_journal, entries
 
 PRECIOUS = b"somebody's own\n"

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from scorer.system.signals import interruptible, stop_on_signals
 from tests import onnx_models
 from tests.scorer.fakes import INPUTS, LABELS, files_of, write_shards
+from tests.scorer.job.committing import committing
 
 VIDEOS = [6000, 6000]
 FULL_FOR = 200
@@ -30,18 +31,7 @@ FULL_FOR = 200
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A job of 12,000 batches of one video."""
-    folder = tmp_path_factory.mktemp("signals")
-    model = onnx_models.save_model(folder / "tiny.onnx", inputs=INPUTS, labels=LABELS)
-    return [
-        sys.executable,
-        "-m",
-        "tests.scorer.job.committing",
-        *write_shards(folder, VIDEOS),
-        "--model",
-        model,
-        "--batch-size",
-        "1",
-    ]
+    return committing(tmp_path_factory.mktemp("signals"), VIDEOS, 1)
 
 
 def start(command: list[str], output: Path) -> subprocess.Popen[str]:
