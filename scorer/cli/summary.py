@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 def print_summary(report: Report, model: Model, origin: str, output: str) -> None:
     """Print what a job did on standard error, a line for each thing; `origin` says where the model came from."""
     record = report.record
-    here = record.scored - report.resumed
-    rate = f"{here / report.seconds:,.0f} videos/s" if report.seconds else ""
-    lines = [
-        ("model", f"{model.facts.path} ({origin})"),
-        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
-        ("speed", f"{here:,} videos in {report.seconds:.1f} s, {rate}, {_how(report)}"),
-        ("records", _counts(record)),
-    ]
-    lines += [("note", note) for note in model.notes]
-    if report.resumed:
-        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
+    lines = _run_lines(report, record.scored, model, origin, _counts(record))
     if record.metrics:
         lines.append(("quality", _quality(record)))
     if record.unknown_labels:
@@ -41,26 +31,15 @@ def print_summary(report: Report, model: Model, origin: str, output: str) -> Non
 
 def print_part_summary(report: PartReport, model: Model, origin: str) -> None:
     """As `print_summary`, of one part of a job."""
-    here = report.scored - report.resumed
-    rate = f", {here / report.seconds:,.0f} videos/s" if report.seconds else ""
-    lines = [
-        ("model", f"{model.facts.path} ({origin})"),
-        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
-        ("speed", f"{here:,} videos in {report.seconds:.1f} s{rate}, batches of {report.batch_size:,}"),
-        ("records", _count(report.scored, report.quarantined)),
-    ]
-    lines += [("note", note) for note in model.notes]
-    if report.resumed:
-        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
+    lines = _run_lines(report, report.scored, model, origin, _count(report.scored, report.quarantined))
     print_lines([*lines, ("written", f"{report.path}; yt8m merge joins the parts")])
 
 
 def print_parts_summary(report: PartsReport, model: Model, origin: str, output: str) -> None:
     """As `print_summary`, of the part files that a cluster wrote."""
-    rate = f", {report.here / report.seconds:,.0f} videos/s" if report.seconds else ""
     lines = [
         ("model", f"{model.facts.path} ({origin})"),
-        ("speed", f"{report.here:,} videos in {report.seconds:.1f} s{rate}"),
+        ("speed", _speed(report.here, report.seconds)),
         ("records", _count(report.scored, report.quarantined)),
     ]
     if report.kept:
@@ -78,6 +57,27 @@ def print_merge_summary(record: CompletionRecord, output: str) -> None:
     print_lines([*lines, *_written(record, output)])
 
 
+def _run_lines(
+    report: Report | PartReport, scored: int, model: Model, origin: str, records: str
+) -> list[tuple[str, str]]:
+    """Of a run on this machine. scored: videos, those of an earlier run included. records: what became of each."""
+    lines = [
+        ("model", f"{model.facts.path} ({origin})"),
+        ("device", f"{model.facts.device}, {model.facts.provider}: {model.facts.reason}"),
+        ("speed", f"{_speed(scored - report.resumed, report.seconds)}, batches of {report.batch_size:,}"),
+        ("records", records),
+        *(("note", note) for note in model.notes),
+    ]
+    if report.resumed:
+        lines.append(("resumed", f"after {report.resumed:,} videos of an earlier run"))
+    return lines
+
+
+def _speed(videos: int, seconds: float) -> str:
+    rate = f", {videos / seconds:,.0f} videos/s" if seconds else ""
+    return f"{videos:,} videos in {seconds:.1f} s{rate}"
+
+
 def _written(record: CompletionRecord, output: str) -> list[tuple[str, str]]:
     lines = [("written", f"{output} ({record.output.bytes:,} bytes)")]
     if record.embeddings is not None:
@@ -88,10 +88,6 @@ def _written(record: CompletionRecord, output: str) -> list[tuple[str, str]]:
 
 def _quality(record: CompletionRecord) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in record.metrics.items())
-
-
-def _how(report: Report) -> str:
-    return f"batches of {report.batch_size:,}"
 
 
 def _counts(record: CompletionRecord) -> str:

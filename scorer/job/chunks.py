@@ -45,10 +45,7 @@ def chunk_to_bytes(chunk: Chunk) -> bytes:
 
 def chunk_from_bytes(data: bytes) -> Chunk:
     """What `chunk_to_bytes` made. For anything else one of `MALFORMED`."""
-    line, newline, _ = data[:_LONGEST_HEADER].partition(b"\n")
-    if not newline:
-        raise ValueError("it has no header")
-    header, body = json.loads(line), data[len(line) + 1 :]
+    header, body = header_of(data)
     videos, k, id_bytes, metric_bytes, quarantine_bytes = map(count_of, header["sizes"])
     width = count_of(header["embeddings"]) if "embeddings" in header else None
     arrays = [4 * videos, 4 * videos * k, 4 * videos * k, 4 * videos * (width or 0)]
@@ -75,6 +72,14 @@ def chunk_from_bytes(data: bytes) -> Chunk:
         unknown_labels=count_of(header.get("unknown_labels", 0)),
         embeddings=None if width is None else np.frombuffer(embeddings, "<f4").reshape(videos, width),
     )
+
+
+def header_of(data: bytes) -> tuple[Any, bytes]:
+    """What stands in the first line, as JSON, and what follows it. Raises ValueError where there is none."""
+    end = data.find(b"\n", 0, _LONGEST_HEADER)
+    if end < 0:
+        raise ValueError("it has no header")
+    return json.loads(data[:end]), data[end + 1 :]
 
 
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)

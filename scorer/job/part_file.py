@@ -37,7 +37,7 @@ from scorer.outputs.lock import owned
 from scorer.outputs.own import open_own
 from scorer.outputs.paths import OutputPaths, output_paths
 from scorer.outputs.sink import Chunk, Commit, Kept, ResumePolicy
-from scorer.outputs.typed import count_of, text_of, version_of
+from scorer.outputs.typed import count_of, stat_of, text_of
 
 _MAGIC = b"yt8m-edge part 1\n"
 _HEAD, _CRC, _WHERE = struct.Struct("<cQ"), struct.Struct("<I"), struct.Struct("<Q")
@@ -456,11 +456,7 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
         scored=count_of(entry["scored"]),
         quarantined=count_of(entry["quarantined"]),
         bytes_lost=count_of(entry["bytes_lost"]),
-        finished=tuple((_stat(size, version), count_of(records)) for size, version, records in entry["finished"]),
-        partial=None if partial is None else _stat(*partial),
+        finished=tuple((stat_of(size, version), count_of(records)) for size, version, records in entry["finished"]),
+        partial=None if partial is None else stat_of(*partial),
         unknown_labels=count_of(entry["unknown_labels"]),
     )
-
-
-def _stat(size: object, version: object) -> FileStat:
-    return FileStat(count_of(size), version_of(version))

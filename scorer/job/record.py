@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scorer.inputs.source import FileStat
-from scorer.outputs.typed import count_of, float_of, text_of, version_of
+from scorer.outputs.typed import count_of, float_of, stat_of, text_of
 
 _FORMAT = 1
 _PLAIN_FORMAT = "pairs"
@@ -116,7 +116,7 @@ class ShardRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ShardRecord:
-        stat = FileStat(count_of(value["bytes"]), version_of(value["mtime_ns"]))
+        stat = stat_of(value["bytes"], value["mtime_ns"])
         return cls(text_of(value["path"]), stat, count_of(value["records"]))
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from scorer.errors import InputError
 from scorer.inputs.position import Position
-from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes
+from scorer.job.chunks import MALFORMED, check_arrays, chunk_from_bytes, chunk_to_bytes, header_of
 from scorer.job.record import Options, ShardRecord
 from scorer.kernels import loops
 from scorer.outputs.sink import Chunk
 from scorer.outputs.typed import count_of, text_of
 
 _FORMAT = 1
-_LONGEST_HEADER = 1 << 28  # bytes, as of a journal's line
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class PartResult:
 
 
 def _parsed(data: bytes) -> PartResult:
-    line, newline, _ = data[:_LONGEST_HEADER].partition(b"\n")
-    if not newline or loops.active.crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    content, crc = data[:-4], int.from_bytes(data[-4:], "little")
+    if loops.active.crc32c(content) != crc:
         raise ValueError("its checksum differs")
-    header = json.loads(line)
+    header, chunk = header_of(content)
     if count_of(header["part"]) != _FORMAT:
         raise ValueError(f"it has format {header['part']!r}, and this version reads {_FORMAT}")
     result = PartResult(
@@ -70,7 +69,7 @@ def _parsed(data: bytes) -> PartResult:
         job=text_of(header["job"]),
         options=Options.from_json(header["options"]),
         shards=tuple(map(ShardRecord.from_json, header["shards"])),
-        chunk=chunk_from_bytes(data[len(line) + 1 : -4]),
+        chunk=chunk_from_bytes(chunk),
     )
     _check_counts(result)
     return result

@@ -24,7 +24,7 @@ from scorer.inputs.source import FileStat
 from scorer.outputs.append import NO_BYTES, Extent
 from scorer.outputs.own import open_own
 from scorer.outputs.sink import Commit, JobKey
-from scorer.outputs.typed import count_of, version_of
+from scorer.outputs.typed import count_of, stat_of
 
 APPEND_FILES = ("rows", "quarantine", "ids", "hits")
 EMBEDDINGS = "embeddings"
@@ -254,8 +254,8 @@ def _commit(entry: Mapping[str, Any]) -> Commit:
         scored=count_of(entry["scored"]),
         quarantined=count_of(entry["set_aside"]),
         bytes_lost=count_of(entry["bytes_lost"]),
-        finished=tuple((_stat(size, version), count_of(records)) for size, version, records in entry["finished"]),
-        partial=None if entry["begun"] is None else _stat(*entry["begun"]),
+        finished=tuple((stat_of(size, version), count_of(records)) for size, version, records in entry["finished"]),
+        partial=None if entry["begun"] is None else stat_of(*entry["begun"]),
         unknown_labels=count_of(entry.get("unknown_labels", 0)),
     )
 
@@ -267,7 +267,3 @@ def _files(marks: Mapping[str, Any]) -> dict[str, Extent]:
 
 def _extent(length: object, crc: object) -> Extent:
     return Extent(count_of(length), count_of(crc))
-
-
-def _stat(size: object, version: object) -> FileStat:
-    return FileStat(count_of(size), version_of(version))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scorer.inputs.source import FileStat
+
 
 def text_of(value: object) -> str:
     """`value`, which is a string."""
@@ -31,6 +33,6 @@ def float_of(value: object) -> float:
     return float(value)
 
 
-def version_of(value: object) -> int | str:
-    """`value`, which is a `FileStat.version`."""
-    return value if isinstance(value, str) else number_of(value)
+def stat_of(size: object, version: object) -> FileStat:
+    """What a source says of itself."""
+    return FileStat(count_of(size), version if isinstance(version, str) else number_of(version))
