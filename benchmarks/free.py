@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.model.predictor import DEFAULT_K, Embeddings, Features, ModelFacts, Predictions
 
@@ -34,6 +35,9 @@ class FreePredictor:
         )
         self.batch_size, self.slots, self.notes = batch_size, slots, list[str]()
         self._found = dict[int, Predictions]()
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        return np.empty(shape, np.float32)
 
     def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:
         videos = len(next(iter(features.values())))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ BATCH_LABEL_BYTES = 1 << 20
 """A batch ends when it holds so many bytes of labels, for the same reason."""
 _DEPTH = 3  # buffers that `batches` keeps
 
+MakeBuffer: TypeAlias = Callable[[tuple[int, int]], NDArray[np.float32]]
+"""Makes an array of that shape for one feature, of any values."""
+
 
 @dataclass(frozen=True)
 class Quarantined:
@@ -40,6 +43,10 @@ class Quarantined:
     offset: int
     reason: str
     bytes_lost: int
+
+
+def ordinary_buffer(shape: tuple[int, int]) -> NDArray[np.float32]:
+    return np.empty(shape, np.float32)
 
 
 class Batch:
@@ -190,21 +197,25 @@ class BufferPool:
     it. At most `depth` that nobody uses are kept. Threads may share it.
     """
 
-    def __init__(self, schema: Schema, size: int, depth: int) -> None:
+    def __init__(self, schema: Schema, size: int, depth: int, make: MakeBuffer = ordinary_buffer) -> None:
         if size < 1:
             raise ValueError("a batch holds at least one video")
         self.size = size
-        self._inputs, self._depth = dict(schema.inputs), depth
+        self._inputs, self._depth, self._make = dict(schema.inputs), depth, make
         self._free: list[dict[str, NDArray[np.float32]]] = []
 
     def acquire(self) -> dict[str, NDArray[np.float32]]:
         with suppress(IndexError):  # there may be none, or another thread takes the last
             return self._free.pop()
-        return {name: np.empty((self.size, width), np.float32) for name, width in self._inputs.items()}
+        return {name: self._make((self.size, width)) for name, width in self._inputs.items()}
 
     def release(self, buffers: dict[str, NDArray[np.float32]]) -> None:
         if len(self._free) < self._depth and not any(buffers is free for free in self._free):
             self._free.append(buffers)
+
+    def close(self) -> None:
+        """Let go of those that nobody uses, which may be page-locked; new ones may be asked for later."""
+        self._free.clear()
 
 
 class Batcher:

@@ -1,7 +1,9 @@
 """One execution slot on one NVIDIA GPU: a session with fixed buffers, so that one's copies overlap another's compute.
 
-    features --copy--> page-locked array --DMA--> GPU tensor --session--> k scores and labels --DMA--> arrays
+    features, page-locked --DMA--> GPU tensor --session--> k scores and labels --DMA--> arrays, page-locked
 
+Features that lie in a `CudaSlot.buffer`, as a job's do, are uploaded from there; of others the slot first makes a copy,
+into a page-locked array of its own. So it does for models that read float16, which is what converts the features.
 Copies go through the CUDA runtime that ONNX Runtime itself has loaded, called by ctypes, which lets go of Python's
 lock; ONNX Runtime's own Python copies hold it. A batch always runs at full size, and what lies behind the rows of a
 smaller one is computed and thrown away: cuBLAS chooses its kernels by the size, so one size means the same kernels,
@@ -24,6 +26,7 @@ import errno
 import math
 import mmap
 import queue
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,6 +38,7 @@ from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
 from scorer.model.contract import EMBEDDINGS, OUTPUTS, Contract, outputs, read_contract
+from scorer.model.fp16 import Fp16Conversion
 from scorer.model.onnx_file import ModelFile
 from scorer.model.predictor import Features, Predictions
 from scorer.model.runtime import GpuOptions, Session, device_errors, open_cuda
@@ -48,6 +52,7 @@ R = TypeVar("R")
 
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 _NON_BLOCKING = 1  # cudaStreamNonBlocking
+_PORTABLE = 1  # cudaHostRegisterPortable: for all GPUs
 _NO_GRAPH = -1  # ONNX Runtime's number for a run that is neither captured nor replayed
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _PROPERTIES_BYTES = 1 << 14  # of cudaDeviceProp, generously; it begins with the name
@@ -59,6 +64,8 @@ class CudaRuntime:
 
     def __init__(self) -> None:
         self._library = _load_library()
+        self._locked: dict[int, int] = {}  # page-locked memory: address -> bytes
+        self.capturing = threading.Lock()  # held while a graph is captured: no thread may lock pages meanwhile
 
     def use(self, device: int) -> None:
         """Make `device` the one that the calling thread speaks to."""
@@ -76,15 +83,37 @@ class CudaRuntime:
         self._call("cudaGetDeviceProperties", properties, ctypes.c_int(device))
         return properties.value.decode(errors="replace")
 
-    def page_locked(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """A zeroed array that the GPU reads and writes by itself, without the CPU."""
-        count = math.prod(shape)
-        size = -(-count * np.dtype(dtype).itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
-        owner = np.frombuffer(_pages(size), dtype, count)  # whole pages: no page may be locked twice
-        pointer = ctypes.c_void_p(owner.ctypes.data)
-        self._call("cudaHostRegister", pointer, ctypes.c_size_t(size), ctypes.c_uint(0))
-        weakref.finalize(owner, self._library.cudaHostUnregister, pointer)
-        return owner.reshape(shape)
+    def lock(self, pages: Array) -> bool:
+        """Let every GPU read and write whole pages by itself, without the CPU. False where the system does not allow
+        it: copies work all the same, by way of memory of CUDA's own.
+        """
+        start, size = pages.ctypes.data, pages.nbytes
+        try:
+            with self.capturing:
+                self._call("cudaHostRegister", ctypes.c_void_p(start), ctypes.c_size_t(size), ctypes.c_uint(_PORTABLE))
+        except (MemoryError, DeviceError):
+            return False
+        self._locked[start] = size
+        return True
+
+    def unlock(self, pages: Array) -> None:
+        """Undo `lock`."""
+        del self._locked[pages.ctypes.data]
+        with self.capturing:
+            self._call("cudaHostUnregister", ctypes.c_void_p(pages.ctypes.data))
+
+    def reads(self, array: Array) -> bool:
+        """Whether the GPU copies all of `array` by itself: one piece of what is page-locked."""
+        start = array.ctypes.data
+        end = start + array.nbytes
+        return array.flags.c_contiguous and any(
+            first <= start and end <= first + size for first, size in list(self._locked.items())
+        )
+
+    def zero(self, pointer: int, size: int, stream: ctypes.c_void_p) -> None:
+        """Queue `size` zeros for the GPU's memory at `pointer`."""
+        arguments = ctypes.c_void_p(pointer), ctypes.c_int(0), ctypes.c_size_t(size), stream
+        self._call("cudaMemsetAsync", *arguments)
 
     def stream(self) -> ctypes.c_void_p:
         """A queue of copies that waits for no other queue; it lives as long as what is returned."""
@@ -121,13 +150,20 @@ class CudaRuntime:
             raise DeviceError(f"CUDA failed: {name}: {words.decode()}", remedy="see nvidia-smi and `yt8m doctor`")
 
 
-def _pages(size: int) -> mmap.mmap:
+def _pages(size: int) -> Array:
+    """Zeroed memory of at least `size` bytes that shares no page with other memory: none may be locked twice.
+
+    A process that is forked shares it. Were it copied as soon as one of them writes, a GPU might read the old page.
+    """
+    size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     try:
-        return mmap.mmap(-1, size)
+        pages = np.frombuffer(mmap.mmap(-1, size), np.uint8)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError(f"{size:,} bytes of main memory") from None
         raise
+    pages.fill(0)  # each page is found here, on the caller's core, and not while it is locked
+    return pages
 
 
 def _load_library() -> Any:
@@ -141,7 +177,9 @@ def _load_library() -> Any:
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a slot holds for one batch: per input and output a page-locked array and a tensor on the GPU."""
+    """What a slot holds for one batch: per input and output a tensor on the GPU, and a page-locked array, which inputs
+    have from the first batch on of which they are copied.
+    """
 
     arrays: dict[str, Array]
     tensors: dict[str, Any]  # onnxruntime.OrtValue
@@ -161,10 +199,14 @@ class OwnThread:
 
     def do(self, function: Callable[..., R], *arguments: Any) -> R:
         """`function(*arguments)`, there; waits for it. Raises what it raises."""
+        result: R = self.later(function, *arguments).result()
+        return result
+
+    def later(self, function: Callable[..., R], *arguments: Any) -> Future[R]:
+        """`function(*arguments)`, there, after what was asked for before; does not wait for it."""
         call = _Call(function, arguments)
         self._calls.put(call)
-        result: R = call.result.result()
-        return result
+        return call.result
 
 
 @dataclass(frozen=True)
@@ -201,6 +243,8 @@ class CudaSlot:
         self._session: Session = self._thread.do(open_cuda, runtime, file, gpu, options)
         self._stream: ctypes.c_void_p | None = None
         self._buffers: Buffers | None = None
+        self._dtype: Any = np.float32  # of the features that the model reads
+        self._copy: Callable[[Array, Array], None] = np.copyto
         self._labels = self._fits = 0
 
     def contract(self, path: str) -> Contract:
@@ -214,17 +258,42 @@ class CudaSlot:
         Raises:
             MemoryError: the GPU has not enough.
         """
+        self._thread.do(self._empty)
         self._thread.do(self._fit, contract, size, k)
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """See `scorer.model.predictor.Predictor.buffer`; page-locked, if the model reads float32."""
+        if self._dtype is not np.float32:
+            return np.empty(shape, np.float32)
+        pages = _pages(math.prod(shape) * np.dtype(np.float32).itemsize)
+        return self._thread.do(self._locked, pages, shape, np.float32)
 
     def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
         return self._thread.do(self._run, features, k, embeddings)
 
+    def _empty(self) -> None:
+        """Give the buffers back: their pages are unlocked by the thread's next calls."""
+        self._buffers = None
+
+    def _page_locked(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A zeroed array that the GPU reads and writes by itself, as far as the system allows."""
+        return self._locked(_pages(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype)
+
+    def _locked(self, pages: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array in `pages`, which are locked until it is gone. By this thread: the one whose array goes may speak to
+        another GPU, and to speak to one opens it.
+        """
+        array = np.frombuffer(pages.data, dtype, math.prod(shape))  # not of the array: views of it would keep only that
+        if self._cuda.lock(pages):
+            weakref.finalize(array, self._thread.later, self._cuda.unlock, pages)
+        return array.reshape(shape)
+
     def _fit(self, contract: Contract, size: int, k: int) -> None:
         self._cuda.use(self._gpu)
         self._stream = self._stream or self._cuda.stream()
-        self._buffers = None
-        self._labels = contract.labels
+        self._labels, self._dtype = contract.labels, contract.dtype
+        self._copy = Fp16Conversion(self._runtime).copy if self._dtype is np.float16 else np.copyto
         columns = min(k + SPARE, self._labels)
         shapes: dict[str, tuple[tuple[int, int], Any]] = {
             name: ((size, width), contract.dtype) for name, width in contract.inputs.items()
@@ -234,14 +303,15 @@ class CudaSlot:
             shapes[EMBEDDINGS] = ((size, contract.embeddings), np.float32)
         make = self._runtime.OrtValue.ortvalue_from_shape_and_type
         tensors = {name: make(list(shape), kind, "cuda", self._gpu) for name, (shape, kind) in shapes.items()}
-        arrays = {name: self._cuda.page_locked(shape, kind) for name, (shape, kind) in shapes.items()}
+        arrays = {name: self._page_locked(*shapes[name]) for name in shapes if name not in contract.inputs}
         tensors["k"] = self._runtime.OrtValue.ortvalue_from_numpy(np.array([columns], np.int64))
         self._fits += 1
         buffers = Buffers(arrays, tensors, self._bind(tensors), self._graph(self._fits))
-        for name in contract.inputs:
-            self._cuda.upload(tensors[name].data_ptr(), arrays[name], self._stream)  # zeros
+        for name, width in contract.inputs.items():
+            self._cuda.zero(tensors[name].data_ptr(), size * width * np.dtype(self._dtype).itemsize, self._stream)
         self._cuda.wait(self._stream)
-        self._session.run_with_iobinding(buffers.binding, buffers.options)
+        with self._cuda.capturing:
+            self._session.run_with_iobinding(buffers.binding, buffers.options)
         self._buffers = buffers
 
     def _run(self, features: Features, k: int, embeddings: bool) -> Outcome:
@@ -250,9 +320,7 @@ class CudaSlot:
             raise DeviceError(f"cuda:{self._gpu} could not be set up")
         videos = len(next(iter(features.values())))
         for name, values in features.items():
-            staged = buffers.arrays[name][:videos]
-            np.copyto(staged, values)
-            self._cuda.upload(buffers.tensors[name].data_ptr(), staged, stream)
+            self._cuda.upload(buffers.tensors[name].data_ptr(), self._staged(buffers, name, values), stream)
         self._cuda.wait(stream)
         self._session.run_with_iobinding(buffers.binding, buffers.options)
         for name in outputs(embeddings):
@@ -261,6 +329,16 @@ class CudaSlot:
         found = Predictions(*(buffers.arrays[name][:videos] for name in OUTPUTS))
         settled = settle(found, k, self._labels, lambda: self._every_label(buffers))
         return settled, buffers.arrays[EMBEDDINGS][:videos].copy() if embeddings else None
+
+    def _staged(self, buffers: Buffers, name: str, values: Array) -> Array:
+        """Features as the model reads them: where they are, if that is page-locked memory, else a copy in such."""
+        if values.dtype == self._dtype and self._cuda.reads(values):
+            return values
+        if name not in buffers.arrays:
+            buffers.arrays[name] = self._page_locked(tuple(buffers.tensors[name].shape()), self._dtype)
+        staged = buffers.arrays[name][: len(values)]
+        self._copy(staged, values)
+        return staged
 
     def _every_label(self, buffers: Buffers) -> Predictions:
         """All labels, (size, labels), of the features that the last run left on the GPU."""

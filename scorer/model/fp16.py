@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scorer.model.predictor import Features
 from scorer.model.runtime import open_cpu
 
@@ -22,3 +25,13 @@ class Fp16Conversion:
 
     def __call__(self, features: Features) -> Features:
         return {name: self._session.run(None, {"x": x.ravel()})[0].reshape(x.shape) for name, x in features.items()}
+
+    def copy(self, to: NDArray[np.float16], values: NDArray[np.float32]) -> None:
+        """Write `values` into `to`, contiguous and as large, which costs a batch of 4,096 less than a copy of what a
+        call gives: the session is bound to the memory of both. Of less than some 200 videos, binding costs more.
+        """
+        values = np.ascontiguousarray(values, np.float32)
+        binding = self._session.io_binding()
+        binding.bind_input("x", "cpu", 0, np.float32, [values.size], values.ctypes.data)
+        binding.bind_output("y", "cpu", 0, np.float16, [values.size], to.ctypes.data)
+        self._session.run_with_iobinding(binding)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.errors import ModelError, UsageError
 from scorer.kernels import loops
@@ -95,6 +96,12 @@ class Model:
     def notes(self) -> Sequence[str]:
         """What a user should know about the run, such as smaller batches for want of memory."""
         return [*self._notes, *self._pool.notes]
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """An array of any values, to put features for `run` into: on a GPU page-locked, so that they are uploaded from
+        there and copied nowhere before. It may be used again once `run` has returned. Raises MemoryError.
+        """
+        return self._pool.buffer(shape)
 
     def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:
         """The `k` best labels of n videos: scores float32 (n, k), descending, and labels int64 (n, k).

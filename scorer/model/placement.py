@@ -35,7 +35,7 @@ CPU_BATCH = 256  # activations stay in cache: fp32 and int8 run fastest at 128 t
 CUDA_BATCH = 4096  # 0.4 TFLOP of the report's BiLSTM, some milliseconds, against microseconds to launch it
 _MOST_CPU_SLOTS = 16  # each takes memory for its activations, 15 MB for the report's BiLSTM
 _SIZE = re.compile("batches of ([0-9][0-9,]{0,19})$")
-_CUDA_SLOTS = 3  # one fills page-locked memory while one uploads and one computes
+_CUDA_SLOTS = 3  # one waits for a batch or brings answers while one uploads and one computes
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def _on_gpus(runtime: Any, file: ModelFile, options: DeviceOptions, reason: str)
     except MemoryError:
         what = f"{device} has no room for {file.path}"
         raise DeviceError(what, remedy="free its memory", hints=(Hint.ON_CPU,)) from None
-    pool = _fitted(runtime, contract, device, slots, options.batch_size or CUDA_BATCH)
+    size, k = options.batch_size or CUDA_BATCH, min(DEFAULT_K, contract.labels)
+    pool = SlotPool(slots, device, contract, size, k, size_matters=True)  # these convert features themselves
     engine = f"{' TF32' * options.tf32} on {kind}, {_batches(pool)}"
     return Placement(contract, pool, device, CUDA, reason, engine)
 

@@ -81,6 +81,11 @@ class Predictor(Protocol):
     def notes(self) -> Sequence[str]:
         """What a user should know about the run, such as smaller batches for want of memory."""
 
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """An array of any values, to put features for `run` into: in memory that the device reads without a copy, if
+        there is such. `run` takes every other array too. Raises MemoryError.
+        """
+
     def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:
         """The `k` best labels of n videos, whose scores depend on neither n nor each other.
 

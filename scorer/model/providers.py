@@ -37,6 +37,10 @@ class ProviderSlot:
         self._padded = {name: np.zeros((size, width), contract.dtype) for name, width in contract.inputs.items()}
         self._ask(self._columns)
 
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Any array will do."""
+        return np.empty(shape, np.float32)
+
     def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """Scores and labels (n, k) of n videos; size and k at most what the slot was fitted for."""
         videos = len(next(iter(features.values())))

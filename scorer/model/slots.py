@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.errors import DeviceError, Hint, ModelError
 from scorer.model.contract import Contract, outputs
@@ -30,6 +31,9 @@ class Slot(Protocol):
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Prepare for batches of `size` and `k` labels each; no other slot runs meanwhile. Raises MemoryError."""
 
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """See `scorer.model.predictor.Predictor.buffer`; any thread may call it."""
+
     def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """Predict n videos, where n and k are at most what the slot was fitted for, with their embeddings or not."""
 
@@ -43,6 +47,10 @@ class CpuSlot:
 
     def fit(self, contract: Contract, size: int, k: int) -> None:
         """Nothing to prepare: memory is found while a batch runs."""
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """Any array will do."""
+        return np.empty(shape, np.float32)
 
     def run(self, features: Features, k: int, embeddings: bool) -> Outcome:
         """A video alone runs as two: a matrix-vector kernel, where one is chosen, rounds otherwise."""
@@ -89,7 +97,7 @@ class SlotPool:
         """
         self.batch_size, self.notes = batch_size, list[str]()
         self._device, self._contract, self._convert = device, contract, convert
-        self._count, self._size_matters = len(slots), size_matters
+        self._count, self._size_matters, self._buffer = len(slots), size_matters, slots[0].buffer
         self._k = 0  # the most labels that the slots are fitted for
         self._refitting = threading.Lock()
         self._idle: queue.SimpleQueue[Slot] = queue.SimpleQueue()
@@ -99,6 +107,10 @@ class SlotPool:
 
     def __len__(self) -> int:
         return self._count
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        """See `scorer.model.predictor.Predictor.buffer`."""
+        return self._buffer(shape)
 
     def run(self, features: Features, videos: int, k: int, embeddings: bool = False) -> Outcome:
         """Predict `videos` >= 1, in pieces of at most `batch_size` that are spread over the slots.

@@ -83,6 +83,7 @@ class PredictionStream:
             threads=self._threads,
             skip=on_error == "skip",
             range_batches=self._range_batches,
+            buffer=predictor.buffer,
             log=log,
         )
 

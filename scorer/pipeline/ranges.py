@@ -20,7 +20,7 @@ from itertools import accumulate, groupby
 from typing import Generic, TypeAlias, TypeVar
 
 from scorer.errors import Yt8mError
-from scorer.inputs.batching import Batch, Batcher, BufferPool
+from scorer.inputs.batching import Batch, Batcher, BufferPool, MakeBuffer, ordinary_buffer
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import Schema
@@ -73,6 +73,7 @@ class RangeReader(Generic[R]):
 
     size: the most videos in a batch. skip: whether faults are put into `Batch.quarantined`, or raised.
     range_batches: how many batches a thread takes at once, fewer near the end; small ones share what a range costs.
+    buffer: makes what features are decoded into, (size, width) each: at most `threads` + 1 of each are kept.
     """
 
     def __init__(
@@ -85,11 +86,12 @@ class RangeReader(Generic[R]):
         threads: int,
         skip: bool = False,
         range_batches: int = 1,
+        buffer: MakeBuffer = ordinary_buffer,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._shards, self._schema, self._size, self._work = shards, schema, size, work
         self._threads, self._skip, self._log = threads, skip, log
-        self._pool = BufferPool(schema, size, threads + 1)
+        self._pool = BufferPool(schema, size, threads + 1, buffer)
         self._before = [*accumulate((shard.stat.size for shard in shards), initial=0)]  # bytes before each shard
         self._most_batches = range_batches
         self._own = threading.local()
@@ -109,7 +111,8 @@ class RangeReader(Generic[R]):
         """
         at, most = start, max_in_flight or 2 * self._threads
         tasks = self._tasks(start)
-        with closing(in_order(self._do, tasks, self._threads, most, stop, coalesce, self._log)) as results:
+        found = in_order(self._do, tasks, self._threads, most, stop, coalesce, self._log)
+        with closing(self._pool), closing(found) as results:
             for some in results:
                 at = yield from self._accepted(some, at)
 

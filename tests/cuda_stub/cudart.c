@@ -320,14 +320,16 @@ Error cudaHostRegister(void *pointer, size_t size, unsigned flags) {
     Error error = stub_fails("register");
     if (error || (error = stub_forbidden("cudaHostRegister")))
         return error;
+    if (size > (size_t)number("CUDA_STUB_LOCKABLE", INT32_MAX))
+        return result(OUT_OF_MEMORY);
     remember(pointer, size, LOCKED);
-    stub_log("cudaHostRegister size=%zu", size);
+    stub_log("cudaHostRegister size=%zu at=%p flags=%u", size, pointer, flags);
     return 0;
 }
 
 Error cudaHostUnregister(void *pointer) {
     forget(pointer);
-    stub_log("cudaHostUnregister");
+    stub_log("cudaHostUnregister at=%p", pointer);
     return 0;
 }
 
@@ -338,7 +340,7 @@ static Error copy(const char *call, void *to, const void *from, size_t size, int
         return error;
     const void *host = kind == 1 ? from : kind == 2 ? to : NULL;
     const char *memory = !host ? "device" : place_of(host) == LOCKED ? "locked" : "pageable";
-    stub_log("%s size=%zu kind=%d memory=%s stream=%ld", call, size, kind, memory, index_of(stream));
+    stub_log("%s size=%zu kind=%d memory=%s host=%p stream=%ld", call, size, kind, memory, host, index_of(stream));
     memmove(to, from, size);
     return 0;
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scorer.errors import DeviceError
 from scorer.job.run import score
@@ -41,6 +42,9 @@ class FakePredictor:
     def __init__(self, batch_size: int = 8, slots: int = 1, facts: ModelFacts = FACTS) -> None:
         self.facts, self.batch_size, self.slots, self.notes = facts, batch_size, slots, list[str]()
         self._weights = np.random.default_rng(1).normal(size=(sum(INPUTS.values()), LABELS))
+
+    def buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
+        return np.empty(shape, np.float32)
 
     def run(self, features: Features, k: int = 10) -> Predictions:
         x = np.concatenate([features[name] for name in INPUTS], axis=1).astype(np.float64)

@@ -25,6 +25,7 @@ class Slowly:
 
     def __init__(self, model: Model, seconds: float) -> None:
         self.facts, self.batch_size, self.slots, self.notes = model.facts, model.batch_size, model.slots, model.notes
+        self.buffer = model.buffer
         self._model, self._seconds = model, seconds
 
     def run(self, features: Features, k: int = DEFAULT_K) -> Predictions:

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from scorer.errors import DeviceError
-from tests.cuda_stub import ROOT, CudaStub, StubRun, needs_provider
+from scorer.system.cores import usable_cores
+from tests.cuda_stub import ROOT, Call, CudaStub, StubRun, needs_provider
+from tests.onnx_models import save_model
 
 pytestmark = needs_provider
 
-SLOTS = 3
+SLOTS, INPUTS = 3, 2
+LOCKED_AT_FIRST = 2 * SLOTS  # arrays for each slot's scores and labels
 LEAKS = {"cudaMalloc": "cudaFree", "cudaStreamCreate": "cudaStreamDestroy", "cublasCreate": "cublasDestroy",
          "cudnnCreate": "cudnnDestroy", "cudaHostRegister": "cudaHostUnregister",
          "cudaMallocHost": "cudaFreeHost", "cudaEventCreate": "cudaEventDestroy"}  # fmt: skip
@@ -80,7 +83,7 @@ def test_a_slot_has_one_thread_and_its_handles_are_made_once(cuda_stub: CudaStub
         assert len(handles) == SLOTS
         assert set(handles.values()) == {2}, "the session's and its thread's"
         assert {call.thread for call in done.calls("cudaLaunchKernel")} == set(handles)
-        assert {call.thread for call in done.calls("cudaMemcpyAsync")} == set(handles)
+        assert {call.thread for call in done.calls("cudaMemcpyAsync")} <= set(handles)
         assert made(done)["cudaStreamCreate"] == 2 * SLOTS
 
 
@@ -144,6 +147,103 @@ def test_nothing_of_a_batch_is_copied_from_pageable_memory(cuda_stub: CudaStub) 
     pageable = [[call for call in each.log if call.fields.get("memory") == "pageable"] for each in (opened, done)]
     assert len(pageable[0]) == len(pageable[1])
     assert {call.name for call in done.log[len(opened.log) :]} >= {"cudaMemcpyAsync", "cudaLaunchKernel"}
+
+
+COUNTED = """
+import sys
+import numpy as np
+from scorer.cli.score import main
+from scorer.model import cuda
+
+copies, copied = [], np.copyto
+np.copyto = lambda *given, **options: copies.append(given) or copied(*given, **options)
+code = main([*sys.argv[1:], "--quiet"])
+print(len(copies))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("gpus", ["cuda", "cuda:all"])
+def test_features_are_decoded_into_the_memory_that_they_are_uploaded_from(
+    cuda_stub: CudaStub, tmp_path: Path, gpus: str
+) -> None:
+    """A few page-locked buffers, however many batches, which all GPUs may read, and nothing is copied on the way."""
+    options, slots = ("--batch-size", "4", "--device", gpus), SLOTS * (1 if gpus == "cuda" else 2)
+    done = score(cuda_stub, tmp_path / "preds.csv", *options, script=COUNTED, CUDA_STUB_DEVICES="2")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    uploads, made = after_opening(done, slots)
+    scored = json.loads((tmp_path / "preds.csv.done.json").read_text())["scored"]
+    assert sum(int(call.fields["size"]) for call in uploads) == scored * (1024 + 128) * 4
+    assert {call.fields["memory"] for call in uploads} == {"locked"}
+    assert {call.fields["host"] for call in uploads} == {call.fields["at"] for call in made}
+    assert len(uploads) > 40 * INPUTS
+    assert len(made) <= INPUTS * (slots + usable_cores() + 1), "a batch for each thread, and one"
+    assert {call.fields["flags"] for call in made} == {"1"}, "cudaHostRegisterPortable"
+
+
+def after_opening(done: StubRun, slots: int = SLOTS) -> tuple[list[Call], list[Call]]:
+    """Uploads to GPUs, and what was page-locked for features, once the slots were fitted."""
+    registers = [at for at, call in enumerate(done.log) if call.name == "cudaHostRegister"]
+    log = done.log[registers[2 * slots - 1] + 1 :]
+    uploads = [call for call in log if call.name.startswith("cudaMemcpy") and call.fields["kind"] == "1"]
+    return uploads, [call for call in log if call.name == "cudaHostRegister"]
+
+
+def test_features_in_half_precision_are_converted_into_the_memory_that_they_are_uploaded_from(
+    cuda_stub: CudaStub, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "half.onnx", half=True)
+    options = "--batch-size", "8", "--model", model
+    done = score(cuda_stub, tmp_path / "preds.csv", *options, script=COUNTED)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    uploads, made = after_opening(done)
+    scored = json.loads((tmp_path / "preds.csv.done.json").read_text())["scored"]
+    assert sum(int(call.fields["size"]) for call in uploads) == scored * (1024 + 128) * 2
+    assert {call.fields["host"] for call in uploads} == {call.fields["at"] for call in made}
+    assert len(made) == SLOTS * INPUTS, "those of the slots"
+
+
+@pytest.mark.parametrize("precision", ["single", "half"])
+@pytest.mark.parametrize(
+    ("failing", "lockable"),
+    [*((f"register:{LOCKED_AT_FIRST + more}:{code}", 1 << 30) for more in (-1, 1, 2) for code in (1, 2)), ("", 0)],
+)
+def test_a_job_continues_where_no_more_pages_can_be_locked(
+    cuda_stub: CudaStub, tmp_path: Path, precision: str, failing: str, lockable: int
+) -> None:
+    options = "--batch-size", "8", "--model", save_model(tmp_path / "m.onnx", half=precision == "half")
+    score(cuda_stub, tmp_path / "expected.csv", *options)
+    limit = {"CUDA_STUB_LOCKABLE": str(lockable)}
+    done = score(cuda_stub, tmp_path / "preds.csv", *options, failing=failing, **limit)
+    assert done.returncode == 0, done.stderr
+    assert done.calls("FAILS") or not failing
+    assert (tmp_path / "preds.csv").read_bytes() == (tmp_path / "expected.csv").read_bytes()
+
+
+JOBS = """
+import sys
+from scorer.api import Scorer
+
+opened = Scorer(device="cuda", batch_size=8)
+locked = opened.model._pool._buffer.__self__._cuda._locked
+first = len(locked)
+for _ in range(int(sys.argv[1])):
+    videos = len([*opened.predict(sys.argv[2:])])
+    while len(locked) > first:  # the slot's thread does it
+        pass
+print(videos, first)
+"""
+
+
+def test_a_jobs_buffers_are_given_back_at_its_end(cuda_stub: CudaStub) -> None:
+    shards = sorted(map(str, (ROOT / "samples").glob("*.tfrecord")))
+    done = cuda_stub.run("-c", JOBS, "5", *shards)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == str(LOCKED_AT_FIRST)
+    _, made = after_opening(done)
+    given_back = Counter(call.fields["at"] for call in done.calls("cudaHostUnregister"))
+    assert len(made) >= 5 * INPUTS
+    assert not Counter(call.fields["at"] for call in made) - given_back
 
 
 def test_copies_and_kernels_wait_for_each_other(cuda_stub: CudaStub) -> None:
@@ -307,6 +407,8 @@ def test_a_device_error_ends_in_one_line_and_what_was_done_is_kept(
 ) -> None:
     whole = score(cuda_stub, tmp_path / "whole.csv", "--batch-size", "8")
     expected, total = (tmp_path / "whole.csv").read_bytes(), whole.kinds()[kind]
+    if kind == "register":
+        total = LOCKED_AT_FIRST + INPUTS  # how many batches are in flight at most is for the threads to find out
     assert total > 0
     kept = 0
     for number in sorted({1, total * 2 // 3, total}):

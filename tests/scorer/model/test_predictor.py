@@ -73,6 +73,18 @@ def test_it_gives_the_best_labels_of_any_number_of_videos(predictor: Predictor, 
     assert same(Predictions(scores, labels), Predictions(every.scores[:, :k].copy(), every.labels[:, :k].copy()))
 
 
+def test_features_may_lie_in_its_own_buffers(predictor: Predictor) -> None:
+    given = videos(20)
+    expected = predictor.run(given)
+    buffers = {name: predictor.buffer((20, width)) for name, width in INPUTS.items()}
+    for name, values in buffers.items():
+        assert (str(values.dtype), values.shape) == ("float32", (20, INPUTS[name]))
+        values[:] = given[name]
+    for piece in (slice(0, 20), slice(3, 9)):
+        found = predictor.run(rows(buffers, piece))
+        assert same(found, Predictions(expected.scores[piece], expected.labels[piece]))
+
+
 def test_scores_depend_on_the_video_alone(predictor: Predictor) -> None:
     given = videos(100)
     expected = predictor.run(given)
