@@ -7,17 +7,18 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scorer.errors import RecordError, ShardError
-from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.plain_files import PlainFiles, PlainRun
+from scorer.inputs.position import BEGINNING, Place, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import DecodedBlock, DecodedRun, RecordReader, Rows, Schema, Target
-from scorer.inputs.source import UNKNOWN_SIZE, Source
+from scorer.inputs.source import UNKNOWN_SIZE, Source, opens_ahead
 from scorer.kernels.packed import PackedStrings, RowSizes, unpack_varints
 
 MAX_QUARANTINED = 1000
@@ -150,18 +151,34 @@ class Batch:
         """Append the records from `position` on that start before byte `stop`, leaving out bad ones; returns what
         `reader` decoded.
         """
-        here, buffers = self._count, [*self._buffers.values()]
-        label_bytes = BATCH_LABEL_BYTES - self._label_bytes
-        target = Target(buffers, self._sizes, here, here + self.room, label_bytes, stop)
-        run = reader.decode_into(position, target)
+        here = self._count
+        run = reader.decode_into(position, self._target(stop))
         if run.bad:
             good = np.delete(np.arange(here, here + run.records), [*run.bad])
-            for values in (*buffers, *self._sizes.matrix):
+            for values in (*self._buffers.values(), *self._sizes.matrix):
                 values[here : here + len(good)] = values[good]
         self._add(run.records - len(run.bad), run.ids, run.labels)
         self.labelled = self.labelled or run.labelled
         self.unread_frames = self.unread_frames or run.unread_frames
         return run
+
+    def decode_plain(
+        self, files: PlainFiles, shards: Sequence[Source], position: Position, stop: Place
+    ) -> PlainRun | None:
+        """Append the records from `position` on that start before `stop`, as far as they are plain; returns what
+        `files` decoded.
+        """
+        run = files.decode(shards, position, stop, self._target(stop[1]))
+        if run is not None:
+            self._add(run.records, run.ids, run.labels)
+            self.labelled = self.labelled or run.labelled
+            self.finished += run.finished
+            self.end, self.consumed = run.end, None
+        return run
+
+    def _target(self, stop: int) -> Target:
+        here, label_bytes = self._count, BATCH_LABEL_BYTES - self._label_bytes
+        return Target([*self._buffers.values()], self._sizes, here, here + self.room, label_bytes, stop)
 
     def add_label_faults(self, faults: Iterable[ShardError | RecordError]) -> None:
         self.label_faults += islice(faults, MAX_QUARANTINED - len(self.label_faults))
@@ -219,33 +236,75 @@ class BufferPool:
 
 
 class Batcher:
-    """Puts decoded records into batches, in order. Faults are skipped, or raised.
+    """Puts the records of shards into batches, in order. Faults are skipped, or raised.
 
     Memory is that of the batches in use and of one block of records and what is made of it, however large or many
     the shards and whatever is in them.
     """
 
-    def __init__(self, pool: BufferPool, start: Position, *, skip: bool) -> None:
-        self._pool, self._skip = pool, skip
+    def __init__(
+        self, pool: BufferPool, readers: RecordReaders, shards: Sequence[Source], start: Position, *, skip: bool
+    ) -> None:
+        self._pool, self._readers, self._shards, self._skip = pool, readers, shards, skip
         self._batch = Batch(pool, start)
 
-    def read(self, reader: RecordReader, position: Position, stop: int = UNKNOWN_SIZE) -> Generator[Batch]:
-        """Take the records of an open shard from `position` on, up to the first that starts at byte `stop` or after
-        it; yields the batches that became full. Raises InputError, and the first fault unless faults are skipped.
+    def read(self, position: Position, stop: Place) -> Generator[Batch]:
+        """Take the records from `position` on, up to the first that starts at `stop` or after it; yields the batches
+        that became full. Raises InputError, and the first fault unless faults are skipped.
         """
-        index = position.shard
-        while position.shard == index and position.offset < stop:
-            position = yield from self._fill(reader, position, stop)
-            if position.shard == index and position.offset < stop:
-                block = reader.block(position).before(stop)
-                yield from self._add(block)
-                position = block.end
+        indices = range(position.shard, _shard_after(stop))
+        for ahead, some in groupby(indices, lambda index: opens_ahead(self._shards[index])):
+            group = [*some]
+            begin = position if group[0] == position.shard else Position(group[0], 0, 0)
+            end = min(stop, (group[-1] + 1, 0))
+            yield from self._read_ahead(begin, end) if ahead else self._read_here(begin, end)
 
     def rest(self) -> Iterator[Batch]:
         """The last batch, unless nothing is in it; a new one begins."""
         batch = self._batch
         if len(batch) or batch.quarantined or batch.finished:
             yield self._next()
+
+    def _read_ahead(self, position: Position, stop: Place) -> Generator[Batch]:
+        """As `read`, of shards each of which is opened while the one before it is read."""
+        shards = [(index, self._shards[index]) for index in range(position.shard, _shard_after(stop))]
+        with closing(self._readers.opened(shards)) as opened:
+            for index, reader in opened:
+                first = position if index == position.shard else Position(index, 0, 0)
+                yield from self._read_shard(reader, first, stop)
+
+    def _read_here(self, position: Position, stop: Place) -> Generator[Batch]:
+        """As `read`: what is plain several shards at a time, a shard in which something is not by its own reader."""
+        while position.place < stop:
+            if self._readers.plain_files:
+                position = yield from self._read_plain(self._readers.plain_files, position, stop)
+            if position.place < stop:
+                with closing(self._readers.open(self._shards[position.shard])) as reader:
+                    yield from self._read_shard(reader, position, stop)
+                position = Position(position.shard + 1, 0, 0)
+
+    def _read_plain(self, files: PlainFiles, position: Position, stop: Place) -> Generator[Batch, None, Position]:
+        """Take records as far as they are plain; returns where that ended."""
+        while position.place < stop:
+            if not self._batch.room:
+                yield self._next()
+            run = self._batch.decode_plain(files, self._shards, position, stop)
+            if run is None:
+                break
+            position = run.end
+        if not self._batch.room:
+            yield self._next()
+        return position
+
+    def _read_shard(self, reader: RecordReader, position: Position, stop: Place) -> Generator[Batch]:
+        """Take the records of an open shard from `position` on that start before `stop`."""
+        index, until = position.shard, stop[1] if position.shard == stop[0] else UNKNOWN_SIZE
+        while position.shard == index and position.offset < until:
+            position = yield from self._fill(reader, position, until)
+            if position.shard == index and position.offset < until:
+                block = reader.block(position).before(until)
+                yield from self._add(block)
+                position = block.end
 
     def _fill(self, reader: RecordReader, position: Position, stop: int) -> Generator[Batch, None, Position]:
         """Decode straight into batches; yields those that became full.
@@ -331,8 +390,12 @@ def batches(
     Raises InputError, and with on_error="fail" ShardError or RecordError, at the first fault of a batch; the good
     records before it in that batch are dropped with it. With "skip", faults are in Batch.quarantined instead.
     """
-    batcher = Batcher(BufferPool(schema, size, _DEPTH), start, skip=on_error == "skip")
-    with closing(RecordReaders(schema).opened(list(enumerate(shards))[start.shard :])) as opened:
-        for index, reader in opened:
-            yield from batcher.read(reader, start if index == start.shard else Position(index, 0, 0))
+    pool, readers = BufferPool(schema, size, _DEPTH), RecordReaders(schema)
+    batcher = Batcher(pool, readers, shards, start, skip=on_error == "skip")
+    yield from batcher.read(start, (len(shards), 0))
     yield from batcher.rest()
+
+
+def _shard_after(stop: Place) -> int:
+    """Index of the first shard of which nothing is before `stop`."""
+    return stop[0] + (stop[1] > 0)

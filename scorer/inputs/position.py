@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+Place: TypeAlias = tuple[int, int]
+"""Index of a shard, and a byte there."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,10 @@ class Position:
     shard: int
     record: int
     offset: int
+
+    @property
+    def place(self) -> Place:
+        return self.shard, self.offset
 
 
 BEGINNING = Position(0, 0, 0)

@@ -16,6 +16,7 @@ from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES, EXAMPLES_BESIDE_FRAMES
 from scorer.inputs.frame_reader import FRAMES
+from scorer.inputs.plain_files import plain_files
 from scorer.inputs.position import Position
 from scorer.inputs.records import (
     HEAD_BYTES,
@@ -35,7 +36,7 @@ _registered: list[RecordFormat] = []
 
 
 def register_format(new: RecordFormat) -> None:
-    """Have shards that `new` recognises read by it."""
+    """Have shards that `new` recognises read by it. It is asked of every shard: none is decoded with others then."""
     _registered.append(new)
 
 
@@ -54,11 +55,15 @@ def _formats(level: Level) -> list[RecordFormat]:
 
 
 class RecordReaders:
-    """Opens shards of any known format for one schema."""
+    """Opens shards of any known format for one schema.
+
+    plain_files: decodes local shards that EXAMPLES would read, several at a time; None where there is no such way.
+    """
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._formats = _formats(schema.level)
+        self.plain_files = None if _registered or self._formats[-1] is not EXAMPLES else plain_files(schema)
         self._openers: dict[int, Opener] = {}
 
     def open(self, source: Source) -> RecordReader:

@@ -148,6 +148,20 @@ class LocalFile:
     def canonical(self) -> str:
         return absolute(self.address)
 
+    @property
+    def modified(self) -> int:
+        """In ns."""
+        assert isinstance(self.stat.version, int)
+        return self.stat.version
+
+    def check_unchanged(self) -> None:
+        """By the path: one that was removed or replaced meanwhile has changed too, though what was read is whole."""
+        try:
+            status = os.stat(self.address)
+        except OSError as error:
+            raise InputError(f"{self.address}: is gone ({error.strerror})", remedy=AGAIN) from None
+        check_same(self, _stat(status), "while it was read")
+
     def open(self) -> LocalReader:
         return LocalReader(self)
 
@@ -158,7 +172,7 @@ class LocalReader:
     damage = ""
 
     def __init__(self, source: LocalFile) -> None:
-        self._source, self.size = source, source.stat.size
+        self._source, self.size, self.check_unchanged = source, source.stat.size, source.check_unchanged
         try:
             self.descriptor = os.open(source.address, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
         except OSError as error:
@@ -184,14 +198,6 @@ class LocalReader:
                 raise InputError(f"{address}: ends at byte {offset + done} of {size}")
             done += more
         return done
-
-    def check_unchanged(self) -> None:
-        """By the path: one that was removed or replaced meanwhile has changed too, though what was read is whole."""
-        try:
-            status = os.stat(self._source.address)
-        except OSError as error:
-            raise InputError(f"{self._source.address}: is gone ({error.strerror})", remedy=AGAIN) from None
-        check_same(self._source, _stat(status), "while it was read")
 
     def close(self) -> None:
         os.close(self.descriptor)

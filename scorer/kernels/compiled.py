@@ -16,6 +16,7 @@ _FUNCTIONS = (
     "decode",
     "decode_frames",
     "decode_bare_frames",
+    "decode_files",
     "find_header",
     "check_predictions",
     "count_metrics",
@@ -32,6 +33,7 @@ if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editab
 
 
 decode, decode_frames, decode_bare_frames = native.decode, native.decode_frames, native.decode_bare_frames
+decode_files = native.decode_files
 
 
 def find_header(data: memoryview) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 MAX_INPUTS = 64
 """Features of a record that the compiled loop decodes; a model with more inputs is served by NumPy."""
+MAX_FILES = 64
+"""That are decoded in one call."""
 MAX_ID_BYTES = 1024
 """Of a record's id, as scorer.inputs.example has it."""
 MAX_LABEL_BYTES = 1 << 16

@@ -50,6 +50,35 @@ class Decode(Protocol):
     ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
 
 
+class DecodeFiles(Protocol):
+    """Decodes records of at most MAX_FILES files, one after the other, as `Decode` does: from byte `offset` of the
+    first file on, up to those that start before byte `stop` of the last one.
+
+    files: (path, size in bytes, modification time in ns) of each, as it was when it was found. A file is read if it is
+    still so, and starts with a regular record that has no frames beside it. Decoding ends where that is not so, before
+    the first record that is irregular or fails its CRC, and where `Decode` ends early.
+
+    Returns how many files were read to their ends, and by their paths were still so then; whether the next one was read
+    to its end too, and is not; the records of each of these, and of the next one if there is one; the byte of that one
+    where it ended; the ids and the labels, joined; and whether a record has `labels`.
+    """
+
+    def __call__(
+        self,
+        files: tuple[tuple[bytes, int, int], ...],
+        offset: int,
+        stop: int,
+        block: memoryview,
+        inputs: tuple[tuple[bytes, int], ...],
+        features: tuple[NDArray[np.float32], ...],
+        first: int,
+        last: int,
+        sizes: Ints,
+        enough: int,
+        /,
+    ) -> tuple[int, bool, list[int], int, bytes, bytes, bool]: ...
+
+
 class Loops(Protocol):
     """What both have. labels: int64 (n, k). scores: float32 (n, k). ValueError for sizes and shapes that do not fit."""
 
@@ -70,6 +99,10 @@ class Loops(Protocol):
     @property
     def decode_bare_frames(self) -> Decode | None:
         """As `decode_frames`; a record that has one of the inputs in its context counts as irregular too."""
+
+    @property
+    def decode_files(self) -> DecodeFiles | None:
+        """None in NumPy, as `decode`."""
 
     @property
     def find_header(self) -> Callable[[memoryview], int] | None:

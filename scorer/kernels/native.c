@@ -11,10 +11,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -136,8 +138,8 @@ static int64_t find_records(const uint8_t *block, int64_t size, int64_t stop, in
 enum { FIELD_1 = 0x0a, FIELD_2 = 0x12, BYTES_LIST = 0x0a, FLOAT_LIST = 0x12, INT64_LIST = 0x1a };
 enum { VARINT, FIXED64, LENGTH, FIXED32 = 5 }; /* wire types, the lower three bits of a tag */
 /* As scorer/kernels/limits.py has them, which compares. */
-enum { MAX_INPUTS = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10, BIN_SHIFT = 13,
-       MOST_APART = 1 };
+enum { MAX_INPUTS = 64, MAX_FILES = 64, MAX_ID_BYTES = 1024, MAX_LABEL_BYTES = 1 << 16, KEYED_ID_BYTES = 64, MAP_DEPTH = 10,
+       BIN_SHIFT = 13, MOST_APART = 1 };
 
 typedef struct { const uint8_t *at, *end; } Span;
 enum { HEAD = 33 }; /* bytes: three tags, each with a length of at most ten */
@@ -337,6 +339,7 @@ typedef struct {
     uint8_t **rows, *sizes;
     int64_t bytes; /* of the records so far */
     Text ids, labels;
+    bool plain; /* whether to end before the first irregular record */
     bool labelled, left, no_memory; /* whether one has `labels`, was left out, found no room for its id or labels */
     bool beside_means; /* of frames: whether the records that have inputs beside them are decoded too */
 } Batch;
@@ -396,18 +399,19 @@ static void leave_row(Batch *batch) {
 static int64_t decode_rows(const uint8_t *block, int64_t size, int64_t stop, Batch *batch) {
     int64_t place = 0;
     while (batch->row < batch->last) {
-        int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER;
+        int64_t left = batch->last - batch->row, places[TOGETHER + 1], most = left < TOGETHER ? left : TOGETHER, i = 0;
         uint8_t bad[TOGETHER];
         const uint8_t *from = block + place;
         int64_t some = find_records(from, size - place, stop - place, most, places);
         check_payloads(from, places, some, bad);
-        for (int64_t i = 0; i < some; i++, batch->row++) {
+        for (; i < some; i++, batch->row++) {
             Span example = {from + places[i] + HEADER, from + places[i + 1] - FOOTER};
             if (bad[i] || !decode_row(example, batch)) leave_row(batch);
+            if (batch->left && batch->plain) break;
             put_size(batch, RECORD, places[i + 1] - places[i]);
         }
-        place += places[some];
-        if (some < most) break;
+        place += places[i];
+        if (i < most) break;
     }
     batch->bytes += place;
     return place;
@@ -612,6 +616,73 @@ static int64_t decode_frames_from(int file, int64_t offset, int64_t stop, int64_
     return start;
 }
 
+/* ---- several files, one after the other ---- */
+
+typedef struct { const char *path; int64_t size, modified; } File; /* as it was when it was found; modified: in ns */
+
+#ifdef __APPLE__
+#define MODIFIED(status) ((status)->st_mtimespec)
+#else
+#define MODIFIED(status) ((status)->st_mtim)
+#endif
+
+static bool is_same(const struct stat *now, const File *file) {
+    return now->st_size == file->size && MODIFIED(now).tv_sec * 1000000000LL + MODIFIED(now).tv_nsec == file->modified;
+}
+
+/* Whether a file starts with a record that is regular, as far as its CRC is not asked, and that has no frames: nothing
+ * but an empty field of them, which YouTube-8M's have. */
+static bool starts_plainly(int file, int64_t size, uint8_t *block, int64_t room, const Batch *batch) {
+    int64_t places[2], head = BEYOND < room ? BEYOND : room;
+    Span example, features, frames, found[MAX_INPUTS + 2];
+    if (head > size) head = size;
+    if (!read_all(file, block, head, 0) || !find_records(block, head, head, 1, places)) return false;
+    example = (Span){block + HEADER, block + places[1] - FOOTER};
+    if (!find_features(example, batch->inputs, batch->count, found) || !take(&example, FIELD_1, &features)) return false;
+    return example.at == example.end || (enter(example, FIELD_2, &frames) && frames.at == frames.end);
+}
+
+typedef struct {
+    int64_t count, offset; /* files that were read to their ends and are what they were; of the next one, the byte read up to */
+    int64_t records[MAX_FILES]; /* of each, and of the next one */
+    bool changed;               /* whether the next one was read to its end too, and is not what it was */
+} Done;
+
+/* Decode the plain records of a file, from byte `*offset` of it on, that start before byte `stop`; whether it ends there. */
+static bool decode_file(const File *file, int64_t *offset, int64_t stop, uint8_t *block, int64_t room, int64_t enough,
+                        Batch *batch) {
+    int64_t before = batch->bytes;
+    struct stat status;
+    int descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would wait */
+    if (descriptor < 0) return false;
+    bool plain = !fstat(descriptor, &status) && is_same(&status, file) &&
+                 starts_plainly(descriptor, file->size, block, room, batch);
+    if (plain) decode_from(descriptor, *offset, stop, file->size, block, room, enough, batch);
+    close(descriptor);
+    *offset += batch->bytes - before;
+    return plain && *offset == file->size;
+}
+
+/* Decode the plain records of `count` files, from byte `offset` of the first one on, that start before byte `stop` of
+ * the last one. That ends where the rows are full, with `enough` bytes of labels, and before whatever is not plain. */
+static Done decode_plain(const File *files, int64_t count, int64_t offset, int64_t stop, uint8_t *block, int64_t room,
+                         int64_t enough, Batch *batch) {
+    Done done = {.offset = offset};
+    struct stat status;
+    for (; done.count < count; done.count++) {
+        const File *file = files + done.count;
+        int64_t first = batch->row, until = done.count + 1 < count ? file->size : stop;
+        done.records[done.count] = 0;
+        if (batch->row == batch->last || batch->labels.size >= enough) break;
+        bool ended = decode_file(file, &done.offset, until, block, room, enough, batch);
+        done.records[done.count] = batch->row - first;
+        done.changed = ended && (stat(file->path, &status) || !is_same(&status, file));
+        if (!ended || done.changed) break;
+        done.offset = 0;
+    }
+    return done;
+}
+
 /* ---- Python's side ---- */
 
 static PyObject *wrong(const char *what) { PyErr_SetString(PyExc_ValueError, what); return NULL; }
@@ -674,6 +745,43 @@ static int64_t width_of(const Py_buffer *labels, const Py_buffer *scores, int64_
     return labels->len == 8 * k * count && scores->len == 4 * k * count ? k : -1;
 }
 
+/* Where records are decoded to, while Python's buffers are held for it. */
+typedef struct {
+    Py_buffer block, sizes, features[MAX_INPUTS];
+    Py_ssize_t held; /* of the features */
+    Input inputs[MAX_INPUTS];
+    uint8_t *rows[MAX_INPUTS];
+    Batch batch;
+} Target;
+
+static void release(Target *target) {
+    free(target->batch.ids.data);
+    free(target->batch.labels.data);
+    while (target->held) PyBuffer_Release(&target->features[--target->held]);
+    PyBuffer_Release(&target->block);
+    PyBuffer_Release(&target->sizes);
+}
+
+/* Make a batch of the rows first..last-1 of `arrays`, where `block` and `sizes` are held; else those are released. means:
+ * whether the inputs are to be those of `read_inputs`. */
+static bool hold(Target *target, PyObject *inputs, PyObject *arrays, Py_ssize_t first, Py_ssize_t last, bool means) {
+    Py_ssize_t count = read_inputs(inputs, target->inputs, means), most = target->sizes.len / 8 / SIZES;
+    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= first && first <= last && last <= most;
+    target->batch = (Batch){.inputs = target->inputs, .count = count, .row = first, .last = last, .most = most,
+                            .rows = target->rows, .sizes = target->sizes.buf};
+    for (target->held = 0; fits && target->held < count;) {
+        Py_buffer *values = &target->features[target->held];
+        int64_t width = target->inputs[target->held].width;
+        if (PyObject_GetBuffer(PyTuple_GetItem(arrays, target->held), values, PyBUF_WRITABLE) < 0) break;
+        target->rows[target->held++] = values->buf;
+        fits = width >= 0 && (!width || values->len / 4 / width >= most);
+    }
+    if (fits && target->held == count) return true;
+    if (!PyErr_Occurred()) wrong("buffers of other sizes");
+    release(target);
+    return false;
+}
+
 /* What `decode` returns. */
 static PyObject *decoded(const Batch *batch, int64_t first, int64_t start) {
     const Text *ids = &batch->ids, *labels = &batch->labels;
@@ -686,36 +794,24 @@ static PyObject *decoded(const Batch *batch, int64_t first, int64_t start) {
 typedef int64_t Reading(int, int64_t, int64_t, int64_t, uint8_t *, int64_t, int64_t, Batch *);
 
 static PyObject *decode_with(Reading *read, bool frames, bool beside_means, PyObject *args) {
-    Py_buffer block, sizes, held[MAX_INPUTS];
-    Py_ssize_t offset, stop, end, first, last, enough, holds = 0;
-    PyObject *given, *arrays, *result = NULL;
-    Input inputs[MAX_INPUTS];
-    uint8_t *rows[MAX_INPUTS];
+    Target target;
+    Py_ssize_t offset, stop, end, first, last, enough;
+    PyObject *inputs, *arrays, *result;
     int file;
-    if (!PyArg_ParseTuple(args, "innnw*O!O!nnw*n", &file, &offset, &stop, &end, &block, &PyTuple_Type, &given, &PyTuple_Type,
-                          &arrays, &first, &last, &sizes, &enough))
+    if (!PyArg_ParseTuple(args, "innnw*O!O!nnw*n", &file, &offset, &stop, &end, &target.block, &PyTuple_Type, &inputs,
+                          &PyTuple_Type, &arrays, &first, &last, &target.sizes, &enough) ||
+        !hold(&target, inputs, arrays, first, last, frames))
         return NULL;
-    Py_ssize_t count = read_inputs(given, inputs, frames), most = sizes.len / 8 / SIZES;
-    bool fits = count >= 0 && PyTuple_Size(arrays) == count && 0 <= offset && 0 <= stop && 0 <= end && 0 <= first && first <= last && last <= most;
-    for (; fits && holds < count; holds++) {
-        if (PyObject_GetBuffer(PyTuple_GetItem(arrays, holds), &held[holds], PyBUF_WRITABLE) < 0) break;
-        rows[holds] = held[holds].buf;
-        int64_t width = inputs[holds].width;
-        fits = width >= 0 && (!width || held[holds].len / 4 / width >= most);
-    }
-    if (fits && holds == count) {
-        Batch batch = {.inputs = inputs, .count = count, .row = first, .last = last, .most = most, .rows = rows,
-                       .sizes = sizes.buf, .beside_means = beside_means};
+    if (offset < 0 || stop < 0 || end < 0) result = wrong("a place before the file");
+    else {
         int64_t start;
+        target.batch.beside_means = beside_means;
         Py_BEGIN_ALLOW_THREADS
-        start = read(file, offset, stop, end, block.buf, block.len, enough, &batch);
+        start = read(file, offset, stop, end, target.block.buf, target.block.len, enough, &target.batch);
         Py_END_ALLOW_THREADS
-        result = batch.no_memory ? PyErr_NoMemory() : decoded(&batch, first, start);
-        free(batch.ids.data);
-        free(batch.labels.data);
-    } else if (!PyErr_Occurred()) wrong("buffers of other sizes");
-    while (holds) PyBuffer_Release(&held[--holds]);
-    PyBuffer_Release(&block); PyBuffer_Release(&sizes);
+        result = target.batch.no_memory ? PyErr_NoMemory() : decoded(&target.batch, first, start);
+    }
+    release(&target);
     return result;
 }
 
@@ -723,6 +819,64 @@ static PyObject *decode(PyObject *self, PyObject *args) { return decode_with(dec
 static PyObject *decode_frames(PyObject *self, PyObject *args) { return decode_with(decode_frames_from, true, true, args); }
 static PyObject *decode_bare_frames(PyObject *self, PyObject *args) {
     return decode_with(decode_frames_from, true, false, args);
+}
+
+/* The paths, sizes and times in a tuple of (bytes, int, int). */
+static Py_ssize_t read_files(PyObject *given, File *files) {
+    Py_ssize_t count = PyTuple_Size(given), length;
+    if (count > MAX_FILES) { wrong("too many files"); return -1; }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        char *path;
+        PyObject *file = PyTuple_GetItem(given, i);
+        if (!PyTuple_Check(file) || PyTuple_Size(file) != 3) { wrong("a file is no triple"); return -1; }
+        if (PyBytes_AsStringAndSize(PyTuple_GetItem(file, 0), &path, &length) < 0) return -1;
+        if ((Py_ssize_t)strlen(path) != length) { wrong("NUL in a path"); return -1; }
+        files[i].path = path;
+        files[i].size = PyLong_AsLongLong(PyTuple_GetItem(file, 1));
+        files[i].modified = PyLong_AsLongLong(PyTuple_GetItem(file, 2));
+        if (PyErr_Occurred()) return -1;
+    }
+    return count;
+}
+
+/* What `decode_files` returns of `count` files. */
+static PyObject *decoded_files(const Batch *batch, const Done *done, int64_t count) {
+    const Text *ids = &batch->ids, *labels = &batch->labels;
+    PyObject *records = PyList_New(0);
+    for (int64_t i = 0; records && i < count && i <= done->count; i++) {
+        PyObject *number = PyLong_FromLongLong(done->records[i]);
+        if (!number || PyList_Append(records, number) < 0) Py_CLEAR(records);
+        Py_XDECREF(number);
+    }
+    if (!records) return NULL;
+    return Py_BuildValue("LNNLy#y#N", (long long)done->count, PyBool_FromLong(done->changed), records,
+                         (long long)done->offset, ids->size ? (char *)ids->data : "", (Py_ssize_t)ids->size,
+                         labels->size ? (char *)labels->data : "", (Py_ssize_t)labels->size,
+                         PyBool_FromLong(batch->labelled));
+}
+
+static PyObject *decode_files(PyObject *self, PyObject *args) {
+    Target target;
+    Py_ssize_t offset, stop, first, last, enough;
+    PyObject *given, *inputs, *arrays, *result = NULL;
+    File files[MAX_FILES];
+    if (!PyArg_ParseTuple(args, "O!nnw*O!O!nnw*n", &PyTuple_Type, &given, &offset, &stop, &target.block, &PyTuple_Type,
+                          &inputs, &PyTuple_Type, &arrays, &first, &last, &target.sizes, &enough) ||
+        !hold(&target, inputs, arrays, first, last, false))
+        return NULL;
+    Batch *batch = &target.batch;
+    Py_ssize_t count = read_files(given, files);
+    if (count >= 0 && (offset < 0 || stop < 0)) wrong("a place before the file");
+    else if (count >= 0) {
+        Done done;
+        batch->plain = true;
+        Py_BEGIN_ALLOW_THREADS
+        done = decode_plain(files, count, offset, stop, target.block.buf, target.block.len, enough, batch);
+        Py_END_ALLOW_THREADS
+        result = batch->no_memory ? PyErr_NoMemory() : decoded_files(batch, &done, count);
+    }
+    release(&target);
+    return result;
 }
 
 static PyObject *find_header(PyObject *self, PyObject *args) {
@@ -1152,6 +1306,7 @@ static PyMethodDef methods[] = {
     {"decode", decode, METH_VARARGS, NULL},
     {"decode_frames", decode_frames, METH_VARARGS, NULL},
     {"decode_bare_frames", decode_bare_frames, METH_VARARGS, NULL},
+    {"decode_files", decode_files, METH_VARARGS, NULL},
     {"find_header", find_header, METH_VARARGS, NULL},
     {"check_predictions", check_predictions, METH_VARARGS, NULL},
     {"count_metrics", count_metrics, METH_VARARGS, NULL},
@@ -1165,7 +1320,7 @@ static PyMethodDef methods[] = {
 };
 
 static const struct { const char *name; long value; } limits[] = {
-    {"MAX_INPUTS", MAX_INPUTS}, {"MAX_ID_BYTES", MAX_ID_BYTES}, {"MAX_LABEL_BYTES", MAX_LABEL_BYTES},
+    {"MAX_INPUTS", MAX_INPUTS}, {"MAX_FILES", MAX_FILES}, {"MAX_ID_BYTES", MAX_ID_BYTES}, {"MAX_LABEL_BYTES", MAX_LABEL_BYTES},
     {"KEYED_ID_BYTES", KEYED_ID_BYTES}, {"MAP_DEPTH", MAP_DEPTH}, {"BIN_SHIFT", BIN_SHIFT}, {"HALF_BINS", HALF_BINS},
     {"BINS", BINS}, {"MOST_APART", MOST_APART},
 };

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from scorer.kernels.loops import Decode
+from scorer.kernels.loops import Decode, DecodeFiles
 
 LIMITS: dict[str, int]
 """The limits that it was compiled with: scorer.kernels.limits."""
@@ -12,6 +12,7 @@ LIMITS: dict[str, int]
 decode: Decode
 decode_frames: Decode
 decode_bare_frames: Decode
+decode_files: DecodeFiles
 
 def find_header(data: memoryview, /) -> int: ...
 def check_predictions(labels: NDArray[Any], scores: NDArray[Any], rows: int, label_count: int, /) -> int: ...

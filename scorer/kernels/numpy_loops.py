@@ -21,6 +21,7 @@ __all__ = [
     "crc32c",
     "decode",
     "decode_bare_frames",
+    "decode_files",
     "decode_frames",
     "find_header",
     "format_rows",
@@ -34,7 +35,7 @@ Floats32: TypeAlias = NDArray[np.float32]
 
 NAME = "numpy"
 
-decode = decode_frames = decode_bare_frames = None
+decode = decode_frames = decode_bare_frames = decode_files = None
 find_header = None
 
 _UNKNOWN = 1 << 31  # labels from here on belong to no model

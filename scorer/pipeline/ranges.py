@@ -6,22 +6,22 @@ What comes of that counts where the records before it ended at that very place. 
 holds what looks like another or because the shard is damaged, and where a range has more than a batch takes, the rest
 of the range is decoded in turn. So all is as one decoder gives it, except for the number of videos in each batch.
 
-Short shards are never cut. Those that are better opened ahead, and long ones whose records can only be read one after
-the other, are decoded in turn, by the thread that takes a batch.
+Shards that are better opened ahead, and long ones whose records can only be read one after the other, are decoded in
+turn, by the thread that takes a batch.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from scorer.errors import Yt8mError
 from scorer.inputs.batching import Batch, Batcher, BufferPool, MakeBuffer, ordinary_buffer
-from scorer.inputs.position import BEGINNING, Position
+from scorer.inputs.position import BEGINNING, Place, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import Schema
 from scorer.inputs.source import UNKNOWN_SIZE, Source, opens_ahead
@@ -29,8 +29,6 @@ from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
 
 R = TypeVar("R")
-Place: TypeAlias = tuple[int, int]
-"""Index of a shard, and a byte there."""
 
 WORTH_RANGES = 8 << 20
 """Bytes to read; fewer are decoded in turn, in milliseconds."""
@@ -119,31 +117,23 @@ class RangeReader(Generic[R]):
     def _tasks(self, start: Position) -> Generator[_Range | Batch]:
         """What the threads are to do, made by one at a time: ranges to decode, or batches that are decoded already."""
         ranges = self._threads > 1 and self._bytes_between(start, (len(self._shards), 0)) >= WORTH_RANGES
-        shards = list(enumerate(self._shards))[start.shard :]
-        for cut, some in groupby(shards, lambda shard: ranges and not opens_ahead(shard[1])):
-            if cut:
-                yield from self._cut(some, start)
-            else:
-                yield from self._in_turn(some, start)
+        indices = range(start.shard, len(self._shards))
+        for cut, some in groupby(indices, lambda index: ranges and not opens_ahead(self._shards[index])):
+            group = [*some]
+            yield from self._cut(group, start) if cut else self._in_turn(group, start)
 
-    def _cut(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[_Range | Batch]:
+    def _cut(self, indices: Sequence[int], start: Position) -> Generator[_Range | Batch]:
         """Shards in ranges, except for long ones that cannot be cut."""
-        cutter, index = _Cutter(self._shards, start, self._range_size, self._splits), 0
-        for index, source in shards:
+        cutter = _Cutter(self._shards, start, self._range_size, self._splits)
+        for index in indices:
             if not (yield from cutter.take(index)):
-                yield from self._in_turn([(index, source)], start)
-        yield from cutter.rest(index + 1)
+                yield from self._in_turn([index], start)
+        yield from cutter.rest(indices[-1] + 1)
 
-    def _in_turn(self, shards: Iterable[tuple[int, Source]], start: Position) -> Generator[Batch]:
+    def _in_turn(self, indices: Sequence[int], start: Position) -> Generator[Batch]:
         """Batches of shards that are decoded one after the other."""
-        batcher: Batcher | None = None
-        with closing(self._readers.opened(shards)) as opened:
-            for index, reader in opened:
-                first = start if index == start.shard else Position(index, 0, 0)
-                batcher = batcher or Batcher(self._pool, first, skip=self._skip)
-                yield from batcher.read(reader, first)
-        if batcher:
-            yield from batcher.rest()
+        first = start if indices[0] == start.shard else Position(indices[0], 0, 0)
+        yield from self._batches(_Range(first, (indices[-1] + 1, 0), exact=True))
 
     def _splits(self, index: int) -> bool:
         """Whether a shard can be read from any byte on; not where it cannot be read at all, as will be seen in turn."""
@@ -178,20 +168,18 @@ class RangeReader(Generic[R]):
         """The records of a range, decoded in the calling thread; where none is known to be first, from the first that
         seems to be one, whose number is 0 then.
         """
-        batcher: Batcher | None = None
-        for index in range(task.start.shard, task.stop[0] + (task.stop[1] > 0)):
-            first = task.start if index == task.start.shard else Position(index, 0, 0)
-            stop = task.stop[1] if index == task.stop[0] else UNKNOWN_SIZE
-            with closing(self._readers.open(self._shards[index])) as reader:
-                if first.offset and not task.exact:
-                    found = reader.find_record and reader.find_record(first.offset, stop)
-                    if found is None:
-                        continue
-                    first = Position(index, 0, found)
-                batcher = batcher or Batcher(self._pool, first, skip=self._skip)
-                yield from batcher.read(reader, first, stop)
-        if batcher:
-            yield from batcher.rest()
+        start = task.start if task.exact else self._first_record(task)
+        batcher = Batcher(self._pool, self._readers, self._shards, start, skip=self._skip)
+        yield from batcher.read(start, task.stop)
+        yield from batcher.rest()
+
+    def _first_record(self, task: _Range) -> Position:
+        """Where the first record of a range seems to start; the next shard's start where none does in its first one."""
+        index, offset = task.start.shard, task.start.offset
+        stop = task.stop[1] if index == task.stop[0] else UNKNOWN_SIZE
+        with closing(self._readers.open(self._shards[index])) as reader:
+            found = reader.find_record(offset, stop) if reader.find_record else None
+        return Position(index + 1, 0, 0) if found is None else Position(index, 0, found)
 
     def _accepted(self, some: list[Done[R] | _Attempt[R]], at: Position) -> Generator[list[Done[R]], None, Position]:
         """What counts of some results where all before them ended `at`, and what they lack; returns where they end."""

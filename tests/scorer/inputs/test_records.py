@@ -68,7 +68,8 @@ FORMATS: dict[str, Callable[[Sequence[Video | None]], list[bytes]]] = {
 def registered() -> Iterator[None]:
     """Registering outlasts a test: the others see the built-in formats alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_registered", [toy_format.ToyLines()])
+        patch.setattr(readers, "_registered", [])
+        toy_format.register()
         yield
 
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 TESTS = ["tests/scorer/kernels/test_native.py", "tests/scorer/kernels/test_loops.py", "tests/fuzz/test_fuzz.py"]
 TESTS += ["tests/scorer/inputs/test_example.py", "tests/scorer/outputs/test_formats.py"]
 TESTS += ["tests/scorer/inputs/test_frames.py", "tests/scorer/inputs/test_frame_loops.py"]
+TESTS += ["tests/scorer/inputs/test_plain_files.py"]
 CHECKS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
 CHECKS += ["-ffp-contract=off"]
 
