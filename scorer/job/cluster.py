@@ -6,7 +6,6 @@ is faster than that, workers write part files to storage that all share, and onl
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,16 +14,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from scorer.errors import BusyError, Hint, ResumeError
+from scorer.errors import BusyError
 from scorer.inputs.position import Position
 from scorer.job.job_array import PartReport, finished_part, own_part_path, score_part
 from scorer.job.part import Part, moved_chunk, plan
-from scorer.job.part_file import PartFile
+from scorer.job.part_file import PartFile, refuse_unfinished
 from scorer.job.run import opened_job, options_of, predictions_of
 from scorer.job.spec import Job, Progress, Report, Stopped
 from scorer.job.workers import Cluster, Workers, connected
 from scorer.model.predictor import Predictor
-from scorer.outputs.paths import output_paths
 from scorer.outputs.sink import Chunk, ResumePolicy
 from scorer.system.signals import StopRequest
 
@@ -184,9 +182,7 @@ def _kept(job: Job, parts: Sequence[Part], predictor: Predictor) -> dict[int, Pa
         return {index: part for index, part in finished.items() if part is not None}
     if job.resume_policy == "refuse":
         for part in parts:
-            paths = output_paths(own_part_path(job, part))
-            if paths is not None and os.path.exists(paths.rows):
-                raise ResumeError(f"{paths.final}: an earlier run stopped within it", hints=(Hint.RESUME, Hint.RESTART))
+            refuse_unfinished(own_part_path(job, part))
     return {}
 
 

@@ -221,10 +221,20 @@ def open_part_file(
         elif policy == "resume":
             sink.resume(left, stats)
         else:
-            videos = f"{left.newest[0].scored:,} videos"
-            reason = f"{paths.final}: an earlier run stopped after {videos}"
-            raise ResumeError(reason, hints=(Hint.RESUME, Hint.RESTART))
+            raise _stopped(paths, left)
         yield sink
+
+
+def refuse_unfinished(path: str) -> None:
+    """Raise ResumeError where an earlier run left the part file at `path` unfinished, and something is committed."""
+    paths = output_paths(path)
+    if paths is not None and (left := _unfinished(paths)) is not None:
+        raise _stopped(paths, left)
+
+
+def _stopped(paths: OutputPaths, left: _Left) -> ResumeError:
+    reason = f"{paths.final}: an earlier run stopped after {left.newest[0].scored:,} videos"
+    return ResumeError(reason, hints=(Hint.RESUME, Hint.RESTART))
 
 
 def begun_part(places: Sequence[str]) -> PartFacts | None:

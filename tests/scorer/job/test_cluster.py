@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from scorer.errors import BusyError, DeviceError, Hint, ModelError, ResumeError
-from scorer.job.cluster import _score, score_on_cluster, score_parts_on_cluster
-from scorer.job.job_array import found_parts, merge_files
-from scorer.job.part import plan
-from scorer.job.spec import Job
+from scorer.job.cluster import _kept, _score, score_on_cluster, score_parts_on_cluster
+from scorer.job.job_array import found_parts, merge_files, score_part
+from scorer.job.part import Part, plan
+from scorer.job.spec import Job, Stopped
 from scorer.job.workers import Cluster
 from scorer.model.predictor import DEFAULT_K, Features, Predictions, Predictor
 from scorer.system.signals import StopRequest
@@ -270,7 +270,25 @@ def test_workers_get_the_gpus_that_ray_gives_them(job: Job, tmp_path: Path) -> N
             assert seen
 
 
+def stop_within(part: Part, job: Job) -> None:
+    """Have it committed up to its first batch."""
+    stop = StopRequest()
+    with pytest.raises(Stopped):
+        score_part(job, part, FakePredictor(), stop, lambda progress: stop.set())
+
+
+@pytest.mark.usefixtures("each_batch_on_its_own")
+def test_only_a_part_that_committed_something_is_refused(job: Job, tmp_path: Path) -> None:
+    parts = plan(job.shards, 3)
+    (tmp_path / ".preds.csv.part-2-of-3.partial").touch()
+    assert _kept(job, parts, FakePredictor()) == {}
+    stop_within(parts[1], job)
+    with pytest.raises(ResumeError, match="part-2-of-3: an earlier run stopped after 8 videos"):
+        _kept(job, parts, FakePredictor())
+
+
 @needs_ray
+@pytest.mark.usefixtures("each_batch_on_its_own")
 def test_parts_of_an_earlier_run_are_refused_kept_or_discarded(job: Job, cluster: Nodes, tmp_path: Path) -> None:
     def parts(job: Job, count: int = 3) -> tuple[int, int]:
         where = Cluster(cluster.address, open_fake)
@@ -281,8 +299,8 @@ def test_parts_of_an_earlier_run_are_refused_kept_or_discarded(job: Job, cluster
     (tmp_path / "preds.csv.part-2-of-3").unlink()
     assert parts(replace(job, resume_policy="resume"))[0] == 2
     assert parts(replace(job, resume_policy="resume", top_k=5))[0] == 0, "other options, other parts"
-    (tmp_path / ".preds.csv.part-2-of-3.partial").touch()
-    with pytest.raises(ResumeError, match="stopped within it"):
+    stop_within(plan(job.shards, 3)[1], job)
+    with pytest.raises(ResumeError, match="part-2-of-3: an earlier run stopped after 8 videos"):
         parts(job)
     assert parts(replace(job, resume_policy="restart")) == (0, 131)
     merge_files(found_parts([str(path) for path in tmp_path.glob("preds.csv.part-*")]), job.output)
