@@ -149,6 +149,7 @@ class PartFileSink:
                 os.unlink(self._paths.rows)
             self._file = AppendFile.new(self._paths.rows)
             self._file.append(_MAGIC)
+            sync_folder(self._paths.rows.parent)
         self._add(b"P", _dumped(self._facts.to_json()))
 
     def resume(self, left: _Left, stats: Mapping[str, FileStat]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from scorer.cli.score import _size_begun
 from scorer.errors import InputError, OutputError, RecordError, ResumeError, UsageError, Yt8mError
+from scorer.job import part_file
 from scorer.job.job_array import PartReport, found_parts, merge_files, own_part_path, score_part
 from scorer.job.part import plan
 from scorer.job.part_file import PartFile, begun_part, part_path
@@ -160,6 +161,19 @@ def test_a_finished_shard_that_changed_is_refused(job: Job) -> None:
     os.utime(job.shards[0].address, ns=(1, 1))
     with pytest.raises(ResumeError, match="changed since it was scored"):
         run(replace(job, resume_policy="resume"), 0, 1)
+
+
+def test_a_new_part_file_is_in_its_folder_for_good_before_it_counts(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of power may else take a file whose bytes were all flushed."""
+    seen: list[str] = []
+    monkeypatch.setattr(part_file, "sync_folder", lambda folder: seen.append(f"{folder.name}: {entries(folder)}"))
+
+    def entries(folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    with pytest.raises(Stopped):
+        run(job, 0, 1, after=1)
+    assert seen == ["out: ['.preds.csv.part-1-of-1.lock', '.preds.csv.part-1-of-1.partial']"]
 
 
 def test_another_model_does_not_resume_a_part(job: Job) -> None:
