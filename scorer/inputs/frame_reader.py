@@ -147,8 +147,8 @@ class FrameOpener:
 class FrameReader:
     """One open TFRecord file of SequenceExamples: see scorer.inputs.records.RecordReader.
 
-    native: decodes local files. What comes from elsewhere waits for that, and would have to be read a second time where
-    it is a stream with a record that is longer than what is staged.
+    native: for local files alone. Other sources are slower than Python is here, and a stream with a record that is
+    longer than what is staged would be read twice.
     """
 
     def __init__(self, shard: Shard, rows: FrameRows, native: NativeDecoder | None) -> None:
