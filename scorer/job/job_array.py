@@ -10,7 +10,7 @@ from itertools import pairwise
 from scorer.errors import InputError, OutputError
 from scorer.job.part import Part, difference, job_digest, merge
 from scorer.job.part_file import PartFacts, PartFile, open_part_file, part_path
-from scorer.job.record import CompletionRecord, ShardRecord
+from scorer.job.record import CompletionRecord
 from scorer.job.run import options_of, predictions_of
 from scorer.job.spec import Job, Progress
 from scorer.job.writer import JobWriter
@@ -56,11 +56,7 @@ def score_part(
         if sink.completed is None:
             chunks = predictions_of(own, predictor, log).from_position(writer.end, stop)
             writer.write(chunks, stop, watch, job.commit_seconds)
-        records = [
-            ShardRecord(shard.canonical, stat, count)
-            for shard, (stat, count) in zip(shards, sink.finished, strict=True)
-        ]
-        sink.complete({"shards": [record.to_json() for record in records], "scored": writer.scored})
+        sink.complete({"shards": [shard.to_json() for shard in writer.shard_records()], "scored": writer.scored})
     seconds = time.monotonic() - began
     return PartReport(path, writer.scored, writer.quarantined, seconds, resumed, predictor.batch_size)
 

@@ -81,15 +81,11 @@ def run_part(
     own = replace(job, shards=part.shards)
     options = options_of(own, predictor)
     sink = MemorySink(job.top_k)
-    ids = tuple(map(shard_id, part.shards))
-    writer = JobWriter(sink, ids, options, job.max_errors)
+    writer = JobWriter(sink, tuple(map(shard_id, part.shards)), options, job.max_errors)
     stop = stop or StopRequest()
     chunks = predictions_of(own, predictor, log).from_position(writer.end, stop)
     writer.write(chunks, stop, watch, job.commit_seconds)
-    shards = tuple(
-        ShardRecord(shard.canonical, stat, records) for shard, (stat, records) in zip(ids, sink.finished, strict=True)
-    )
-    return PartResult(part.index, part.count, part.job, options, shards, sink.joined())
+    return PartResult(part.index, part.count, part.job, options, writer.shard_records(), sink.joined())
 
 
 class MadePart(Protocol):

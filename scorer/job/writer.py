@@ -119,6 +119,11 @@ class JobWriter:
             self._sink.commit(Commit(self.end, *counts, finished, partial, self._unknown_labels))
             self._finished = []
 
+    def shard_records(self) -> tuple[ShardRecord, ...]:
+        """Of all shards, which are finished and committed."""
+        pairs = zip(self._shards, self._sink.finished, strict=True)
+        return tuple(ShardRecord(shard.canonical, stat, records) for shard, (stat, records) in pairs)
+
     def complete(self, output: str) -> CompletionRecord:
         """Put the output in its place, with a record that names it `output`; everything is committed.
 
@@ -152,8 +157,7 @@ class JobWriter:
             raise
 
     def _record(self, output: str) -> CompletionRecord:
-        finished = self._sink.finished
-        read = sum(records for _, records in finished)
+        read = sum(records for _, records in self._sink.finished)
         if read != self.scored + self.quarantined:
             raise AssertionError(f"read {read} records, scored {self.scored} and quarantined {self.quarantined}")
         whole = self._sink.seal()
@@ -167,10 +171,7 @@ class JobWriter:
             bytes_lost=self._bytes_lost,
             duplicates=duplicates,
             metrics=self._metrics.result(),
-            shards=tuple(
-                ShardRecord(shard.canonical, stat, records)
-                for shard, (stat, records) in zip(self._shards, finished, strict=True)
-            ),
+            shards=self.shard_records(),
             unknown_labels=self._unknown_labels,
             embeddings=None if (file := self._sink.embeddings) is None else OutputFacts(file[0], *astuple(file[1])),
         )
