@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -206,11 +207,8 @@ def _add_ray_options(group: argparse._ArgumentGroup) -> None:
 
 def _gpus(text: str) -> float:
     """Ray counts whole GPUs, or ten-thousandths of one."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not (0 <= value < 1 or (value.is_integer() and value <= MOST_THREADS)):
+    value = _number(text)
+    if not (0 <= value < 1 or (value.is_integer() and 1 <= value <= MOST_THREADS)):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a share of a GPU nor a number of them")
     return value
 
@@ -249,10 +247,7 @@ def _provider(text: str) -> str:
 
 
 def _confidence(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no confidence from 0 to 1")
     return value
@@ -260,13 +255,18 @@ def _confidence(text: str) -> float:
 
 def _gibibytes(text: str) -> int:
     """Bytes of `text`, a number of GiB."""
-    try:
-        size = int(float(text) * 2**30)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
+    size = _number(text) * 2**30
+    if not 1 <= size < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory in GiB")
-    return size
+    return int(size)
+
+
+def _number(text: str) -> float:
+    """NaN, which is in no range, where `text` is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _score(options: argparse.Namespace, arguments: Sequence[str], stop: StopRequest) -> int:

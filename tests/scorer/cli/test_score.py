@@ -154,6 +154,8 @@ BAD_COMMANDS: dict[str, tuple[Callable[[], list[str]], int, str]] = {
     "a thousand threads": (lambda: ["-o", "preds.csv", "--threads", "1000"], 2, "1000 is more than 256"),
     "a huge batch": (lambda: ["-o", "preds.csv", "--batch-size", "9999999999"], 2, "9999999999 is more than"),
     "batch size": (lambda: ["-o", "preds.csv", "--batch-size", "many"], 2, "'many' is no whole number"),
+    "share of a GPU": (lambda: ["-o", "preds.csv", "--ray", "--ray-gpus", "half"], 2, "'half' is neither a share of a"),
+    "less than no GPU": (lambda: ["-o", "preds.csv", "--ray", "--ray-gpus=-1"], 2, "'-1' is neither a share of a GPU"),
     "both resume policies": (lambda: ["-o", "preds.csv", "--resume", "--restart"], 2, "not allowed with"),
     "errors that stop": (
         lambda: ["-o", "preds.csv", "--max-errors", "3"],
