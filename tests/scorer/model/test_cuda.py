@@ -478,12 +478,20 @@ def test_a_forked_process_has_no_page_locked_memory(gpu: FakeGpu, path: str) -> 
     raise AssertionError("no such memory")
 
 
-def test_features_for_half_precision_lie_in_ordinary_memory(gpu: FakeGpu, cudart: Cudart, tmp_path: Path) -> None:
-    """They are converted from there."""
-    model = Model.open(save_model(tmp_path / "half.onnx", **SMALL, half=True), batch_size=64)
+def test_features_for_half_precision_lie_in_ordinary_memory(
+    gpu: FakeGpu, cudart: Cudart, tmp_path: Path, given: Features
+) -> None:
+    """They are converted from there, and from wherever else they are."""
+    path = save_model(tmp_path / "half.onnx", **SMALL, half=True)
+    model, given = Model.open(path, batch_size=64), rows(given, slice(64))
     locked = len(cudart.locked)
     assert model.buffer((64, 8)).dtype == np.float32
     assert len(cudart.locked) == locked
+    slot: Any = model._pool._buffer.__self__  # type: ignore[attr-defined]
+    features = {name: slot._page_locked(values.shape, np.float32) for name, values in given.items()}
+    for name, values in given.items():
+        features[name][:] = values
+    assert same(model.run(features), Model.open(path, device="cpu").run(given))
 
 
 def test_without_libcudart_the_package_that_has_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
