@@ -158,7 +158,7 @@ def _pages(size: int) -> Array:
     A process that is forked has none of it. Were a page copied as soon as one of the two writes to it, as others are,
     the GPU might read the old one. Where the system has huge pages it takes 1 ms and not 11 to find 19 MB.
     """
-    size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = max(1, -(-size // mmap.PAGESIZE)) * mmap.PAGESIZE
     try:
         if sys.platform == "linux":
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

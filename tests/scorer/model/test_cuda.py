@@ -413,6 +413,7 @@ def test_features_are_uploaded_from_where_they_are_if_that_is_page_locked(
     gpu: FakeGpu, cudart: Cudart, path: str, given: Features
 ) -> None:
     """Recognised by where they lie, whole and in one piece; of others a copy is uploaded."""
+    assert Model.open(path, batch_size=64).buffer((0, 8)).shape == (0, 8)
     model, expected = Model.open(path, batch_size=64), Model.open(path, device="cpu")
     buffers = {name: model.buffer((300, width)) for name, width in model.facts.inputs.items()}
     for name, values in given.items():
