@@ -51,7 +51,7 @@ class PlainFiles:
         local = _local(shards[first : min(last, first + MAX_FILES)])
         if not local:
             return None
-        files = tuple((os.fsencode(file.address), file.stat.size, file.modified) for file in local)
+        files = tuple((os.fsencode(file.address), file.stat.size, *file.modified) for file in local)
         until = stop[1] if first + len(files) == stop[0] + 1 else local[-1].stat.size
         where, rows = (files, position.offset, until, self._room), (target.first, target.last, target.sizes.matrix)
         found = self._decode(*where, self._inputs, tuple(target.features), *rows, target.label_bytes)

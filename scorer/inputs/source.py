@@ -149,10 +149,10 @@ class LocalFile:
         return absolute(self.address)
 
     @property
-    def modified(self) -> int:
-        """In ns."""
+    def modified(self) -> tuple[int, int]:
+        """Seconds, and the ns beyond them: from the year 2262 on it takes more than an int64 to have both in one."""
         assert isinstance(self.stat.version, int)
-        return self.stat.version
+        return divmod(self.stat.version, 10**9)
 
     def check_unchanged(self) -> None:
         """By the path: one that was removed or replaced meanwhile has changed too, though what was read is whole."""

@@ -54,9 +54,9 @@ class DecodeFiles(Protocol):
     """Decodes records of at most MAX_FILES files, one after the other, as `Decode` does: from byte `offset` of the
     first file on, up to those that start before byte `stop` of the last one.
 
-    files: (path, size in bytes, modification time in ns) of each, as it was when it was found. A file is read if it is
-    still so, and starts with a regular record that has no frames beside it. Decoding ends where that is not so, before
-    the first record that is irregular or fails its CRC, and where `Decode` ends early.
+    files: (path, size in bytes, modification time in s, ns beyond them) of each, as it was when it was found. A file is
+    read if it is still so, and starts with a regular record that has no frames beside it. Decoding ends where that is
+    not so, before the first record that is irregular or fails its CRC, and where `Decode` ends early.
 
     Returns how many files were read to their ends, and by their paths were still so then; whether the next one was read
     to its end too, and is not; the records of each of these, and of the next one if there is one; the byte of that one
@@ -65,7 +65,7 @@ class DecodeFiles(Protocol):
 
     def __call__(
         self,
-        files: tuple[tuple[bytes, int, int], ...],
+        files: tuple[tuple[bytes, int, int, int], ...],
         offset: int,
         stop: int,
         block: memoryview,

@@ -618,7 +618,8 @@ static int64_t decode_frames_from(int file, int64_t offset, int64_t stop, int64_
 
 /* ---- several files, one after the other ---- */
 
-typedef struct { const char *path; int64_t size, modified; } File; /* as it was when it was found; modified: in ns */
+/* As it was when it was found. The time of its last change: seconds, and nanoseconds beyond them. */
+typedef struct { const char *path; int64_t size, seconds, nanoseconds; } File;
 
 #ifdef __APPLE__
 #define MODIFIED(status) ((status)->st_mtimespec)
@@ -627,19 +628,20 @@ typedef struct { const char *path; int64_t size, modified; } File; /* as it was 
 #endif
 
 static bool is_same(const struct stat *now, const File *file) {
-    return now->st_size == file->size && MODIFIED(now).tv_sec * 1000000000LL + MODIFIED(now).tv_nsec == file->modified;
+    return now->st_size == file->size && MODIFIED(now).tv_sec == file->seconds &&
+           MODIFIED(now).tv_nsec == file->nanoseconds;
 }
 
 /* Whether a file starts with a record that is regular, as far as its CRC is not asked, and that has no frames: nothing
- * but an empty field of them, which YouTube-8M's have. */
+ * but the two bytes of an empty field of them, which YouTube-8M's have: as scorer.inputs.frames.frames_in tells. */
 static bool starts_plainly(int file, int64_t size, uint8_t *block, int64_t room, const Batch *batch) {
     int64_t places[2], head = BEYOND < room ? BEYOND : room;
-    Span example, features, frames, found[MAX_INPUTS + 2];
+    Span example, features, found[MAX_INPUTS + 2];
     if (head > size) head = size;
     if (!read_all(file, block, head, 0) || !find_records(block, head, head, 1, places)) return false;
     example = (Span){block + HEADER, block + places[1] - FOOTER};
     if (!find_features(example, batch->inputs, batch->count, found) || !take(&example, FIELD_1, &features)) return false;
-    return example.at == example.end || (enter(example, FIELD_2, &frames) && frames.at == frames.end);
+    return example.at == example.end || (example.end - example.at == 2 && !memcmp(example.at, "\x12", 2));
 }
 
 typedef struct {
@@ -821,19 +823,20 @@ static PyObject *decode_bare_frames(PyObject *self, PyObject *args) {
     return decode_with(decode_frames_from, true, false, args);
 }
 
-/* The paths, sizes and times in a tuple of (bytes, int, int). */
+/* The paths, sizes and times in a tuple of (bytes, int, int, int). */
 static Py_ssize_t read_files(PyObject *given, File *files) {
     Py_ssize_t count = PyTuple_Size(given), length;
     if (count > MAX_FILES) { wrong("too many files"); return -1; }
     for (Py_ssize_t i = 0; i < count; i++) {
         char *path;
         PyObject *file = PyTuple_GetItem(given, i);
-        if (!PyTuple_Check(file) || PyTuple_Size(file) != 3) { wrong("a file is no triple"); return -1; }
+        if (!PyTuple_Check(file) || PyTuple_Size(file) != 4) { wrong("a file is no tuple of four"); return -1; }
         if (PyBytes_AsStringAndSize(PyTuple_GetItem(file, 0), &path, &length) < 0) return -1;
         if ((Py_ssize_t)strlen(path) != length) { wrong("NUL in a path"); return -1; }
         files[i].path = path;
         files[i].size = PyLong_AsLongLong(PyTuple_GetItem(file, 1));
-        files[i].modified = PyLong_AsLongLong(PyTuple_GetItem(file, 2));
+        files[i].seconds = PyLong_AsLongLong(PyTuple_GetItem(file, 2));
+        files[i].nanoseconds = PyLong_AsLongLong(PyTuple_GetItem(file, 3));
         if (PyErr_Occurred()) return -1;
     }
     return count;

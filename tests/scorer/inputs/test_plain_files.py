@@ -139,6 +139,16 @@ def test_frames_beside_means_are_noted(tmp_path: Path) -> None:
             assert (len(batch), batch.unread_frames) == (1, found)
 
 
+@pytest.mark.parametrize("tail", [b"", b"\x12\x00", b"\x12\x80\x00", b"\x12\x80\x80\x80\x00", b"\x22\x00", b"\x20\x00"])
+def test_an_empty_list_of_frames_however_it_is_written(tmp_path: Path, tail: bytes) -> None:
+    means = {"mean_rgb": [1, 2, 3]}
+    path = shards.write_shard(tmp_path / "x", [shards.example("x", [1], means) + tail])
+    (given,) = batches(shards.sources([path]), Schema({"mean_rgb": 3}), 100)
+    with by_their_own_readers():
+        (expected,) = batches(shards.sources([path]), Schema({"mean_rgb": 3}), 100)
+    assert (len(given), given.unread_frames) == (1, expected.unread_frames)
+
+
 def test_formats_of_others_are_asked(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "_registered", [])
@@ -209,6 +219,16 @@ def test_the_compiled_loop_ends_before_a_shard_that_is_not_what_was_found(tmp_pa
     assert (len(batch), batch.finished) == (5, [(0, 5)])
 
 
+@pytest.mark.parametrize("year", [1901, 1969, 2261, 2263, 2400])
+def test_a_time_of_any_year(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int) -> None:
+    (path,) = write(tmp_path, [5])
+    os.utime(path, ns=(0, (year - 1970) * 31_556_952 * 10**9 + 999_999_999))
+    found = shards.sources([path])
+    monkeypatch.delattr(LocalFile, "open")
+    (batch,) = batches(found, SCHEMA, 100)
+    assert len(batch) == 5
+
+
 def test_a_path_that_is_no_utf8(tmp_path: Path) -> None:
     (path,) = write(tmp_path, [5])
     odd = os.fsdecode(os.fsencode(str(tmp_path)) + b"/\xff\xfe \n.tfrecord")
@@ -245,9 +265,9 @@ def test_as_many_labels_as_a_batch_may_have(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"files": ((b"a\0b", 1, 1),)}, "NUL in a path"),
-        ({"files": ((b"a", 1),)}, "no triple"),
-        ({"files": ((b"a", 1, 1),) * (MAX_FILES + 1)}, "too many files"),
+        ({"files": ((b"a\0b", 1, 1, 1),)}, "NUL in a path"),
+        ({"files": ((b"a", 1, 1),)}, "no tuple of four"),
+        ({"files": ((b"a", 1, 1, 1),) * (MAX_FILES + 1)}, "too many files"),
         ({"offset": -1}, "before the file"),
         ({"stop": -1}, "before the file"),
         ({"last": 9}, "other sizes"),
@@ -259,7 +279,7 @@ def test_arguments_that_cannot_be(arguments: dict[str, Any], reason: str) -> Non
     decode, sizes = loops.active.decode_files, RowSizes(8)
     assert decode
     given: dict[str, Any] = {
-        "files": ((b"/nowhere", 5, 1),), "offset": 0, "stop": 1, "block": memoryview(bytearray(99)),
+        "files": ((b"/nowhere", 5, 1, 0),), "offset": 0, "stop": 1, "block": memoryview(bytearray(99)),
         "inputs": ((b"rgb", 3),), "features": (np.empty((8, 3), np.float32),), "first": 0, "last": 8,
         "sizes": sizes.matrix, "enough": 1,
     }  # fmt: skip
