@@ -16,7 +16,7 @@ from scorer.inputs.source import LocalFile, Source
 from scorer.inputs.tfrecord import Block
 from scorer.kernels import loops
 from scorer.kernels.limits import MAX_FILES, MAX_INPUTS
-from scorer.kernels.loops import DecodeFiles
+from scorer.kernels.loops import DecodeFiles, File, FindRecord
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class PlainRun:
 class PlainFiles:
     """Decodes with the compiled loop."""
 
-    def __init__(self, schema: Schema, decode: DecodeFiles) -> None:
-        self._decode, self._room = decode, Block().room
+    def __init__(self, schema: Schema, decode: DecodeFiles, find: FindRecord) -> None:
+        self._decode, self._find, self._room = decode, find, Block().room
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
 
     def decode(self, shards: Sequence[Source], position: Position, stop: Place, target: Target) -> PlainRun | None:
@@ -51,7 +51,7 @@ class PlainFiles:
         local = _local(shards[first : min(last, first + MAX_FILES)])
         if not local:
             return None
-        files = tuple((os.fsencode(file.address), file.stat.size, *file.modified) for file in local)
+        files = tuple(map(_file, local))
         until = stop[1] if first + len(files) == stop[0] + 1 else local[-1].stat.size
         where, rows = (files, position.offset, until, self._room), (target.first, target.last, target.sizes.matrix)
         found = self._decode(*where, self._inputs, tuple(target.features), *rows, target.label_bytes)
@@ -66,11 +66,26 @@ class PlainFiles:
             return None
         return PlainRun(count, ids, labels, labelled, [(first + i, records[i]) for i in range(done)], end)
 
+    def find(self, shard: Source, offset: int, stop: int) -> int | None:
+        """Where the first record from byte `offset` on and before `stop` starts, by all appearances.
+
+        None where none seems to as far as a block's size from there; where the shard is no local TFRecord file, or has
+        changed.
+        """
+        if not isinstance(shard, LocalFile):
+            return None
+        found = self._find((_file(shard),), offset, stop, self._room)
+        return found if found >= 0 else None
+
 
 def plain_files(schema: Schema) -> PlainFiles | None:
     """None where there are no compiled loops, or more inputs than they serve."""
-    decode = loops.active.decode_files
-    return PlainFiles(schema, decode) if decode and len(schema.inputs) <= MAX_INPUTS else None
+    decode, find = loops.active.decode_files, loops.active.find_record
+    return PlainFiles(schema, decode, find) if decode and find and len(schema.inputs) <= MAX_INPUTS else None
+
+
+def _file(shard: LocalFile) -> File:
+    return os.fsencode(shard.address), shard.stat.size, *shard.modified
 
 
 def _local(shards: Sequence[Source]) -> list[LocalFile]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain, pairwise
 
 from scorer.inputs.bare import BARE
@@ -16,7 +17,7 @@ from scorer.inputs.compressed import DecompressingReader, is_compressed
 from scorer.inputs.empty import EmptyReader, EmptyShard
 from scorer.inputs.example_reader import EXAMPLES, EXAMPLES_BESIDE_FRAMES
 from scorer.inputs.frame_reader import FRAMES
-from scorer.inputs.plain_files import plain_files
+from scorer.inputs.plain_files import PlainFiles, plain_files
 from scorer.inputs.position import Position
 from scorer.inputs.records import (
     HEAD_BYTES,
@@ -55,16 +56,18 @@ def _formats(level: Level) -> list[RecordFormat]:
 
 
 class RecordReaders:
-    """Opens shards of any known format for one schema.
-
-    plain_files: decodes local shards that EXAMPLES would read, several at a time; None where there is no such way.
-    """
+    """Opens shards of any known format for one schema."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._formats = _formats(schema.level)
-        self.plain_files = None if _registered or self._formats[-1] is not EXAMPLES else plain_files(schema)
         self._openers: dict[int, Opener] = {}
+
+    @cached_property
+    def plain_files(self) -> PlainFiles | None:
+        """What decodes local shards that EXAMPLES would read, several at a time; None where there is no such way."""
+        asked = bool(_registered) or self._formats[-1] is not EXAMPLES
+        return None if asked else plain_files(self._schema)
 
     def open(self, source: Source) -> RecordReader:
         """Raises InputError where the source cannot be opened or read."""

@@ -17,6 +17,7 @@ _FUNCTIONS = (
     "decode_frames",
     "decode_bare_frames",
     "decode_files",
+    "find_record",
     "find_header",
     "check_predictions",
     "count_metrics",
@@ -33,7 +34,7 @@ if _stale or not all(hasattr(native, name) for name in _FUNCTIONS):  # an editab
 
 
 decode, decode_frames, decode_bare_frames = native.decode, native.decode_frames, native.decode_bare_frames
-decode_files = native.decode_files
+decode_files, find_record = native.decode_files, native.find_record
 
 
 def find_header(data: memoryview) -> int:

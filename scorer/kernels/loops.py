@@ -50,13 +50,18 @@ class Decode(Protocol):
     ) -> tuple[int, bytes, bytes, int, bool, int | None]: ...
 
 
+File: TypeAlias = tuple[bytes, int, int, int]
+"""Path, size in bytes, and the time of the last change, in seconds and nanoseconds beyond them: as they were when it
+was found."""
+
+
 class DecodeFiles(Protocol):
     """Decodes records of at most MAX_FILES files, one after the other, as `Decode` does: from byte `offset` of the
     first file on, up to those that start before byte `stop` of the last one.
 
-    files: (path, size in bytes, modification time in s, ns beyond them) of each, as it was when it was found. A file is
-    read if it is still so, and starts with a regular record that has no frames beside it. Decoding ends where that is
-    not so, before the first record that is irregular or fails its CRC, and where `Decode` ends early.
+    A file is read if it is still what was found, and starts with a regular record that has no frames beside it.
+    Decoding ends where that is not so, before the first record that is irregular or fails its CRC, and where `Decode`
+    ends early.
 
     Returns how many files were read to their ends, and by their paths were still so then; whether the next one was read
     to its end too, and is not; the records of each of these, and of the next one if there is one; the byte of that one
@@ -65,7 +70,7 @@ class DecodeFiles(Protocol):
 
     def __call__(
         self,
-        files: tuple[tuple[bytes, int, int, int], ...],
+        files: tuple[File, ...],
         offset: int,
         stop: int,
         block: memoryview,
@@ -77,6 +82,9 @@ class DecodeFiles(Protocol):
         enough: int,
         /,
     ) -> tuple[int, bool, list[int], int, bytes, bytes, bool]: ...
+
+
+FindRecord: TypeAlias = Callable[[tuple[File], int, int, memoryview], int]
 
 
 class Loops(Protocol):
@@ -103,6 +111,13 @@ class Loops(Protocol):
     @property
     def decode_files(self) -> DecodeFiles | None:
         """None in NumPy, as `decode`."""
+
+    @property
+    def find_record(self) -> FindRecord | None:
+        """Where the first record of a TFRecord file from one byte on and before another starts, by all appearances; -1
+        where none does as far as the buffer's size from there, and where the file is no such file or has changed. None
+        in NumPy, as `decode`.
+        """
 
     @property
     def find_header(self) -> Callable[[memoryview], int] | None:

@@ -618,6 +618,8 @@ static int64_t decode_frames_from(int file, int64_t offset, int64_t stop, int64_
 
 /* ---- several files, one after the other ---- */
 
+enum { SEARCHED = 1 << 13 }; /* bytes at a time that a record is looked for in */
+
 /* As it was when it was found. The time of its last change: seconds, and nanoseconds beyond them. */
 typedef struct { const char *path; int64_t size, seconds, nanoseconds; } File;
 
@@ -630,6 +632,35 @@ typedef struct { const char *path; int64_t size, seconds, nanoseconds; } File;
 static bool is_same(const struct stat *now, const File *file) {
     return now->st_size == file->size && MODIFIED(now).tv_sec == file->seconds &&
            MODIFIED(now).tv_nsec == file->nanoseconds;
+}
+
+/* -1 where the file is not what it was. */
+static int open_file(const File *file) {
+    struct stat status;
+    int descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would wait */
+    if (descriptor < 0 || (!fstat(descriptor, &status) && is_same(&status, file))) return descriptor;
+    close(descriptor);
+    return -1;
+}
+
+/* Where the first record from byte `offset` of a TFRecord file on and before byte `stop` starts, by all appearances; -1
+ * if none does in the next `room` bytes, or it is no such file. */
+static int64_t find_record_in(const File *file, int64_t offset, int64_t stop, uint8_t *block, int64_t room) {
+    int64_t last = stop < file->size - HEADER ? stop : file->size - HEADER, found = -1;
+    int descriptor = open_file(file);
+    if (descriptor < 0) return -1;
+    if (!read_all(descriptor, block, HEADER, 0) || !is_header(block)) last = 0;
+    if (last - offset > room) last = offset + room;
+    while (found < 0 && offset < last) {
+        int64_t places = last - offset < SEARCHED ? last - offset : SEARCHED;
+        if (places > room - HEADER) places = room - HEADER;
+        if (!read_all(descriptor, block, places + HEADER - 1, offset)) break;
+        for (int64_t i = 0; found < 0 && i < places; i++)
+            if (is_header(block + i)) found = offset + i;
+        offset += places;
+    }
+    close(descriptor);
+    return found;
 }
 
 /* Whether a file starts with a record that is regular, as far as its CRC is not asked, and that has no frames: nothing
@@ -654,11 +685,9 @@ typedef struct {
 static bool decode_file(const File *file, int64_t *offset, int64_t stop, uint8_t *block, int64_t room, int64_t enough,
                         Batch *batch) {
     int64_t before = batch->bytes;
-    struct stat status;
-    int descriptor = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe would wait */
+    int descriptor = open_file(file);
     if (descriptor < 0) return false;
-    bool plain = !fstat(descriptor, &status) && is_same(&status, file) &&
-                 starts_plainly(descriptor, file->size, block, room, batch);
+    bool plain = starts_plainly(descriptor, file->size, block, room, batch);
     if (plain) decode_from(descriptor, *offset, stop, file->size, block, room, enough, batch);
     close(descriptor);
     *offset += batch->bytes - before;
@@ -879,6 +908,25 @@ static PyObject *decode_files(PyObject *self, PyObject *args) {
         result = batch->no_memory ? PyErr_NoMemory() : decoded_files(batch, &done, count);
     }
     release(&target);
+    return result;
+}
+
+static PyObject *find_record(PyObject *self, PyObject *args) {
+    Py_buffer block;
+    Py_ssize_t offset, stop;
+    PyObject *given, *result = NULL;
+    File file[MAX_FILES];
+    if (!PyArg_ParseTuple(args, "O!nnw*", &PyTuple_Type, &given, &offset, &stop, &block)) return NULL;
+    Py_ssize_t count = read_files(given, file);
+    if (count >= 0 && (count != 1 || offset < 0 || block.len <= HEADER)) wrong("not one file, no place in it, or no room");
+    else if (count >= 0) {
+        int64_t found;
+        Py_BEGIN_ALLOW_THREADS
+        found = find_record_in(file, offset, stop, block.buf, block.len);
+        Py_END_ALLOW_THREADS
+        result = PyLong_FromLongLong(found);
+    }
+    PyBuffer_Release(&block);
     return result;
 }
 
@@ -1310,6 +1358,7 @@ static PyMethodDef methods[] = {
     {"decode_frames", decode_frames, METH_VARARGS, NULL},
     {"decode_bare_frames", decode_bare_frames, METH_VARARGS, NULL},
     {"decode_files", decode_files, METH_VARARGS, NULL},
+    {"find_record", find_record, METH_VARARGS, NULL},
     {"find_header", find_header, METH_VARARGS, NULL},
     {"check_predictions", check_predictions, METH_VARARGS, NULL},
     {"count_metrics", count_metrics, METH_VARARGS, NULL},

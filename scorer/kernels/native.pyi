@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from scorer.kernels.loops import Decode, DecodeFiles
+from scorer.kernels.loops import Decode, DecodeFiles, File
 
 LIMITS: dict[str, int]
 """The limits that it was compiled with: scorer.kernels.limits."""
@@ -14,6 +14,7 @@ decode_frames: Decode
 decode_bare_frames: Decode
 decode_files: DecodeFiles
 
+def find_record(files: tuple[File], offset: int, stop: int, block: memoryview, /) -> int: ...
 def find_header(data: memoryview, /) -> int: ...
 def check_predictions(labels: NDArray[Any], scores: NDArray[Any], rows: int, label_count: int, /) -> int: ...
 def count_metrics(

@@ -24,6 +24,7 @@ __all__ = [
     "decode_files",
     "decode_frames",
     "find_header",
+    "find_record",
     "format_rows",
     "id_keys",
     "metric_records",
@@ -36,7 +37,7 @@ Floats32: TypeAlias = NDArray[np.float32]
 NAME = "numpy"
 
 decode = decode_frames = decode_bare_frames = decode_files = None
-find_header = None
+find_header = find_record = None
 
 _UNKNOWN = 1 << 31  # labels from here on belong to no model
 _TRUTHS_AT_ONCE = 1 << 16

@@ -1,10 +1,10 @@
 """Batches that threads decode and work on side by side, in order: each thread its own range of the records.
 
-Where records start is not known before those in front of them were read. So a thread takes a range of bytes, looks for
-the first place in it that looks like a record's start, and decodes up to the first record that starts behind the range.
-What comes of that counts where the records before it ended at that very place. Where they did not, because a record
-holds what looks like another or because the shard is damaged, and where a range has more than a batch takes, the rest
-of the range is decoded in turn. So all is as one decoder gives it, except for the number of videos in each batch.
+Where records start is not known before those in front of them were read. So shards are cut at places that look like a
+record's start, and a thread decodes what lies between two of them. What comes of that counts where the records before
+it ended at the very place where it begins. Where they did not, as a record holds what looks like another or because
+the shard is damaged, and where a range has more than a batch takes, the rest of the range is decoded in turn. So all is
+as one decoder gives it, except for the number of videos in each batch.
 
 Shards that are better opened ahead, and long ones whose records can only be read one after the other, are decoded in
 turn, by the thread that takes a batch.
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, groupby
 from typing import Generic, TypeVar
 
@@ -24,7 +25,7 @@ from scorer.inputs.batching import Batch, Batcher, BufferPool, MakeBuffer, ordin
 from scorer.inputs.position import BEGINNING, Place, Position
 from scorer.inputs.readers import RecordReaders
 from scorer.inputs.records import Schema
-from scorer.inputs.source import UNKNOWN_SIZE, Source, opens_ahead
+from scorer.inputs.source import Source, opens_ahead
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
 
@@ -47,14 +48,13 @@ class Done(Generic[R]):
 
 @dataclass(frozen=True)
 class _Range:
-    """The records that start at `start` or after it and before `stop`, about so many `batches`.
+    """The records from `start` on that start before `stop`, about so many `batches`.
 
-    exact: a record does start at `start`.
+    Where `start` is a place that looked like a record's start, it has the number 0.
     """
 
     start: Position
     stop: Place
-    exact: bool
     batches: int = 1
 
 
@@ -124,7 +124,7 @@ class RangeReader(Generic[R]):
 
     def _cut(self, indices: Sequence[int], start: Position) -> Generator[_Range | Batch]:
         """Shards in ranges, except for long ones that cannot be cut."""
-        cutter = _Cutter(self._shards, start, self._range_size, self._splits)
+        cutter = _Cutter(self._shards, start, self._range_size, RecordReaders(self._schema))
         for index in indices:
             if not (yield from cutter.take(index)):
                 yield from self._in_turn([index], start)
@@ -133,15 +133,7 @@ class RangeReader(Generic[R]):
     def _in_turn(self, indices: Sequence[int], start: Position) -> Generator[Batch]:
         """Batches of shards that are decoded one after the other."""
         first = start if indices[0] == start.shard else Position(indices[0], 0, 0)
-        yield from self._batches(_Range(first, (indices[-1] + 1, 0), exact=True))
-
-    def _splits(self, index: int) -> bool:
-        """Whether a shard can be read from any byte on; not where it cannot be read at all, as will be seen in turn."""
-        try:
-            with closing(self._readers.open(self._shards[index])) as reader:
-                return reader.find_record is not None
-        except Yt8mError:
-            return False
+        yield from self._batches(_Range(first, (indices[-1] + 1, 0)))
 
     def _do(self, task: _Range | Batch) -> Done[R] | _Attempt[R]:
         if isinstance(task, Batch):
@@ -159,27 +151,16 @@ class RangeReader(Generic[R]):
     def _learn(self, task: _Range, batches: list[Batch]) -> None:
         """Expect records as long as these, or shorter ones where a range had more than it was meant to hold."""
         if records := sum(len(batch) + len(batch.quarantined) for batch in batches):
-            end = batches[-1].end.shard, batches[-1].end.offset
+            end = batches[-1].end.place
             whole = end >= task.stop
             seen = self._bytes_between(batches[0].start, end) / records if whole else _LESS * self._record_bytes
             self._record_bytes = max(1, seen)
 
     def _batches(self, task: _Range) -> Generator[Batch]:
-        """The records of a range, decoded in the calling thread; where none is known to be first, from the first that
-        seems to be one, whose number is 0 then.
-        """
-        start = task.start if task.exact else self._first_record(task)
-        batcher = Batcher(self._pool, self._readers, self._shards, start, skip=self._skip)
-        yield from batcher.read(start, task.stop)
+        """The records of a range, decoded in the calling thread."""
+        batcher = Batcher(self._pool, self._readers, self._shards, task.start, skip=self._skip)
+        yield from batcher.read(task.start, task.stop)
         yield from batcher.rest()
-
-    def _first_record(self, task: _Range) -> Position:
-        """Where the first record of a range seems to start; the next shard's start where none does in its first one."""
-        index, offset = task.start.shard, task.start.offset
-        stop = task.stop[1] if index == task.stop[0] else UNKNOWN_SIZE
-        with closing(self._readers.open(self._shards[index])) as reader:
-            found = reader.find_record(offset, stop) if reader.find_record else None
-        return Position(index + 1, 0, 0) if found is None else Position(index, 0, found)
 
     def _accepted(self, some: list[Done[R] | _Attempt[R]], at: Position) -> Generator[list[Done[R]], None, Position]:
         """What counts of some results where all before them ended `at`, and what they lack; returns where they end."""
@@ -187,11 +168,11 @@ class RangeReader(Generic[R]):
         for made in some:
             ready += [made] if isinstance(made, Done) else self._true(made, at)
             at = ready[-1].batch.end if ready else at
-            if isinstance(made, _Attempt) and (at.shard, at.offset) < made.range.stop:
+            if isinstance(made, _Attempt) and at.place < made.range.stop:
                 if ready:
                     yield ready
                 ready = []
-                for batch in self._batches(_Range(at, made.range.stop, exact=True)):
+                for batch in self._batches(_Range(at, made.range.stop)):
                     at = batch.end
                     yield [self._worked(batch)]
         if ready:
@@ -202,7 +183,7 @@ class RangeReader(Generic[R]):
         """What an attempt has if a record does start where it began, its records numbered as they are in the shard."""
         for done in made.done:
             batch = done.batch
-            if (batch.start.shard, batch.start.offset) != (at.shard, at.offset):
+            if batch.start.place != at.place:
                 return []
             batch.count_from(at.record, self._shards[at.shard].address)
             at = batch.end
@@ -221,7 +202,7 @@ class RangeReader(Generic[R]):
         left = self._bytes_between(start, (len(self._shards), 0))
         one = self._size * self._record_bytes
         batches = max(1, min(self._most_batches, int(left / (_SHARES * self._threads * one))))
-        return batches, max(1, int(_FULL * batches * one))
+        return batches, max(1, int(_FULL * batches * one - self._record_bytes / 2))
 
     def _bytes_between(self, start: Position, stop: Place) -> int:
         return self._before[stop[0]] + stop[1] - self._before[start.shard] - start.offset
@@ -238,7 +219,8 @@ def _next(batches: Generator[Batch]) -> Batch | None:
 class _Cutter:
     """Cuts shards that come one after the other, from `start` on, into ranges.
 
-    size: how many batches a range that starts there holds, and how many bytes. splits: whether a shard may be cut.
+    size: how many batches a range that starts there holds, and how many bytes up to the record that ends it. readers:
+    no other thread's.
     """
 
     def __init__(
@@ -246,38 +228,76 @@ class _Cutter:
         shards: Sequence[Source],
         start: Position,
         size: Callable[[Position], tuple[int, int]],
-        splits: Callable[[int], bool],
+        readers: RecordReaders,
     ) -> None:
-        self._shards, self._start, self._size, self._splits = shards, start, size, splits
+        self._shards, self._start, self._size, self._readers = shards, start, size, readers
         self._open: _Range | None = None  # the range that is not full; its `stop` is not known
-        self._room = 0
+        self._most = self._room = 0  # bytes that it may have, and may have yet
 
     def take(self, index: int) -> Generator[_Range, None, bool]:
         """Take a shard; yields the ranges that became full. False, and there is none left, where it is too long."""
         size = self._shards[index].stat.size
         first = self._start if index == self._start.shard else Position(index, 0, 0)
-        at = first.offset
-        splits = size - at > self._room and self._splits(index)
-        if size - at > self._room and not splits:
-            yield from self.rest(index)
-        if self._open is None:
-            self._begin(first, exact=True)
-        if size - at > self._room and not splits:
-            self._open = None
-            return False
-        while size - at > self._room:
-            at += self._room
-            yield from self.rest(index, at)
-            self._begin(Position(index, 0, at), exact=False)
-        self._room -= size - at
+        began = self._open or self._begin(first)
+        if size - first.offset > self._room:
+            with self._finder(index) as find:
+                if find is not None:
+                    yield from self._cut(index, first.offset, size, find)
+                    return True
+            if began.start != first:
+                yield from self.rest(index)
+                self._begin(first)
+            if size - first.offset > self._room:
+                self._open = None
+                return False
+        self._room -= size - first.offset
         return True
 
     def rest(self, index: int, at: int = 0) -> Generator[_Range]:
         """The range that is not full, if there is one, up to byte `at` of a shard."""
         if self._open is not None:
             yield replace(self._open, stop=(index, at))
-        self._open, self._room = None, 0
+        self._open = None
 
-    def _begin(self, start: Position, *, exact: bool) -> None:
-        batches, self._room = self._size(start)
-        self._open = _Range(start, (0, 0), exact, batches)
+    def _cut(self, index: int, at: int, size: int, find: Callable[[int, int], int | None]) -> Generator[_Range]:
+        """The ranges that end in a shard, of which the bytes from `at` on come next."""
+        end = at + self._room
+        while size > end:
+            if (found := find(end, size)) is None:
+                end += self._most
+                continue
+            yield from self.rest(index, found)
+            self._begin(Position(index, 0, found))
+            end = found + self._room
+        self._room = end - size
+
+    def _begin(self, start: Position) -> _Range:
+        batches, self._most = self._size(start)
+        self._room = self._most
+        self._open = _Range(start, (0, 0), batches)
+        return self._open
+
+    @contextmanager
+    def _finder(self, index: int) -> Generator[Callable[[int, int], int | None] | None]:
+        """`RecordReader.find_record` of a shard, which finds nothing where it cannot be read: that is seen in turn.
+
+        None for a shard that can only be read from its beginning, or cannot be opened.
+        """
+        files, shard = self._readers.plain_files, self._shards[index]
+        if files and files.find(shard, 0, 1) == 0:
+            yield partial(files.find, shard)
+            return
+        try:
+            reader = self._readers.open(shard)
+        except Yt8mError:
+            yield None
+            return
+        with closing(reader):
+            yield reader.find_record and partial(_found, reader.find_record)
+
+
+def _found(find: Callable[[int, int], int | None], offset: int, stop: int) -> int | None:
+    try:
+        return find(offset, stop)
+    except Yt8mError:
+        return None

@@ -262,6 +262,73 @@ def test_as_many_labels_as_a_batch_may_have(tmp_path: Path, monkeypatch: pytest.
     assert len(found) == 3
 
 
+@given(
+    st.lists(st.sampled_from([*KINDS, *["plain"] * 5]), max_size=12),
+    st.lists(st.integers(0, 9999), max_size=4),
+    st.integers(0, 4000),
+    st.integers(0, 4000),
+    st.integers(100, 9000),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_record_is_found_where_its_own_reader_finds_it(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[str], flips: list[int], offset: int, more: int, block: int
+) -> None:
+    path = tmp_path_factory.mktemp("found") / "x"
+    shards.write_shard(path, [made(number, kind) for number, kind in enumerate(kinds)])
+    for byte in flips:
+        if size := os.path.getsize(path):
+            shards.flip_bit(path, 12 + byte % max(1, size - 12) if size > 12 else 0)
+    (source,) = shards.sources([str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        files = plain_files.plain_files(SCHEMA)
+        assert files
+        if source.stat.size < 12:
+            assert files.find(source, offset, offset + more) is None
+            return
+        with tfrecord.Shard(source) as shard:
+            assert files.find(source, offset, offset + more) == (
+                shard.find_record(offset, offset + more) if offset <= source.stat.size else None
+            )
+
+
+def test_a_record_is_found_in_local_tfrecord_files_alone(tmp_path: Path) -> None:
+    (path,) = write(tmp_path, [5])
+    (source,) = shards.sources([path])
+    files = plain_files.plain_files(SCHEMA)
+    assert files
+    assert [files.find(source, 0, 1), files.find(source, 1, 1 << 60)] == [0, shards.starts(path)[1]]
+    assert files.find(object(), 0, 1) is None  # type: ignore[arg-type]
+    with open(path, "r+b") as file:
+        file.write(b"\1")
+    os.utime(path, ns=(0, int(source.stat.version)))
+    assert files.find(source, 0, 1 << 60) is None
+    os.utime(path, ns=(0, 5))
+    assert files.find(source, 1, 1 << 60) is None
+    os.unlink(path)
+    assert files.find(source, 0, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"files": ()}, "not one file"),
+        ({"offset": -1}, "no place"),
+        ({"block": memoryview(bytearray(12))}, "no room"),
+        ({"files": ((b"a", 1, 1),)}, "no tuple of four"),
+    ],
+)
+def test_what_nothing_is_found_with(arguments: dict[str, Any], reason: str) -> None:
+    find = loops.active.find_record
+    assert find
+    given: dict[str, Any] = {
+        "files": ((b"/nowhere", 5, 1, 1),), "offset": 0, "stop": 1, "block": memoryview(bytearray(99))
+    }  # fmt: skip
+    assert find(*given.values()) == -1
+    with pytest.raises(ValueError, match=reason):
+        find(*(given | arguments).values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
