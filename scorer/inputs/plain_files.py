@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scorer.inputs.position import Place, Position
-from scorer.inputs.records import Schema, Target
+from scorer.inputs.records import BLOCK_BYTES, Schema, Target
 from scorer.inputs.source import LocalFile, Source
-from scorer.inputs.tfrecord import Block
 from scorer.kernels import loops
 from scorer.kernels.limits import MAX_FILES, MAX_INPUTS
 from scorer.kernels.loops import DecodeFiles, File, FindRecord
+
+ROOM = 1 << 17
+"""Bytes that are read at once; each thread has as many. A record that is longer is none for this loop."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class PlainFiles:
     """Decodes with the compiled loop."""
 
     def __init__(self, schema: Schema, decode: DecodeFiles, find: FindRecord) -> None:
-        self._decode, self._find, self._room = decode, find, Block().room
+        self._decode, self._find, self._room = decode, find, memoryview(bytearray(ROOM))
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
 
     def decode(self, shards: Sequence[Source], position: Position, stop: Place, target: Target) -> PlainRun | None:
@@ -74,7 +76,7 @@ class PlainFiles:
         """
         if not isinstance(shard, LocalFile):
             return None
-        found = self._find((_file(shard),), offset, stop, self._room)
+        found = self._find((_file(shard),), offset, min(stop, offset + BLOCK_BYTES), self._room)
         return found if found >= 0 else None
 
 

@@ -115,8 +115,7 @@ class Loops(Protocol):
     @property
     def find_record(self) -> FindRecord | None:
         """Where the first record of a TFRecord file from one byte on and before another starts, by all appearances; -1
-        where none does as far as the buffer's size from there, and where the file is no such file or has changed. None
-        in NumPy, as `decode`.
+        where none does, and where the file is no such file or has changed. None in NumPy, as `decode`.
         """
 
     @property

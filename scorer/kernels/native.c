@@ -644,13 +644,12 @@ static int open_file(const File *file) {
 }
 
 /* Where the first record from byte `offset` of a TFRecord file on and before byte `stop` starts, by all appearances; -1
- * if none does in the next `room` bytes, or it is no such file. */
+ * if none does, or it is no such file. */
 static int64_t find_record_in(const File *file, int64_t offset, int64_t stop, uint8_t *block, int64_t room) {
     int64_t last = stop < file->size - HEADER ? stop : file->size - HEADER, found = -1;
     int descriptor = open_file(file);
     if (descriptor < 0) return -1;
     if (!read_all(descriptor, block, HEADER, 0) || !is_header(block)) last = 0;
-    if (last - offset > room) last = offset + room;
     while (found < 0 && offset < last) {
         int64_t places = last - offset < SEARCHED ? last - offset : SEARCHED;
         if (places > room - HEADER) places = room - HEADER;

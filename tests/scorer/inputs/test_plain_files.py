@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -94,6 +95,7 @@ def test_what_each_gives_by_its_own_reader(
     found = shards.sources(paths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        patch.setattr(plain_files, "ROOM", block)
         with by_their_own_readers():
             expected = read(found, size, level=level)
         given = read(found, size, level=level)
@@ -252,6 +254,28 @@ def test_reading_stops_at_a_byte(tmp_path: Path) -> None:
         assert made[0].end.shard == 1 + ended
 
 
+def test_a_record_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    long = payload(1) + shards.field(2, shards.field(9, bytes(2 * plain_files.ROOM)))
+    paths = [shards.write_shard(tmp_path / f"{i}", [payload(0), long, payload(2)]) for i in range(2)]
+    found = shards.sources([*paths, *write(tmp_path / "short", [5])])
+    with by_their_own_readers():
+        expected = read(found, 4)
+    assert read(found, 4) == expected
+    assert [len(found) for found, *_ in expected] == [4, 4, 3]
+
+
+def test_little_memory_is_taken() -> None:
+    """By each thread, beside what the shards' own readers take."""
+    tracemalloc.start()
+    try:
+        files = plain_files.plain_files(SCHEMA)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert files
+    assert taken < 1 << 18
+
+
 def test_as_many_labels_as_a_batch_may_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = {"rgb": [1.0, 2.0, 3.0], "audio": [4.0]}
     many = [shards.example(f"v{i}", range(300), features) for i in range(40)]
@@ -281,6 +305,7 @@ def test_a_record_is_found_where_its_own_reader_finds_it(
     (source,) = shards.sources([str(path)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        patch.setattr(plain_files, "BLOCK_BYTES", block)
         files = plain_files.plain_files(SCHEMA)
         assert files
         if source.stat.size < 12:
@@ -290,6 +315,15 @@ def test_a_record_is_found_where_its_own_reader_finds_it(
             assert files.find(source, offset, offset + more) == (
                 shard.find_record(offset, offset + more) if offset <= source.stat.size else None
             )
+
+
+def test_a_record_is_found_behind_a_long_one(tmp_path: Path) -> None:
+    """Of frames, say: what is read at once is shorter."""
+    path = shards.write_shard(tmp_path / "x", [bytes(8 * plain_files.ROOM), payload(1)])
+    (source,) = shards.sources([path])
+    files = plain_files.plain_files(SCHEMA)
+    assert files
+    assert files.find(source, 1, 1 << 60) == shards.starts(path)[1]
 
 
 def test_a_record_is_found_in_local_tfrecord_files_alone(tmp_path: Path) -> None:
