@@ -24,7 +24,7 @@ from scorer.errors import Yt8mError
 from scorer.inputs.batching import Batch, Batcher, BufferPool, MakeBuffer, ordinary_buffer
 from scorer.inputs.position import BEGINNING, Place, Position
 from scorer.inputs.readers import RecordReaders
-from scorer.inputs.records import Schema
+from scorer.inputs.records import BLOCK_BYTES, Schema
 from scorer.inputs.source import Source, opens_ahead
 from scorer.pipeline.ordered import in_order
 from scorer.system.signals import StopRequest
@@ -264,12 +264,12 @@ class _Cutter:
         end = at + self._room
         while size > end:
             if (found := find(end, size)) is None:
-                end += self._most
+                end += max(self._most, BLOCK_BYTES)  # as far as was looked: no byte is searched twice
                 continue
             yield from self.rest(index, found)
             self._begin(Position(index, 0, found))
             end = found + self._room
-        self._room = end - size
+        self._room = min(end - size, self._most)
 
     def _begin(self, start: Position) -> _Range:
         batches, self._most = self._size(start)

@@ -18,13 +18,14 @@ from scorer.errors import Yt8mError
 from scorer.inputs import batching, tfrecord
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.discover import find_shards
+from scorer.inputs.plain_files import PlainFiles
 from scorer.inputs.position import BEGINNING, Position
-from scorer.inputs.records import Schema
+from scorer.inputs.records import BLOCK_BYTES, Schema
 from scorer.inputs.source import Reader, Source
 from scorer.pipeline import ranges
 from scorer.pipeline.ranges import RangeReader
 from tests import shards
-from tests.loops import using
+from tests.loops import needs_both, using
 from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, write
 from tests.scorer.inputs.toy_source import CONTENT, ToySource, find
 from tests.scorer.threads import no_threads_left
@@ -164,6 +165,7 @@ def test_ranges_give_what_one_decoder_gives(
     found = shards.sources(paths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        patch.setattr(ranges, "BLOCK_BYTES", block)
         patch.setattr(batching, "MAX_QUARANTINED", 4)
         expected = in_turn(found, size, skip=skip)
         given = in_ranges(found, size, threads, skip=skip, range_batches=range_batches)
@@ -201,6 +203,24 @@ def test_threads_decode_all_of_a_long_shard_and_of_many_short_ones(tmp_path: Pat
     assert len(made) > 680 // 50
 
 
+@needs_both
+def test_bytes_without_a_record_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches would have the same bytes searched again and again."""
+    long = [*map(payload, range(100)), bytes(20 << 20), *map(payload, range(100, 200))]
+    found = shards.sources([shards.write_shard(tmp_path / "x", long)])
+    searched, real = list[int](), PlainFiles.find
+
+    def noted(self: PlainFiles, shard: Source, offset: int, stop: int) -> int | None:
+        place = real(self, shard, offset, stop)
+        searched.append((min(stop, offset + BLOCK_BYTES) if place is None else place) - offset)
+        assert sum(searched) < shard.stat.size + BLOCK_BYTES
+        return place
+
+    monkeypatch.setattr(PlainFiles, "find", noted)
+    assert len(in_ranges(found, 2, 2, skip=True).videos) == 200
+    assert searched
+
+
 def frame_level(path: Path, counts: Sequence[int] = (2,) * 30) -> str:
     """Records of so many frames each."""
     made = [
@@ -233,6 +253,7 @@ def test_frames_are_averaged_in_ranges_too(
             shards.flip_bit(paths[index], byte % length)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
+        patch.setattr(ranges, "BLOCK_BYTES", block)
         found = shards.sources(paths)
         expected = in_turn(found, size, skip=True, schema=schema)
         assert in_ranges(found, size, 3, skip=True, schema=schema) == expected
