@@ -20,6 +20,8 @@ from scorer.kernels.loops import DecodeFiles, File, FindRecord
 ROOM = 1 << 17
 """Bytes that are read at once; each thread has as many. A record that is longer is none for this loop."""
 
+_FRAMING = 16  # bytes around each payload
+
 
 @dataclass(frozen=True)
 class PlainRun:
@@ -43,6 +45,7 @@ class PlainFiles:
     def __init__(self, schema: Schema, decode: DecodeFiles, find: FindRecord) -> None:
         self._decode, self._find, self._room = decode, find, memoryview(bytearray(ROOM))
         self._inputs = tuple((name.encode(), width) for name, width in schema.inputs.items())
+        self._least = _FRAMING + 4 * sum(schema.inputs.values())  # bytes of a record: its floats are in it
 
     def decode(self, shards: Sequence[Source], position: Position, stop: Place, target: Target) -> PlainRun | None:
         """Decode the records from `position` on that start before `stop` into `target`; its own `stop` is not used.
@@ -50,7 +53,8 @@ class PlainFiles:
         None where nothing of that is plain. Raises InputError where a shard has changed while it was read.
         """
         first, last = position.shard, stop[0] + (stop[1] > 0)
-        local = _local(shards[first : min(last, first + MAX_FILES)])
+        enough = position.offset + (target.last - target.first) * self._least
+        local = _local(shards[first : min(last, first + MAX_FILES)], enough)
         if not local:
             return None
         files = tuple(map(_file, local))
@@ -90,11 +94,12 @@ def _file(shard: LocalFile) -> File:
     return os.fsencode(shard.address), shard.stat.size, *shard.modified
 
 
-def _local(shards: Sequence[Source]) -> list[LocalFile]:
-    """The first ones, as far as they are local."""
+def _local(shards: Sequence[Source], enough: int) -> list[LocalFile]:
+    """The first ones, as far as they are local, and until they have `enough` bytes."""
     local: list[LocalFile] = []
     for shard in shards:
-        if not isinstance(shard, LocalFile):
+        if not isinstance(shard, LocalFile) or enough <= 0:
             break
         local.append(shard)
+        enough -= shard.stat.size
     return local

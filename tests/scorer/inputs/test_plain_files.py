@@ -21,10 +21,11 @@ from scorer.inputs import batching, plain_files, readers, tfrecord
 from scorer.inputs.batching import Batch, batches
 from scorer.inputs.position import BEGINNING, Position
 from scorer.inputs.readers import RecordReaders
-from scorer.inputs.records import Level, RecordReader, Schema
+from scorer.inputs.records import Level, RecordReader, Schema, Target
 from scorer.inputs.source import LocalFile, Source
 from scorer.kernels import loops
 from scorer.kernels.limits import MAX_FILES
+from scorer.kernels.packed import RowSizes
 from tests import shards
 from tests.loops import needs_both
 from tests.scorer.inputs import toy_format
@@ -149,6 +150,20 @@ def test_an_empty_list_of_frames_however_it_is_written(tmp_path: Path, tail: byt
     with by_their_own_readers():
         (expected,) = batches(shards.sources([path]), Schema({"mean_rgb": 3}), 100)
     assert (len(given), given.unread_frames) == (1, expected.unread_frames)
+
+
+def test_no_more_shards_are_looked_at_than_rows_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, counts, real = write(tmp_path, [5] * 30), list[int](), loops.active.decode_files
+    assert real
+
+    def noted(files: Any, *rest: Any) -> Any:
+        counts.append(len(files))
+        return real(files, *rest)
+
+    monkeypatch.setattr(loops.active, "decode_files", noted)
+    assert [len(batch) for batch in batches(shards.sources(paths), SCHEMA, 10)] == [10] * 15
+    assert max(counts) <= 10 * 4 * 4 // (os.path.getsize(paths[0])) + 2
+    assert sum(len(batch) for batch in batches(shards.sources(paths), Schema({}), 10)) == 150
 
 
 def test_formats_of_others_are_asked(tmp_path: Path) -> None:
@@ -375,8 +390,6 @@ def test_what_nothing_is_found_with(arguments: dict[str, Any], reason: str) -> N
     ],
 )
 def test_arguments_that_cannot_be(arguments: dict[str, Any], reason: str) -> None:
-    from scorer.kernels.packed import RowSizes
-
     decode, sizes = loops.active.decode_files, RowSizes(8)
     assert decode
     given: dict[str, Any] = {
@@ -393,4 +406,5 @@ def test_nothing_is_decoded_of_what_lies_elsewhere(tmp_path: Path) -> None:
     files = plain_files.plain_files(SCHEMA)
     assert files
     far = [object()]
-    assert files.decode(far, BEGINNING, (1, 0), None) is None  # type: ignore[arg-type]
+    target = Target([], RowSizes(1), 0, 1, 1, 1)
+    assert files.decode(far, BEGINNING, (1, 0), target) is None  # type: ignore[arg-type]
