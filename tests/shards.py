@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import crc32c
@@ -161,3 +162,23 @@ def damage_length(path: str | Path, record: int) -> None:
 def truncate(path: str | Path, size: int) -> None:
     """Cut the file to `size` bytes."""
     os.truncate(path, size)
+
+
+def write_damaged(
+    folder: Path,
+    kinds: Sequence[Sequence[str]],
+    made: Callable[[int, str], bytes],
+    damage: Iterable[tuple[int, str, int]],
+) -> list[str]:
+    """Shards of records made from their number and kind, and their damages: index of the shard, "flip" or "cut", and a
+    byte, modulo the shard's size.
+    """
+    numbers = [*accumulate(map(len, kinds), initial=0)]
+    paths = [
+        write_shard(folder / f"{index}", [made(first + row, kind) for row, kind in enumerate(shard)])
+        for index, (first, shard) in enumerate(zip(numbers, kinds, strict=False))
+    ]
+    for index, how, byte in damage:
+        if index < len(paths) and (size := os.path.getsize(paths[index])):
+            (flip_bit if how == "flip" else truncate)(paths[index], byte % size)
+    return paths

@@ -7,7 +7,6 @@ import os
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +81,7 @@ def test_what_each_gives_by_its_own_reader(
     data: st.DataObject,
 ) -> None:
     folder = tmp_path_factory.mktemp("plain")
-    numbers = [*accumulate(map(len, kinds), initial=0)]
-    paths = [
-        shards.write_shard(folder / f"{i}", [made(first + n, kind) for n, kind in enumerate(shard)])
-        for i, (first, shard) in enumerate(zip(numbers, kinds, strict=False))
-    ]
-    for index, how, byte in damage:
-        if index < len(paths) and (length := os.path.getsize(paths[index])):
-            (shards.flip_bit if how == "flip" else shards.truncate)(paths[index], byte % length)
+    paths = shards.write_damaged(folder, kinds, made, damage)
     for index in packed:
         if index < len(paths):
             Path(paths[index]).write_bytes(gzip.compress(Path(paths[index]).read_bytes()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,17 +151,7 @@ def test_ranges_give_what_one_decoder_gives(
     data: st.DataObject,
 ) -> None:
     folder = tmp_path_factory.mktemp("ranges")
-    numbers = [*accumulate(map(len, kinds), initial=0)]
-    paths = [
-        shards.write_shard(folder / f"{i}", [made(first + n, kind) for n, kind in enumerate(shard)])
-        for i, (first, shard) in enumerate(zip(numbers, kinds, strict=False))
-    ]
-    for index, how, byte in damage:
-        if index < len(paths) and (length := Path(paths[index]).stat().st_size):
-            shards.flip_bit(paths[index], byte % length) if how == "flip" else shards.truncate(
-                paths[index], byte % length
-            )
-    found = shards.sources(paths)
+    found = shards.sources(shards.write_damaged(folder, kinds, made, damage))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
         patch.setattr(ranges, "BLOCK_BYTES", block)
