@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from scorer.inputs import readers
 from scorer.kernels import loops as module
 from scorer.kernels import numpy_loops
 
@@ -22,6 +23,13 @@ needs_both = pytest.mark.skipif(len(HERE) < 2, reason=f"no compiled loops: {modu
 def using(loops: str) -> Iterator[None]:
     """Use these, in this process."""
     with mock.patch.object(module, "active", SETS[loops]):
+        yield
+
+
+@contextmanager
+def shard_by_shard() -> Iterator[None]:
+    """Have every shard read by its own reader, and none with others in one compiled call."""
+    with mock.patch.object(readers, "plain_files", return_value=None):
         yield
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scorer.errors import InputError, RecordError, ShardError, Yt8mError
 from scorer.inputs import batching as module
-from scorer.inputs import tfrecord
+from scorer.inputs import plain_files, tfrecord
 from scorer.inputs.batching import Batch, Quarantined, batches
 from scorer.inputs.position import Position
 from scorer.inputs.records import Schema
@@ -239,6 +239,7 @@ def test_many_labels_end_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "BATCH_LABEL_BYTES", 1000)
     monkeypatch.setattr(tfrecord, "MAX_BLOCK_RECORDS", 1)
     monkeypatch.setattr(tfrecord, "BLOCK_BYTES", 1500)
+    monkeypatch.setattr(plain_files, "ROOM", 1500)
     payloads = [shards.example(f"id{i}", range(600), {"rgb": [1, 2, 3], "audio": [1]}) for i in range(5)]
     path = shards.write_shard(tmp_path / "x", payloads)
     assert sum(len(batch) for batch in batches(shards.sources([path]), SCHEMA, 1000)) == 5

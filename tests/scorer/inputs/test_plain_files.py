@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from scorer.kernels import loops
 from scorer.kernels.limits import MAX_FILES
 from scorer.kernels.packed import RowSizes
 from tests import shards
-from tests.loops import needs_both
+from tests.loops import needs_both, shard_by_shard
 from tests.scorer.inputs import toy_format
 from tests.scorer.inputs.test_batching import SCHEMA, kinds_of_payload, payload, rows, write
 
@@ -39,13 +38,6 @@ FRAMES_AND_MEANS = shards.sequence_example("b", [2], FRAMES, MEANS)
 NO_FRAMES = payload(3) + b"\x12\x00"  # as YouTube-8M's are: a list of frames' lists without one
 
 KINDS = {**kinds_of_payload(0), "frames": FRAMES_ALONE, "both": FRAMES_AND_MEANS, "tail": NO_FRAMES}
-
-
-@contextmanager
-def by_their_own_readers() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "plain_files", lambda schema: None)
-        yield
 
 
 def read(found: Sequence[Source], size: int, start: Position = BEGINNING, level: Level = "auto") -> list[Any]:
@@ -89,7 +81,7 @@ def test_what_each_gives_by_its_own_reader(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfrecord, "BLOCK_BYTES", block)
         patch.setattr(plain_files, "ROOM", block)
-        with by_their_own_readers():
+        with shard_by_shard():
             expected = read(found, size, level=level)
         given = read(found, size, level=level)
         assert given == expected
@@ -139,7 +131,7 @@ def test_an_empty_list_of_frames_however_it_is_written(tmp_path: Path, tail: byt
     means = {"mean_rgb": [1, 2, 3]}
     path = shards.write_shard(tmp_path / "x", [shards.example("x", [1], means) + tail])
     (given,) = batches(shards.sources([path]), Schema({"mean_rgb": 3}), 100)
-    with by_their_own_readers():
+    with shard_by_shard():
         (expected,) = batches(shards.sources([path]), Schema({"mean_rgb": 3}), 100)
     assert (len(given), given.unread_frames) == (1, expected.unread_frames)
 
@@ -219,7 +211,7 @@ def test_the_compiled_loop_ends_before_a_shard_that_is_not_what_was_found(tmp_pa
         os.mkdir(paths[1])
     elif what == "a pipe":
         os.mkfifo(paths[1])
-    with by_their_own_readers(), pytest.raises(InputError) as expected:
+    with shard_by_shard(), pytest.raises(InputError) as expected:
         list(batches(found, SCHEMA, 100))
     with pytest.raises(InputError) as given:
         list(batches(found, SCHEMA, 100))
@@ -265,7 +257,7 @@ def test_a_record_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
     long = payload(1) + shards.field(2, shards.field(9, bytes(2 * plain_files.ROOM)))
     paths = [shards.write_shard(tmp_path / f"{i}", [payload(0), long, payload(2)]) for i in range(2)]
     found = shards.sources([*paths, *write(tmp_path / "short", [5])])
-    with by_their_own_readers():
+    with shard_by_shard():
         expected = read(found, 4)
     assert read(found, 4) == expected
     assert [len(found) for found, *_ in expected] == [4, 4, 3]

@@ -13,6 +13,7 @@ import pytest
 from scorer.inputs.discover import find_shards
 from scorer.inputs.source import LocalFile, LocalReader
 from scorer.job.spec import Job
+from tests.loops import needs_both, shard_by_shard
 from tests.scorer.fakes import FakePredictor, do_as_found, write_shards
 from tests.scorer.inputs import toy_source
 
@@ -56,8 +57,18 @@ def test_a_job_stats_each_local_shard_so_often(
     given = {"the file": paths, "its folder": [folder], "a pattern": [f"{folder}/*.tfrecord"]}[name]
     seen = counted(monkeypatch, paths)
     output = str(tmp_path / "out" / "preds.csv")
-    do_as_found(Job(find_shards(given, output), output))
+    with shard_by_shard():
+        do_as_found(Job(find_shards(given, output), output))
     assert seen == dict.fromkeys(paths, STATS)
+
+
+@needs_both
+def test_the_compiled_loop_looks_at_each_local_shard_by_itself(
+    paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = counted(monkeypatch, paths)
+    do_as_found(Job(find_shards(paths), str(tmp_path / "out" / "preds.csv")))
+    assert seen == dict.fromkeys(paths, 1)
 
 
 def test_a_shard_read_in_ranges_is_looked_at_once_more_for_each_time_it_is_opened(
@@ -73,7 +84,8 @@ def test_a_shard_read_in_ranges_is_looked_at_once_more_for_each_time_it_is_opene
     monkeypatch.setattr(LocalFile, "open", counting)
     seen = counted(monkeypatch, paths, ("fstat",))
     output = str(tmp_path / "out" / "preds.csv")
-    do_as_found(Job(find_shards(paths), output), FakePredictor(batch_size=2, slots=3))
+    with shard_by_shard():
+        do_as_found(Job(find_shards(paths), output), FakePredictor(batch_size=2, slots=3))
     assert max(opened.values()) > 1
     assert seen == opened
 
